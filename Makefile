@@ -1,0 +1,62 @@
+# Two commands do everything on a fresh machine with Python 3.11 or newer: `make run` and `make test`.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p))))
+VENV ?= .venv
+BIN := $(VENV)/bin
+FILE ?= examples/quickstart.yaml
+# Development and CI pin torch: every machine then tests the same kernels.
+TORCH ?= torch==2.13.0
+# Folders named operator/ and worker/ must never shadow a module, whatever the current directory is.
+export PYTHONSAFEPATH := 1
+
+help: ## print this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "GALA needs Python 3.11 or newer: apt-get install python3 python3-venv"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "GALA needs Python 3.11 or newer, $(PYTHON) is older: make PYTHON=/path/to/python3.11"; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { echo "Python's venv module is missing: apt-get install python3-venv"; exit 2; }
+
+$(VENV)/installed-run: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet -e '.[worker,report]'
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	@touch $@ $(VENV)/installed-run
+
+install: $(VENV)/installed-run ## install GALA and what it trains with into .venv
+
+install-dev: $(VENV)/installed-dev ## install what the tests need too
+
+run: $(VENV)/installed-run ## train: a ring of actor-learners learns FILE (default examples/quickstart.yaml)
+	$(BIN)/gala run $(FILE) --force
+
+test: $(VENV)/installed-dev check ## install, check and test everything
+	$(BIN)/python -m pytest
+
+check: $(VENV)/installed-dev ## formatting, lint, types, layering
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/installed-dev ## rewrite the code in the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+proto: $(VENV)/installed-dev ## generate common/gala/wire from gossip.proto
+	$(BIN)/python -m grpc_tools.protoc -I common --python_out=common --pyi_out=common --grpc_python_out=common common/gala/wire/gossip.proto
+
+manifests: $(VENV)/installed-dev ## generate crds/galarun.yaml and docs/galarun.md from gala.spec
+	$(BIN)/gala crd > crds/galarun.yaml
+	$(BIN)/gala crd --reference > docs/galarun.md
+
+clean: ## remove the virtual environment and caches (runs/ stays)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+.PHONY: help install install-dev run test check format proto manifests clean

@@ -1,0 +1,1 @@
+"""The wire format between neighbours: gossip.proto and its committed generated modules."""

@@ -1,0 +1,1 @@
+"""The Kubernetes operator: reconciles a GalaRun into worker pods."""

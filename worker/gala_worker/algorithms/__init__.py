@@ -1,0 +1,1 @@
+"""Local learners: how one update of the parameters is computed."""
