@@ -1,0 +1,118 @@
+"""Every error GALA raises on purpose, as one tree.
+
+    GalaError                   exit code 1
+    ├── SpecError               2   a galarun.yaml (or an override) with problems; lists all of them
+    ├── UsageError              2   the command line asks for what cannot be done: a name already taken, an unknown run
+    ├── SimulatorError          2   the environment cannot be made: unknown id, unknown ROM, unsupported spaces
+    ├── RunError                1   a run that cannot start, or did not reach its end
+    ├── CheckpointError         1   a checkpoint that is truncated, foreign or unreadable
+    └── GossipError             1
+        ├── RefusedError        1   a neighbour refused our hello, with its reason
+        └── MessageError        1   a message that is malformed or hostile
+
+`str(error)` is a text for the user, without a traceback; a command ends with `error.exit_code`. Exit code 2 says "the
+user's mistake, trying again will not help"; 1 is everything else. Errors of other libraries are translated where they
+enter, with `from`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+MAX_SHOWN_VALUE: Final = 80
+"""Characters of a user's value that a message repeats: enough to find it, never a whole file."""
+
+
+class _Missing:
+    """The type of `MISSING`; a class of its own because None is a value that a user can write."""
+
+    def __repr__(self) -> str:
+        return "MISSING"
+
+
+MISSING: Final = _Missing()
+"""The value of a problem about something that is not there; the message then has no "got ..."."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """One thing that is wrong with a document.
+
+    `str(problem)` reads `spec.learners: must be at least 1, got -3; set the number of actor-learners of the ring`.
+    """
+
+    path: str
+    """Where, in the document's own words: `spec.environment.id`, `spec.worker.env[0].name`; a file name for a whole file."""
+    value: object = MISSING
+    """What stands there, or MISSING."""
+    message: str
+    """What is wrong, with the bound: `must be at least 1`."""
+    remedy: str = ""
+    """What to do about it; may be empty where the message says it."""
+
+    def __str__(self) -> str:
+        got = "" if self.value is MISSING else f", got {_shown(self.value)}"
+        remedy = f"; {self.remedy}" if self.remedy else ""
+        return f"{self.path}: {self.message}{got}{remedy}"
+
+
+class GalaError(Exception):
+    """The root: what a caller catches to tell GALA's own errors from bugs."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class SpecError(GalaError):
+    """A GalaRun document is not acceptable. `problems` holds all that is wrong with it, `str()` has one line for each."""
+
+    exit_code: ClassVar[int] = 2
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems: tuple[Problem, ...] = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+    def __reduce__(self) -> tuple[type[SpecError], tuple[tuple[Problem, ...]]]:
+        return type(self), (self.problems,)
+
+
+class UsageError(GalaError):
+    """The command line asks for something that cannot be done: a name already taken, a run that does not exist."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class SimulatorError(GalaError):
+    """The environment cannot be made: unknown id, unknown ROM, spaces that no policy supports."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class RunError(GalaError):
+    """A run cannot start, or ended without having reached its total steps."""
+
+
+class CheckpointError(GalaError):
+    """A checkpoint is truncated, belongs to another model, or cannot be read."""
+
+
+class GossipError(GalaError):
+    """Something between two neighbours went wrong; a learner survives every one of these."""
+
+
+class RefusedError(GossipError):
+    """A neighbour refused our hello. `reason` is the neighbour's answer."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+class MessageError(GossipError):
+    """A message is malformed or hostile: it is dropped and counted, nothing else happens."""
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN_VALUE else text[: MAX_SHOWN_VALUE - 3] + "..."
