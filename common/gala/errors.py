@@ -17,6 +17,7 @@ enter, with `from`.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
@@ -25,14 +26,13 @@ MAX_SHOWN_VALUE: Final = 80
 """Characters of a user's value that a message repeats: enough to find it, never a whole file."""
 
 
-class _Missing:
-    """The type of `MISSING`; a class of its own because None is a value that a user can write."""
+class _Missing(enum.Enum):
+    """A type of its own because None is a value that a user can write; an enum because its members survive pickling."""
 
-    def __repr__(self) -> str:
-        return "MISSING"
+    MISSING = "MISSING"
 
 
-MISSING: Final = _Missing()
+MISSING: Final = _Missing.MISSING
 """The value of a problem about something that is not there; the message then has no "got ..."."""
 
 
@@ -44,7 +44,7 @@ class Problem:
     """
 
     path: str
-    """Where, in the document's own words: `spec.environment.id`, `spec.worker.env[0].name`; a file name for a whole file."""
+    """Where, in the document's own words: `spec.environment.id`, `spec.worker.env[0].name`; a file name for the whole."""
     value: object = MISSING
     """What stands there, or MISSING."""
     message: str
@@ -65,7 +65,7 @@ class GalaError(Exception):
 
 
 class SpecError(GalaError):
-    """A GalaRun document is not acceptable. `problems` holds all that is wrong with it, `str()` has one line for each."""
+    """A GalaRun document is not acceptable. `problems` holds all that is wrong, `str()` has one line for each."""
 
     exit_code: ClassVar[int] = 2
 
