@@ -1,0 +1,116 @@
+"""One place for every name that two programs must agree on, each with its range of values.
+
+A label, an environment variable, a port, a child's name or a path of the run directory is spelled here and nowhere else;
+the operator, the launchers, the workers and the report import it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+GROUP: Final = "gala.dev"
+"""The API group of the GalaRun resource."""
+VERSION: Final = "v1alpha1"
+KIND: Final = "GalaRun"
+PLURAL: Final = "galaruns"
+
+# Limits that names must stay within.
+
+MAX_RUN_NAME: Final = 50
+"""Characters of a run's name. With the longest child suffix (`-1023`) a name stays below the 63 of a DNS label."""
+MAX_LEARNERS: Final = 1024
+"""Ranks are 0 to 1023."""
+MAX_SIMULATORS: Final = 4096
+"""Simulators of one learner; a rank's range of simulator seeds is twice as wide (training, then evaluation)."""
+
+# Labels and annotations of the children in a cluster.
+
+LABEL_RUN: Final = f"{GROUP}/run"
+"""The run's name: 1 to 50 characters of a DNS label."""
+LABEL_RUN_UID: Final = f"{GROUP}/run-uid"
+"""The uid of the GalaRun, so that children of a deleted run of the same name are told apart."""
+LABEL_RANK: Final = f"{GROUP}/rank"
+"""0 to learners - 1, decimal, without leading zeros."""
+LABEL_ROLE: Final = f"{GROUP}/role"
+"""`actor-learner` for GALA."""
+ANNOTATION_PLAN_EPOCH: Final = f"{GROUP}/plan-epoch"
+"""0, 1, 2, ...: grows by one when the set of learners changes."""
+
+ROLE_ACTOR_LEARNER: Final = "actor-learner"
+"""Acts in its own simulators, learns from them and gossips: the only role of GALA-A2C."""
+
+# The environment of a worker, in a pod and in a subprocess alike.
+
+ENV_RANK: Final = "GALA_RANK"
+"""0 to learners - 1."""
+ENV_PLAN_FILE: Final = "GALA_PLAN_FILE"
+"""Path of plan.json. It is replaced atomically when the plan's epoch changes; workers watch it."""
+ENV_OUTPUT_DIR: Final = "GALA_OUTPUT_DIR"
+"""Path of the run directory; a worker writes only below its own `learner-<rank>/` there."""
+ENV_THREADS: Final = "GALA_THREADS"
+"""Threads that this worker may use for computing, >= 1. Optional: without it, the cores that the worker itself sees."""
+ENV_INCARNATION: Final = "GALA_INCARNATION"
+"""0, 1, 2, ...: grows with every start of this rank, so that peers tell a new life from an old one. Optional."""
+
+WORKER_ENVIRONMENT: Final = (ENV_RANK, ENV_PLAN_FILE, ENV_OUTPUT_DIR, ENV_THREADS, ENV_INCARNATION)
+
+# Ports in a cluster, where every worker has an address of its own. The local launcher picks free ones.
+
+PORT_GOSSIP: Final = 7070
+"""gRPC: parameter streams from the in-peers, and state for those that join."""
+PORT_HTTP: Final = 7071
+"""HTTP: /healthz /readyz /metrics /status."""
+
+# The run directory: runs/<name>/...
+
+SPEC_FILE: Final = "galarun.yaml"
+"""The run's document, normalised. A second `gala run` changes it and the live launcher follows."""
+PLAN_FILE: Final = "plan.json"
+RUN_FILE: Final = "run.json"
+"""The launcher's record: uid, state, startTime, wallSeconds."""
+LOCK_FILE: Final = "launcher.lock"
+"""Held with flock for as long as a launcher lives."""
+REPORT_FILE: Final = "report.html"
+FINAL_DIRECTORY: Final = "final"
+"""At the top the averaged model and its card; below a learner's directory that learner's last parameters."""
+MODEL_FILE: Final = "model.safetensors"
+CARD_FILE: Final = "card.json"
+"""Beside the averaged model: spec, seeds, versions and scores."""
+MODEL_RECORD_FILE: Final = "model.json"
+"""Beside a single learner's final model."""
+METRICS_FILE: Final = "metrics.jsonl"
+LOG_FILE: Final = "log.txt"
+TENSORBOARD_DIRECTORY: Final = "tensorboard"
+CHECKPOINTS_DIRECTORY: Final = "checkpoints"
+CHECKPOINT_TENSORS_FILE: Final = "state.safetensors"
+CHECKPOINT_RECORD_FILE: Final = "state.json"
+
+
+def learner_name(run_name: str, rank: int) -> str:
+    """The name of a learner's pod, and of the learner in logs: `pong-0`."""
+    return f"{run_name}-{rank}"
+
+
+def service_name(run_name: str) -> str:
+    """The name of the run's headless Service: the run's own."""
+    return run_name
+
+
+def plan_name(run_name: str) -> str:
+    """The name of the ConfigMap that carries plan.json."""
+    return f"{run_name}-plan"
+
+
+def learner_host(run_name: str, namespace: str, rank: int) -> str:
+    """The DNS name of a learner's pod under the run's headless Service, resolvable from the same cluster."""
+    return f"{learner_name(run_name, rank)}.{service_name(run_name)}.{namespace}.svc"
+
+
+def learner_directory(rank: int) -> str:
+    """The learner's folder in the run directory: `learner-0`."""
+    return f"learner-{rank}"
+
+
+def checkpoint_directory(global_step: int) -> str:
+    """A checkpoint's folder, named so that the order of the names is the order of the steps: `step-000001000000`."""
+    return f"step-{global_step:012d}"
