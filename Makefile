@@ -34,7 +34,7 @@ install: $(VENV)/installed-run ## install GALA and what it trains with into .ven
 install-dev: $(VENV)/installed-dev ## install what the tests need too
 
 run: $(VENV)/installed-run ## train: a ring of actor-learners learns FILE (default examples/quickstart.yaml)
-	$(BIN)/gala run $(FILE) --force
+	$(BIN)/gala run $(FILE)
 
 test: $(VENV)/installed-dev check ## install, check and test everything
 	$(BIN)/python -m pytest
