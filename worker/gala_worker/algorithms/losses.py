@@ -1,0 +1,60 @@
+"""The advantage actor-critic loss: a pure function of one rollout. Shapes as in `returns`: [T, B], time first."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class A2CLoss(NamedTuple):
+    """Scalars: `total` carries the gradient, the other three are its parts (before their coefficients), detached."""
+
+    total: Tensor
+    policy: Tensor
+    value: Tensor
+    entropy: Tensor
+
+
+def a2c_loss(
+    log_prob: Tensor,
+    entropy: Tensor,
+    values: Tensor,
+    returns: Tensor,
+    advantages: Tensor,
+    valid: Tensor,
+    *,
+    value_coefficient: float,
+    entropy_coefficient: float,
+) -> A2CLoss:
+    """total = policy + value_coefficient * value - entropy_coefficient * entropy, each a mean over the valid transitions.
+
+    policy = mean(-log_prob * advantage), value = mean((return - value)^2), entropy = mean(entropy). Only log_prob, entropy and values
+    are differentiated; targets are constants. Transitions that are not valid (autoreset's dummy steps) count nowhere, whatever
+    they contain; with none valid the loss and its gradient are zero.
+    Shapes: all [T, B]; valid is bool.
+    Raises: ValueError on unequal shapes.
+    """
+    _check(log_prob, entropy, values, returns, advantages, valid)
+    # A select, not a product: whatever an invalid entry holds (even NaN) must not reach the sums.
+    weight = valid.to(torch.float32) / valid.sum().clamp(min=1)
+    zero = weight.new_zeros(())
+    surrogate = torch.where(valid, log_prob * advantages.detach(), zero)
+    error = torch.where(valid, returns.detach() - values, zero)
+    policy = -(surrogate * weight).sum()
+    value = (error.square() * weight).sum()
+    spread = (torch.where(valid, entropy, zero) * weight).sum()
+    total = policy + value_coefficient * value - entropy_coefficient * spread
+    return A2CLoss(total, policy.detach(), value.detach(), spread.detach())
+
+
+def _check(log_prob: Tensor, *others: Tensor) -> None:
+    if log_prob.ndim != 2:
+        raise ValueError(f"log_prob must be [T, B], got {list(log_prob.shape)}")
+    names = ("entropy", "values", "returns", "advantages", "valid")
+    for name, tensor in zip(names, others, strict=True):
+        if tensor.shape != log_prob.shape:
+            raise ValueError(f"{name} must be [T, B] = {list(log_prob.shape)}, got {list(tensor.shape)}")
+    if others[-1].dtype != torch.bool:
+        raise ValueError(f"valid must be bool, got {others[-1].dtype}")

@@ -1,0 +1,67 @@
+"""RMSprop on one flat vector, with clipping by the global gradient norm.
+
+The learner's parameters, gradients and optimiser state are one contiguous tensor each, so a step is a handful of in-place passes
+instead of a loop over layers. The arithmetic is torch's: epsilon outside the square root (TensorFlow has it inside), no momentum.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# torch.nn.utils.clip_grad_norm_ adds this to the norm.
+_NORM_EPSILON = 1e-6
+
+
+class Step(NamedTuple):
+    """What one step did."""
+
+    gradient_norm: float
+    """Euclidean norm of the gradient before clipping."""
+    update_norm: float | None
+    """Euclidean norm of the change of the parameters; None unless asked for."""
+
+
+class RMSprop:
+    """Optimiser of `parameters` [P], a flat float32 tensor that is changed in place.
+
+    `square_average` [P] is its whole state: checkpoint it, and `copy_` into it to resume.
+    """
+
+    def __init__(self, parameters: Tensor, *, decay: float, epsilon: float) -> None:
+        if parameters.ndim != 1 or parameters.dtype != torch.float32:
+            raise ValueError(
+                f"parameters must be a flat float32 tensor, got {parameters.dtype} {list(parameters.shape)}"
+            )
+        self._parameters = parameters.detach()
+        self._decay = decay
+        self._epsilon = epsilon
+        self._scratch = torch.empty_like(self._parameters)
+        self.square_average = torch.zeros_like(self._parameters)
+
+    @torch.no_grad()
+    def step(
+        self, gradient: Tensor, *, learning_rate: float, max_gradient_norm: float, measure_update: bool = False
+    ) -> Step:
+        """One update with the gradient scaled down to `max_gradient_norm` where it is longer; `gradient` [P] is left as it is.
+
+        A gradient that is not finite changes nothing: one bad rollout must not destroy the parameters of the whole ring. The
+        caller sees it in the norm returned.
+        """
+        if gradient.shape != self._parameters.shape:
+            raise ValueError(f"gradient must be {list(self._parameters.shape)}, got {list(gradient.shape)}")
+        norm = float(torch.linalg.vector_norm(gradient))
+        if not norm < float("inf"):
+            return Step(norm, 0.0 if measure_update else None)
+        # Clipping is folded into the scalar factors below: it costs no pass over the gradient.
+        clip = min(1.0, max_gradient_norm / (norm + _NORM_EPSILON))
+        self.square_average.mul_(self._decay).addcmul_(gradient, gradient, value=(1.0 - self._decay) * clip * clip)
+        update = torch.sqrt(self.square_average, out=self._scratch).add_(self._epsilon)
+        if not measure_update:
+            self._parameters.addcdiv_(gradient, update, value=-learning_rate * clip)
+            return Step(norm, None)
+        torch.div(gradient, update, out=update)
+        self._parameters.add_(update, alpha=-learning_rate * clip)
+        return Step(norm, learning_rate * clip * float(torch.linalg.vector_norm(update)))

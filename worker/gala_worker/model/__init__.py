@@ -1,0 +1,9 @@
+"""The policy and value networks of a learner.
+
+`make_policy` builds an `ActorCritic` for the spaces of an environment; its `actions` turn numbers into actions and back.
+"""
+
+from gala_worker.model.distributions import ActionDistribution
+from gala_worker.model.policy import ActorCritic, PolicyOutput, make_policy
+
+__all__ = ["ActionDistribution", "ActorCritic", "PolicyOutput", "make_policy"]
