@@ -1,0 +1,48 @@
+"""Writing files so that a reader, or a machine that lost power, finds either all of a file or none of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Writes and flushes to the disk, in place: for files inside a folder that is not yet published."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Puts `data` at `path` in one step: whoever opens `path`, at any moment, gets all of the old or all of the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        write_file(temporary, data)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Makes renames inside `directory` survive a loss of power."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def plain_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`tensors` as safetensors takes them: on the CPU, contiguous, and none a window into another's storage."""
+    plain = {}
+    for name, tensor in tensors.items():
+        dense = tensor.detach().to("cpu").contiguous()
+        plain[name] = dense if dense.untyped_storage().nbytes() == dense.nbytes else dense.clone()
+    return plain
