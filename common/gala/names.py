@@ -1,7 +1,7 @@
 """One place for every name that two programs must agree on, each with its range of values.
 
-A label, an environment variable, a port, a child's name or a path of the run directory is spelled here and nowhere else;
-the operator, the launchers, the workers and the report import it.
+A label, an environment variable, a port, a child's name or a path of the run directory is spelled here and nowhere
+else; the operator, the launchers, the workers and the report import it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ ENV_OUTPUT_DIR: Final = "GALA_OUTPUT_DIR"
 ENV_THREADS: Final = "GALA_THREADS"
 """Threads that this worker may use for computing, >= 1. Optional: without it, the cores that the worker itself sees."""
 ENV_INCARNATION: Final = "GALA_INCARNATION"
-"""0, 1, 2, ...: grows with every start of this rank, so that peers tell a new life from an old one. Optional."""
+"""An integer that grows with every start of this rank, so that peers tell a new life from an old one. Optional: without
+it, the time of the start."""
 
 WORKER_ENVIRONMENT: Final = (ENV_RANK, ENV_PLAN_FILE, ENV_OUTPUT_DIR, ENV_THREADS, ENV_INCARNATION)
 

@@ -1,7 +1,7 @@
 """`plan(run) -> RunPlan`: the one decision that the local launcher and the operator share.
 
-Pure and deterministic: the same run, epoch and uid give the same plan, byte for byte, wherever it is made. The launchers
-differ only in where a worker goes and in `address`, which says how a rank is reached.
+Pure and deterministic: the same run, epoch and uid give the same plan, byte for byte, wherever it is made. The
+launchers differ only in where a worker goes and in `address`, which says how a rank is reached.
 
 The plan travels to the workers as plan.json, a file in both worlds. A changed epoch in it is a changed ring.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 from gala import names, topology
@@ -91,7 +91,7 @@ class RunPlan:
             "runUid": self.run_uid,
             "epoch": self.epoch,
             "seed": self.seed,
-            "learners": [_camel_case(asdict(learner)) for learner in self.learners],
+            "learners": [_entry(learner) for learner in self.learners],
             "spec": self.spec.model_dump(mode="json", by_alias=True),
         }
         return json.dumps(document, indent=2) + "\n"
@@ -196,10 +196,15 @@ def _learner(entry: dict[str, Any]) -> LearnerPlan:
     )
 
 
-def _camel_case(fields: dict[str, Any]) -> dict[str, Any]:
+def _entry(learner: LearnerPlan) -> dict[str, Any]:
     return {
-        ("inPeers" if key == "in_peers" else "outPeers" if key == "out_peers" else key): value
-        for key, value in fields.items()
+        "rank": learner.rank,
+        "name": learner.name,
+        "role": learner.role,
+        "seed": learner.seed,
+        "inPeers": learner.in_peers,
+        "outPeers": learner.out_peers,
+        "address": {"gossip": learner.address.gossip, "http": learner.address.http},
     }
 
 

@@ -1,7 +1,7 @@
 """Who gossips with whom: ring, exponential graphs and the complete graph, and how fast they mix.
 
-Pure functions of (topology, size, round). Every graph here is circulant - rank i pushes to i + o for each o of a set of
-offsets that is the same for all ranks - which gives regularity, double stochasticity and the eigenvalues in closed form.
+Pure functions of (topology, size, round). Every graph here is circulant - rank i pushes to i + o for each o of a set
+of offsets that is the same for all ranks - hence regular and doubly stochastic, with eigenvalues in closed form.
 
     Ring                  o = 1 ... peers                           peers: 1 if not set
     Exponential           o = 1, 2, 4, ... below the size           peers: the first so many of them; all if not set
@@ -111,7 +111,7 @@ def mixing_matrix(topology: Topology, size: int, round: int = 0) -> list[list[fl
 def beta(topology: Topology, size: int) -> float:
     """The factor in [0, 1] by which a round of gossip shrinks the disagreement: ||P - J||, the 2-norm.
 
-    A circulant P is normal, so the norm is the largest modulus among its eigenvalues but the one of the constant vector:
+    A circulant P is normal, so the norm is the largest modulus of its eigenvalues, without that of the constant vector:
     lambda_m = (1 + sum over o of w^(m o)) / (1 + number of offsets), w = exp(2 pi i / n), m = 1 ... n - 1. That is
     cos(pi / n) for the ring with one peer and 0 for the complete graph.
 
