@@ -1,0 +1,240 @@
+"""Atari 2600 games in ale-py's native vector environment: `ALE/<Game>-v5`.
+
+The traps of this environment that are handled here, each with a test that fails without it:
+
+* It clips rewards by default and reports no episode return: the true score would be lost. Clipping is off, always.
+* Its `episodic_life` resets the whole game at every lost life. The practice since DQN is to end the episode for the
+  learner and play on; so the end of a life is found here, from the emulator's count of lives, and nothing is reset.
+* After a lost life some games (Breakout) wait for FIRE and nothing else; a policy that never presses it stalls for
+  108,000 frames. The preset `paper` presses it for the agent; `AtariSimulators._lose` says how.
+* The step after a real end ignores its action: it is marked invalid.
+* Its default number of threads looks at the machine, not at the container's quota: it is always given.
+* `close` keeps the threads alive until the native object goes: it is dropped.
+* Seeds of 2**31 and more are refused by the native code: they wrap around.
+
+Observations are uint8 `[B, 4, 84, 84]`: four grey frames, the newest last. Each step returns fresh arrays.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from typing import Any, Final
+
+import ale_py
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+from ale_py import roms
+from ale_py.vector_env import AtariVectorEnv
+from gymnasium.vector import AutoresetMode
+
+from gala.errors import SimulatorError
+from gala.spec import Environment
+from gala_worker.environments.simulators import Episode, EpisodeLog, Flags, Observations, Transition
+
+PRESETS: Final[dict[str, dict[str, Any]]] = {
+    # Mnih et al. 2015 and the GALA paper. The emulator draws 0 to noop_max - 1 no-ops, hence 31 for "up to 30".
+    "paper": {"noop_max": 31, "repeat_action_probability": 0.0, "full_action_space": False},
+    # Machado et al. 2018: the randomness comes from sticky actions in place of no-ops, and all 18 actions are offered.
+    "modern": {"noop_max": 0, "repeat_action_probability": 0.25, "full_action_space": True},
+}
+
+_RESERVED: Final = {
+    "game": "it follows from spec.environment.id",
+    "num_envs": "set spec.environment.simulators",
+    "batch_size": "all simulators of a learner step together",
+    "num_threads": "a learner's threads follow from the cores it may use",
+    "autoreset_mode": "the learner relies on NEXT_STEP",
+    "reward_clipping": "scores would be lost; set spec.hyperparameters.rewardClipping",
+    "episodic_life": "it resets the game at every lost life; set spec.environment.preset",
+    "life_loss_info": "set spec.environment.preset: paper ends an episode at a lost life, modern does not",
+}
+"""Options of the native environment that are not the user's, with what to do instead."""
+
+_MULTIPLAYER_ONLY: Final = frozenset({"combat", "joust", "maze_craze", "warlords"})
+_SEEDS: Final = 2**31
+
+
+def is_atari(environment_id: str) -> bool:
+    """Whether the id belongs to ale-py, be it one that is supported or one that `AtariSimulators` explains away."""
+    return _namespace(environment_id) == "ALE" or _legacy_game(environment_id) is not None
+
+
+class AtariSimulators:
+    """B games of one Atari ROM. See `Simulators` for the promises."""
+
+    def __init__(self, environment: Environment, num: int, *, threads: int, for_evaluation: bool = False) -> None:
+        rom = _rom(environment.id)
+        options = PRESETS[environment.preset] | _checked(environment.kwargs)
+        try:
+            self._env: AtariVectorEnv | None = AtariVectorEnv(
+                rom,
+                num,
+                num_threads=threads,
+                autoreset_mode=AutoresetMode.NEXT_STEP,
+                reward_clipping=False,
+                **options,
+            )
+        except (TypeError, ValueError, RuntimeError, OSError, gymnasium.error.Error) as error:
+            reason = str(error).splitlines()[0][:200]
+            raise SimulatorError(
+                f"spec.environment.kwargs: {environment.id} does not accept {environment.kwargs}: {reason}"
+            ) from error
+        self.num_simulators = num
+        self.observation_space: gymnasium.Space[Any] = self._env.single_observation_space
+        self.action_space: gymnasium.Space[Any] = self._env.single_action_space
+        if len(self.observation_space.shape or ()) != 3:
+            raise SimulatorError(
+                "spec.environment.kwargs.grayscale: colour frames in a stack have four axes, which no network takes; "
+                "remove it"
+            )
+        box = self.action_space if isinstance(self.action_space, gymnasium.spaces.Box) else None
+        self._bounds = None if box is None else (box.low, box.high)
+        self._watches_lives = environment.preset == "paper"
+        self._life_loss_ends = self._watches_lives and not for_evaluation
+        self._fire = self._fire_action() if self._watches_lives and options.get("use_fire_reset", True) else None
+        self._log = EpisodeLog(num)
+        self._none: Flags = np.zeros(num, np.bool_)
+        self._all: Flags = np.ones(num, np.bool_)
+        self._lives: npt.NDArray[np.int32] = np.zeros(num, np.int32)
+        self._forced = self._none
+        self._pressing = self._none
+        self._starting = self._none
+
+    def reset(self, seed: int) -> Observations:
+        """Starts B new games, `[B, 4, 84, 84]`. About 0.1 s a game: seeding reloads the ROM."""
+        env = self._open()
+        seeds = (seed + np.arange(self.num_simulators)) % _SEEDS
+        observations, info = env.reset(seed=seeds)
+        self._lives = info["lives"]
+        self._forced = self._pressing = self._starting = self._none
+        self._log.restart()
+        return observations  # type: ignore[no-any-return]
+
+    def step(self, actions: npt.NDArray[Any]) -> Transition:
+        """Four frames in every game. See `Simulators.step`; the arrays of the transition are fresh ones."""
+        env = self._env or self._open()
+        if self._pressing is not self._none:
+            actions = np.where(self._pressing, self._fire or 0, actions)
+        elif self._bounds is not None:
+            actions = np.clip(actions, *self._bounds)
+        observations, rewards, terminated, truncated, info = env.step(actions)
+        self._log.record(rewards)
+        valid = self._all if self._forced is self._none else ~self._forced
+        transition = Transition(
+            observations, rewards.astype(np.float32), terminated, truncated, valid, starts=self._starting
+        )
+        self._forced = self._pressing = self._starting = self._none
+        ended = terminated | truncated
+        lives = info["lives"]
+        if self._watches_lives:
+            lost = lives < self._lives
+            if lost.any():
+                self._lose(lost & ~ended, transition)
+        if ended.any():
+            self._end(ended, transition)
+            lives[ended] = 0  # so that a new game which starts with fewer lives than the old one had left loses none
+        self._lives = lives
+        return transition
+
+    def pop_episodes(self) -> list[Episode]:
+        """Whole games that ended since the last call."""
+        return self._log.pop()
+
+    def close(self) -> None:
+        """Ends the emulator's threads."""
+        if self._env is not None:
+            self._env.close()
+            del self._env.ale  # the threads live as long as the native object
+            self._env = None
+
+    def _lose(self, lost: Flags, transition: Transition) -> None:
+        """A life is lost, the game is not: an end for the learner, and FIRE at the next step.
+
+        FIRE is what the baselines' wrappers press after every lost life, hidden from the agent. Here it shows as a
+        step that is not the policy's and hence not valid; the learner's new episode starts after it.
+        """
+        if self._life_loss_ends:
+            transition.terminated = transition.terminated | lost
+        if self._fire is None:
+            transition.starts = transition.starts | lost
+        else:
+            self._forced = self._pressing = self._starting = lost
+
+    def _end(self, ended: Flags, transition: Transition) -> None:
+        """A game is over, or its time is up: the next step only resets."""
+        self._log.finish(ended)
+        transition.truncated = transition.truncated & ~transition.terminated
+        self._forced = self._forced | ended
+        self._starting = self._starting | ended
+
+    def _fire_action(self) -> int | None:
+        """The index of FIRE among the game's actions, if it is one."""
+        actions = list(self._open().ale.get_action_set())
+        return actions.index(ale_py.Action.FIRE) if self._bounds is None and ale_py.Action.FIRE in actions else None
+
+    def _open(self) -> AtariVectorEnv:
+        if self._env is None:
+            raise RuntimeError("these simulators are closed")
+        return self._env
+
+
+def _rom(environment_id: str) -> str:
+    """The ROM's name, `space_invaders` for `ALE/SpaceInvaders-v5`."""
+    if (game := _legacy_game(environment_id)) is not None:
+        raise SimulatorError(
+            f"spec.environment.id: {environment_id} is not supported, since its rules hide in its name; "
+            f"use `id: ALE/{game}-v5` with `preset: paper` (no sticky actions, up to 30 no-ops, an episode ends with a "
+            f"life; as the NoFrameskip-v4 ids are used in the literature) or `preset: modern` (sticky actions)"
+        )
+    games = _games()
+    match = _V5.fullmatch(environment_id)
+    if match is not None and match["game"] in games:
+        return games[match["game"]]
+    wanted = re.sub(r"(-v\d+)?$", "", environment_id.split("/", 1)[-1])
+    by_lower = {game.lower(): game for game in games}
+    close = difflib.get_close_matches(wanted.lower().replace("_", ""), by_lower, n=3, cutoff=0.6)
+    remedy = " or ".join(f"ALE/{by_lower[name]}-v5" for name in close)
+    raise SimulatorError(
+        f"spec.environment.id: there is no Atari game {environment_id}; "
+        + (f"did you mean {remedy}?" if remedy else f"use ALE/<Game>-v5, with one of {', '.join(sorted(games))}")
+    )
+
+
+_V5: Final = re.compile(r"(?:ale_py:)?ALE/(?P<game>\w+)-v5")
+_LEGACY: Final = re.compile(
+    r"(?:ale_py:)?(?:ALE/)?(?P<game>[A-Za-z]+?)(?:-ram)?(?:Deterministic|NoFrameskip)?-v(?P<version>\d+)"
+)
+
+
+def _legacy_game(environment_id: str) -> str | None:
+    """The game of an id such as PongNoFrameskip-v4, Pong-v0 or ALE/Pong-ram-v5; None for any other id."""
+    match = _LEGACY.fullmatch(environment_id)
+    if match is None or _V5.fullmatch(environment_id) is not None:
+        return None
+    return match["game"] if match["game"] in _games() else None
+
+
+def _namespace(environment_id: str) -> str:
+    return environment_id.removeprefix("ale_py:").partition("/")[0]
+
+
+def _games() -> dict[str, str]:
+    """ROM names by the names that ids use: `SpaceInvaders` -> `space_invaders`."""
+    return {rom.title().replace("_", ""): rom for rom in roms.get_all_rom_ids() if rom not in _MULTIPLAYER_ONLY}
+
+
+def _checked(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """`spec.environment.kwargs`, if the native environment has each of them and it is the user's to set."""
+    parameters = [name for name in inspect.signature(AtariVectorEnv.__init__).parameters if name != "self"]
+    for name in kwargs:
+        if name in _RESERVED:
+            raise SimulatorError(f"spec.environment.kwargs.{name}: cannot be set: {_RESERVED[name]}")
+        if name not in parameters:
+            possible = ", ".join(sorted(set(parameters) - _RESERVED.keys()))
+            raise SimulatorError(
+                f"spec.environment.kwargs.{name}: unknown to Atari environments; possible are {possible}"
+            )
+    return kwargs
