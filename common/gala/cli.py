@@ -1,0 +1,248 @@
+"""`gala`: the command line. Every command is a thin shell over a function of this package.
+
+Heavy modules are imported by the command that needs them, so that `gala --help` and `gala --version` answer at once.
+Exit codes: 0 done, 1 failed, 2 the user's mistake (one line says which), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from gala import names
+from gala.errors import GalaError, SpecError, UsageError
+
+if TYPE_CHECKING:
+    from gala.plan import RunPlan
+
+DEFAULT_OUTPUT: Final = Path("runs")
+
+app = typer.Typer(
+    name="gala",
+    help="Train reinforcement-learning agents with gossiping actor-learners: one yaml, here or in a cluster.",
+    epilog="Start with: gala run examples/quickstart.yaml",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # plain text reads the same everywhere, and --help need not import rich
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="A GalaRun document (yaml).", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUE",
+        help="Override a field, such as spec.learners=8; may be repeated.",
+        show_default=False,
+    ),
+]
+Learners = Annotated[int | None, typer.Option(help="Short for --set spec.learners=N.", metavar="N", show_default=False)]
+Name = Annotated[
+    str | None, typer.Option(help="Another name, to keep several runs of one file.", metavar="NAME", show_default=False)
+]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its name below runs/.", show_default=False)]
+
+
+def main() -> None:
+    """The console script: errors become one line each and an exit code."""
+    try:
+        app()
+    except GalaError as error:
+        for line in str(error).splitlines():
+            typer.echo(f"error: {line}", err=True)
+        sys.exit(error.exit_code)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"gala {version('gala')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _gala(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """The options of `gala` itself."""
+
+
+@app.command()
+def run(
+    file: File,
+    overrides: Overrides = None,
+    learners: Learners = None,
+    name: Name = None,
+    force: Annotated[bool, typer.Option("--force", help="Remove an earlier run of this name and start over.")] = False,
+    output: Annotated[Path, typer.Option(help="Where run folders go.", metavar="FOLDER")] = DEFAULT_OUTPUT,
+) -> None:
+    """Train on this machine, and watch.
+
+    Ctrl-C stops cleanly and the same command resumes; a second Ctrl-C kills. While a run is live, the same command with
+    another --learners N changes its ring without restarting anybody.
+    """
+    from gala import local
+    from gala.spec import load
+
+    document = load(file, _all_overrides(overrides, learners, name))
+    raise typer.Exit(local.start(document, output=output, force=force, source=str(file)))
+
+
+@app.command()
+def validate(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="GalaRun documents.", show_default=False)],
+) -> None:
+    """Check documents and list everything that is wrong with them."""
+    from gala.spec import check_files
+
+    verdicts = check_files(files)
+    for path, error in verdicts.items():
+        if error is None:
+            typer.echo(f"{path}: valid")
+        else:
+            for problem in error.problems:
+                typer.echo(f"{path}: {problem}" if problem.path != path else str(problem), err=True)
+    raise typer.Exit(SpecError.exit_code if any(verdicts.values()) else 0)
+
+
+@app.command()
+def plan(
+    file: File,
+    overrides: Overrides = None,
+    learners: Learners = None,
+    name: Name = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print plan.json as the workers read it.")] = False,
+) -> None:
+    """Show who would take part in a run: ranks, peers, seeds, addresses in a cluster."""
+    from gala.plan import plan as make_plan
+    from gala.spec import load
+
+    made = make_plan(load(file, _all_overrides(overrides, learners, name)))
+    typer.echo(made.to_json() if as_json else _plan_text(made), nl=False)
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    episodes: Annotated[int, typer.Option(help="Episodes to play.", min=1, metavar="N")] = 10,
+    video: Annotated[
+        Path | None, typer.Option(help="Film an episode (.gif or .mp4).", metavar="FILE", show_default=False)
+    ] = None,
+    sampled: Annotated[
+        bool, typer.Option("--sampled", help="Draw actions from the policy instead of its best one.")
+    ] = False,
+    seed: Annotated[int | None, typer.Option(help="Seed of the simulators.", metavar="N", show_default=False)] = None,
+) -> None:
+    """Play with a run's policy and score it, in raw returns."""
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "gala_worker.evaluate",
+        str(_run_directory(run)),
+        "--episodes",
+        str(episodes),
+    ]
+    command += ["--video", str(video)] if video is not None else []
+    command += ["--sampled"] if sampled else []
+    command += ["--seed", str(seed)] if seed is not None else []
+    try:
+        raise typer.Exit(subprocess.run(command, check=False).returncode)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Folders, or names below runs/.", show_default=False)
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="The page to write; RUN/report.html, or report.html here for several.",
+            metavar="FILE",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Write one self-contained HTML page about runs, side by side."""
+    from gala.report import write
+
+    directories = [_run_directory(run) for run in runs]
+    page = output or (directories[0] / names.REPORT_FILE if len(directories) == 1 else Path(names.REPORT_FILE))
+    typer.echo(write(directories, page))
+
+
+@app.command()
+def crd(
+    reference: Annotated[
+        bool, typer.Option("--reference", help="Print the field reference (Markdown) instead.")
+    ] = False,
+) -> None:
+    """Print the CustomResourceDefinition of GalaRun."""
+    if reference:
+        from gala.reference import render as render_reference
+
+        typer.echo(render_reference(), nl=False)
+    else:
+        from gala.crd import render as render_crd
+
+        typer.echo(render_crd(), nl=False)
+
+
+def _all_overrides(overrides: list[str] | None, learners: int | None, name: str | None) -> list[str]:
+    short = [] if learners is None else [f"spec.learners={learners}"]
+    # Quoted: a name such as 123 or on is a string all the same.
+    short += [] if name is None else [f"metadata.name={json.dumps(name)}"]
+    return [*(overrides or []), *short]
+
+
+def _run_directory(run: str) -> Path:
+    for path in (Path(run), DEFAULT_OUTPUT / run):
+        if (path / names.RUN_FILE).exists():
+            return path
+    raise UsageError(f"{run} is not a run: no {names.RUN_FILE} in {run} or in {DEFAULT_OUTPUT / run}")
+
+
+def _plan_text(made: RunPlan) -> str:
+    from gala.topology import beta
+
+    spec = made.spec
+    size = len(made.learners)
+    rows = [("rank", "sends to", "hears from", "simulator seeds", "gossip", "http")]
+    rows += [
+        (
+            str(learner.rank),
+            _ranks(learner.out_peers),
+            _ranks(learner.in_peers),
+            f"{learner.seed}...",
+            learner.address.gossip,
+            learner.address.http,
+        )
+        for learner in made.learners
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    head = [
+        f"{made.run_name}: {spec.algorithm} on {spec.environment.id}, {spec.total_steps:,} decisions",
+        f"{spec.topology.type} of {size}: beta = {beta(spec.topology, size):.4f}, parameters from seed {made.seed}",
+        "",
+    ]
+    return "\n".join([*head, *table]) + "\n"
+
+
+def _ranks(ranks: tuple[int, ...]) -> str:
+    if len(ranks) > 8:
+        return " ".join(map(str, ranks[:6])) + f" ... ({len(ranks)})"
+    return " ".join(map(str, ranks)) or "-"

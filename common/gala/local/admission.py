@@ -1,0 +1,108 @@
+"""What `gala run` of a name may do: start afresh, resume, change a live run, or be told why not."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from gala import names
+from gala.errors import UsageError
+from gala.local.process import kill_leftovers
+from gala.local.rundir import IMMUTABLE, LIVE, RunDirectory, RunRecord, changed_fields, is_below
+from gala.spec import GalaRun
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Admission:
+    """The right to run in a directory, whose lock is held."""
+
+    record: RunRecord
+    epoch: int
+    """Of the first plan to write: past all that were written here before."""
+    resumed: bool
+    changes: dict[str, tuple[Any, Any]]
+    """Fields that differ from the interrupted run's, path -> (old, new)."""
+
+
+def refuse_unsupported(run: GalaRun) -> None:
+    """Raises: UsageError for what a valid document may ask but this launcher cannot do."""
+    if run.spec.algorithm != "GALA-A2C":
+        raise UsageError(
+            f"spec.algorithm: {run.spec.algorithm} is not built yet; this version runs GALA-A2C"
+            + (" (with spec.learners: 1 it is plain A2C)" if run.spec.algorithm == "A2C" else "")
+        )
+
+
+def admit(directory: RunDirectory, run: GalaRun, *, force: bool) -> Admission:
+    """Decide about a directory whose lock the caller holds.
+
+    Raises: UsageError when the name is taken by a finished run, another run, or something that is no run.
+    """
+    name = run.metadata.name
+    record = directory.record() if not force else None
+    if force and not directory.is_empty():
+        if not (directory.path / names.RUN_FILE).exists():
+            raise UsageError(f"{directory.path} is not a run directory, --force does not remove it; use another --name")
+        directory.clear()
+    if record is None:
+        if not directory.is_empty():
+            raise UsageError(f"{directory.path} exists and is not a run directory; use another --name or --output")
+        fresh = RunRecord(uid=str(uuid.uuid4()), state="running", start_time=time.time())
+        return Admission(record=fresh, epoch=0, resumed=False, changes={})
+    if record.state == "finished":
+        raise UsageError(
+            f"run {name} is finished, its results are in {directory.path}; "
+            f"start over with --force (removes them) or keep both with --name {name}-2"
+        )
+    changes = changed_fields(directory.run(), run)
+    frozen = [path for path in changes if is_below(path, IMMUTABLE)]
+    if frozen:
+        raise UsageError(
+            f"run {name} cannot be resumed as another experiment: {describe(changes, frozen)}; "
+            f"undo that, use --name {name}-2 for a run beside it, or --force to start over"
+        )
+    # A launcher that was killed leaves workers behind which are stopping, or hanging: two of a rank must never write.
+    kill_leftovers(record.worker_pids, {names.ENV_OUTPUT_DIR: str(directory.path)})
+    return Admission(record=record, epoch=directory.plan_epoch() + 1, resumed=True, changes=changes)
+
+
+def amend(directory: RunDirectory, run: GalaRun, *, force: bool) -> str:
+    """Hand a changed document to the live launcher of a directory. Returns what to tell the user.
+
+    Raises: UsageError when nothing changed, or something that cannot change while workers run.
+    """
+    name = run.metadata.name
+    if force:
+        raise UsageError(
+            f"run {name} is running; stop it with Ctrl-C in its terminal before starting over with --force"
+        )
+    changes = changed_fields(directory.run(), run)
+    if not changes:
+        raise UsageError(
+            f"run {name} is already running in {directory.path}; change it with --learners N, "
+            f"or start another one beside it with --name {name}-2"
+        )
+    rigid = not_live(changes)
+    if rigid:
+        raise UsageError(
+            f"run {name} is running and cannot change this on the fly: {describe(changes, rigid)}; stop it with "
+            f"Ctrl-C, then run the changed file to resume, or use --name {name}-2 for a run beside it"
+        )
+    directory.write_run(run)
+    return f"run {name} is running; handed to its launcher: {describe(changes, list(changes))}"
+
+
+def not_live(changes: dict[str, tuple[Any, Any]]) -> list[str]:
+    """The paths among `changes` that running workers cannot follow."""
+    return [path for path in changes if not is_below(path, LIVE)]
+
+
+def describe(changes: dict[str, tuple[Any, Any]], paths: list[str]) -> str:
+    """`spec.learners 4 -> 3, spec.seed 1 -> 2`."""
+    return ", ".join(f"{path} {_shown(changes[path][0])} -> {_shown(changes[path][1])}" for path in paths)
+
+
+def _shown(value: object) -> str:
+    return "null" if value is None else str(value)

@@ -1,0 +1,56 @@
+"""The launcher's voice: one place that writes to the terminal."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+
+from gala.local.table import Snapshot, live_view, plain_line
+
+
+class Display:
+    """Shows a run: a table that is redrawn in place on a terminal, lines with a time stamp anywhere else.
+
+    Args:
+        console: where to.
+        line_seconds: between two plain progress lines.
+    """
+
+    def __init__(self, console: Console, *, line_seconds: float = 10.0) -> None:
+        self._console = console
+        # No refresh thread of rich's own: the launcher redraws when there is something new, and workers need the cores.
+        self._live = Live(console=console, auto_refresh=False, transient=False) if console.is_terminal else None
+        self._line_seconds = line_seconds
+        self._last_line = float("-inf")
+
+    def __enter__(self) -> Display:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the last table standing and give the terminal back; `say` goes on working."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def say(self, line: str) -> None:
+        """One line about something that happened."""
+        stamp = time.strftime("%H:%M:%S")
+        self._console.print(f"{stamp} {line}", markup=False, highlight=False, soft_wrap=True)
+
+    def show(self, snapshot: Snapshot, *, now: float, always: bool = False) -> None:
+        """Show the state of the run; plain lines come at most every `line_seconds`, unless `always`."""
+        if self._live is not None:
+            self._live.update(live_view(snapshot), refresh=True)
+        elif always or now - self._last_line >= self._line_seconds:
+            self._last_line = now
+            self.say(plain_line(snapshot))

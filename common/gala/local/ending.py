@@ -1,0 +1,115 @@
+"""What follows when the total steps are reached: the averaged model, its evaluation, the report, and what is next."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gala import names
+from gala.errors import RunError
+from gala.local.interrupts import Interrupts
+from gala.local.process import WorkerProcess
+from gala.local.rundir import RunDirectory
+from gala.local.table import duration
+
+FINALIZE_LOG = "finalize.log"
+
+
+def finalize(
+    directory: RunDirectory,
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    interrupts: Interrupts,
+    waiting: Callable[[], None],
+) -> bool:
+    """Average and evaluate the final model in a subprocess. False when the user interrupted it.
+
+    Raises: RunError when it fails.
+    """
+    log = directory.path / FINALIZE_LOG
+    process = WorkerProcess([*command, str(directory.path)], environment, log)
+    heard = len(interrupts.received)
+    while (code := process.exit_code()) is None:
+        waiting()
+        interrupts.wait(0.1)
+        if len(interrupts.received) > heard:
+            process.kill()
+            process.wait()
+            return False
+    if code != 0:
+        raise RunError(
+            "training has ended, but the evaluation of the final model has failed: "
+            f"{process.last_line() or f'exit code {code}'}; see {shown(log)}; the same command tries again"
+        )
+    return True
+
+
+def write_report(directory: RunDirectory) -> tuple[Path | None, str]:
+    """report.html. Returns its path, or None and the reason: a report that fails must not spoil a run that has not."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return None, 'for plots: pip install "gala[report]", then gala report ' + shown(directory.path)
+    try:
+        from gala import report
+
+        return report.write([directory.path], directory.path / names.REPORT_FILE), ""
+    except Exception as error:
+        return None, f"could not be written ({type(error).__name__}: {error})"
+
+
+def summary(directory: RunDirectory, source: str, wall_seconds: float, report: tuple[Path | None, str]) -> list[str]:
+    """The lines that end a successful run."""
+    card = _card(directory)
+    path = shown(directory.path)
+    report_path, excuse = report
+    name = directory.path.name
+    final = directory.path / names.FINAL_DIRECTORY
+    lines = [f"{name} has reached {card.get('globalSteps', 0):,} decisions in {duration(wall_seconds)}."]
+    evaluation = card.get("evaluation")
+    for mode, result in evaluation.items() if isinstance(evaluation, dict) else ():
+        if isinstance(result, dict):
+            lines.append(f"  {mode + ' policy':<15} {_score(result)}")
+    lines += [
+        f"  {'final model':<15} {shown(final / names.MODEL_FILE)}",
+        f"  {'report':<15} {shown(report_path) if report_path else excuse}",
+        "Next:",
+        f"  gala evaluate {path} --video {name}.gif",
+        "      watch the final policy play",
+        f"  gala run {source} --name {name}-more --learners 8",
+        "      a larger ring beside this run",
+        f"  gala report {path} runs/{name}-more",
+        "      both on one page",
+        f"  tensorboard --logdir {path}",
+        "      every curve of every learner",
+    ]
+    return lines
+
+
+def shown(path: Path) -> str:
+    """A path as the user would write it: relative where it lies below the working directory."""
+    try:
+        return os.fspath(path.relative_to(Path.cwd()))
+    except ValueError:
+        return os.fspath(path)
+
+
+def _card(directory: RunDirectory) -> dict[str, Any]:
+    try:
+        card = json.loads((directory.path / names.FINAL_DIRECTORY / names.CARD_FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return card if isinstance(card, dict) else {}
+
+
+def _score(result: dict[str, Any]) -> str:
+    text = f"mean return {result.get('meanReturn', float('nan')):.1f}"
+    if result.get("stdReturn") is not None:
+        text += f" ± {result['stdReturn']:.1f}"
+    if result.get("episodes") is not None:
+        text += f" over {result['episodes']} episodes"
+    if result.get("humanNormalised") is not None:
+        text += f" ({result['humanNormalised']:.0%} of human)"
+    return text

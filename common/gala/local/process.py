@@ -1,0 +1,111 @@
+"""One worker as a subprocess: started in a session of its own, logged to a file, stopped by signals."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+GUARD: Final = Path(__file__).with_name("guard.py")
+LOG_TAIL: Final = 16_384
+"""Bytes of a log that are searched for its last line."""
+
+
+class WorkerProcess:
+    """A running (or exited) subprocess; not restarted, a new one takes its place.
+
+    Must be created by the launcher's main thread: the kernel ties PR_SET_PDEATHSIG to the thread that forked.
+    """
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._log = log
+        with log.open("ab") as output:
+            self._log_start = output.tell()
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(GUARD), str(os.getpid()), *command],
+                env={**os.environ, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        """The worker's process id, which is also the id of its process group."""
+        return self._process.pid
+
+    def exit_code(self) -> int | None:
+        """None while it runs; as `subprocess` has it, negative when a signal ended it."""
+        return self._process.poll()
+
+    def terminate(self) -> None:
+        """Ask it to write its checkpoint, say farewell and exit."""
+        if self._process.poll() is None:
+            self._process.terminate()
+
+    def kill(self) -> None:
+        """End it and everything it started, at once. A stopped (SIGSTOP) process dies of this too."""
+        if self._process.poll() is None:
+            _kill_group(self._process.pid)
+
+    def wait(self) -> int:
+        """Wait for its end."""
+        return self._process.wait()
+
+    def last_line(self) -> str:
+        """The last line it has written to its log since its start; empty if none."""
+        with self._log.open("rb") as log:
+            end = log.seek(0, os.SEEK_END)
+            log.seek(max(self._log_start, end - LOG_TAIL))
+            lines = log.read().decode(errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def kill_leftovers(pids: Sequence[int], marker: Mapping[str, str]) -> list[int]:
+    """Kill those of `pids` that are still workers of this run, left by a launcher that was killed.
+
+    A pid may have been given to another program since, so a process counts only if its environment holds `marker`.
+    Returns the pids that were killed, after they are gone.
+    """
+    killed = []
+    for pid in pids:
+        try:
+            handle = os.pidfd_open(pid)
+        except OSError:
+            continue
+        try:
+            if _has_environment(pid, marker):
+                _kill_group(pid)
+                # A pidfd becomes readable when the process has ended; poll knows no limit of 1024 descriptors.
+                _wait_readable(handle)
+                killed.append(pid)
+        finally:
+            os.close(handle)
+    return killed
+
+
+def _has_environment(pid: int, marker: Mapping[str, str]) -> bool:
+    try:
+        entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return all(f"{key}={value}".encode() in entries for key, value in marker.items())
+
+
+def _wait_readable(descriptor: int) -> None:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    poll.poll(10_000)
+
+
+def _kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)

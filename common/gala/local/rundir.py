@@ -1,0 +1,204 @@
+"""The run directory: what a run leaves on disk, who may write it, and what a second `gala run` of that name may do.
+
+    runs/<name>/  galarun.yaml  plan.json  run.json  launcher.lock  learner-<rank>/...  final/...  report.html
+
+launcher.lock is held (flock) while a launcher lives; the kernel lets go of it whatever way the launcher dies.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Final, Literal
+
+import yaml
+
+from gala import names, spec
+from gala.errors import RunError, UsageError
+from gala.plan import RunPlan
+
+State = Literal["running", "suspended", "stopped", "finished", "failed"]
+
+IMMUTABLE: Final = ("spec.algorithm", "spec.environment", "spec.policy", "spec.topology.type", "spec.seed")
+"""Fields that make it another run: a checkpoint of the one means nothing to the other."""
+LIVE: Final = ("spec.learners", "spec.totalSteps", "spec.runPolicy")
+"""Fields that may change under a running launcher."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RunRecord:
+    """run.json: the launcher's memory."""
+
+    uid: str
+    """The same over stops and resumes; another one after --force."""
+    state: State
+    start_time: float
+    """Unix seconds of the first start."""
+    wall_seconds: float = 0.0
+    """Seconds that the run has been running, without the time between a stop and a resume, as of `updated_time`."""
+    updated_time: float = 0.0
+    """Unix seconds of this record."""
+    launcher_pid: int = 0
+    worker_pids: list[int] = field(default_factory=list)
+    """For the next launcher to clear away, should this one be killed."""
+
+    def to_json(self) -> str:
+        """The content of run.json."""
+        document = {
+            "uid": self.uid,
+            "state": self.state,
+            "startTime": self.start_time,
+            "wallSeconds": round(self.wall_seconds, 3),
+            "updatedTime": self.updated_time,
+            "launcherPid": self.launcher_pid,
+            "workerPids": self.worker_pids,
+        }
+        return json.dumps(document, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> RunRecord:
+        """Read run.json. Raises: ValueError, KeyError or TypeError for anything else."""
+        document = json.loads(text)
+        return cls(
+            uid=str(document["uid"]),
+            state=document["state"],
+            start_time=float(document["startTime"]),
+            wall_seconds=float(document["wallSeconds"]),
+            updated_time=float(document["updatedTime"]),
+            launcher_pid=int(document.get("launcherPid", 0)),
+            worker_pids=[int(pid) for pid in document.get("workerPids", [])],
+        )
+
+
+class RunDirectory:
+    """Paths, files and the lock of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self._lock: IO[bytes] | None = None
+
+    @property
+    def spec_file(self) -> Path:
+        """The run's document; the live launcher follows its changes."""
+        return self.path / names.SPEC_FILE
+
+    @property
+    def plan_file(self) -> Path:
+        """What the workers watch."""
+        return self.path / names.PLAN_FILE
+
+    def learner(self, rank: int) -> Path:
+        """A learner's folder."""
+        return self.path / names.learner_directory(rank)
+
+    def acquire(self) -> bool:
+        """Take the lock, making the folder if need be. False while another launcher lives here."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / names.LOCK_FILE).open("ab")
+        except OSError as error:
+            raise UsageError(
+                f"cannot write to {self.path}: {error.strerror}; choose another folder with --output"
+            ) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            return False
+        self._lock = lock
+        return True
+
+    def release(self) -> None:
+        """Let go of the lock."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def clear(self) -> None:
+        """Remove everything but the lock, which must be held."""
+        assert self._lock is not None, "only the launcher that holds the lock may clear a run"
+        for entry in self.path.iterdir():
+            if entry.name == names.LOCK_FILE:
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+    def is_empty(self) -> bool:
+        """Whether nothing but the lock is here."""
+        return all(entry.name == names.LOCK_FILE for entry in self.path.iterdir())
+
+    def record(self) -> RunRecord | None:
+        """run.json; None where there is none.
+
+        Raises: RunError when it cannot be read.
+        """
+        path = self.path / names.RUN_FILE
+        try:
+            return RunRecord.from_json(path.read_text())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{path} cannot be read ({error}); start over with --force") from error
+
+    def write_record(self, record: RunRecord) -> None:
+        """Replace run.json."""
+        write_atomically(self.path / names.RUN_FILE, record.to_json())
+
+    def run(self) -> spec.GalaRun:
+        """galarun.yaml. Raises: SpecError."""
+        return spec.load(self.spec_file)
+
+    def write_run(self, run: spec.GalaRun) -> None:
+        """Replace galarun.yaml."""
+        write_atomically(self.spec_file, yaml.safe_dump(run.document(), sort_keys=False))
+
+    def plan_epoch(self) -> int:
+        """The epoch of the last plan; -1 where there is none or it is of another version of GALA."""
+        try:
+            return int(json.loads(self.plan_file.read_text())["epoch"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return -1
+
+    def write_plan(self, plan: RunPlan) -> None:
+        """Replace plan.json; the workers notice."""
+        write_atomically(self.plan_file, plan.to_json())
+
+
+def changed_fields(old: spec.GalaRun, new: spec.GalaRun) -> dict[str, tuple[Any, Any]]:
+    """Dotted paths of the fields that differ, with the old and the new value; a list counts as one field."""
+    before, after = dict(_leaves(old.document())), dict(_leaves(new.document()))
+    paths = dict.fromkeys([*before, *after])
+    return {path: (before.get(path), after.get(path)) for path in paths if before.get(path) != after.get(path)}
+
+
+def is_below(path: str, fields: tuple[str, ...]) -> bool:
+    """Whether a dotted path is one of `fields` or inside one."""
+    return any(path == name or path.startswith(f"{name}.") for name in fields)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file so that a reader, or a crash, sees either the old content or the new."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _leaves(document: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    leaves: list[tuple[str, Any]] = []
+    for key, value in document.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            leaves += _leaves(value, f"{path}.")
+        else:
+            leaves.append((path, value))
+    return leaves

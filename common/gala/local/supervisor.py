@@ -1,0 +1,229 @@
+"""Keeps the processes of a run in line with its plan: starts, restarts, lets go, stops.
+
+No rank is special: a learner that crashes or is given up costs its own share of the work and nothing else. The
+supervisor knows neither terminal nor signals nor files; the launcher calls `step` a few times a second and reads
+`outcome`.
+
+A learner's phases:
+
+    running --exit 0--> finished                      totalSteps is reached
+       |  '--exit 2--> the run fails with its message
+       '--any other exit--> backing off --> running again, or given up when the limit is used up
+    running --rank no longer in the plan--> leaving --exit--> forgotten
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, Literal, Protocol
+
+from gala.local.restarts import Backoff
+from gala.plan import LearnerPlan, RunPlan
+
+EXIT_FINISHED: Final = 0
+EXIT_USER_MISTAKE: Final = 2
+
+Outcome = Literal["finished", "failed", "stopped"]
+Phase = Literal["running", "backing off", "given up", "finished", "leaving", "stopped"]
+
+
+class Process(Protocol):
+    """What the supervisor asks of a worker's process; see `gala.local.process.WorkerProcess`."""
+
+    @property
+    def pid(self) -> int: ...
+    def exit_code(self) -> int | None: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
+    def last_line(self) -> str: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Patience:
+    """How long the supervisor waits for what, in seconds."""
+
+    backoff_base: float = 1.0
+    backoff_max: float = 60.0
+    healthy: float = 600.0
+    """A worker that has run for this long starts with a clean record when it crashes."""
+    stop: float = 60.0
+    """From SIGTERM to SIGKILL: a checkpoint of a large model has to fit in."""
+    leave: float = 30.0
+    """For a worker to notice that its rank has left the plan; then SIGTERM."""
+    stragglers: float = 120.0
+    """For the others to notice that the total steps are reached, once one has; then SIGTERM."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Learner:
+    """One rank's process and history."""
+
+    plan: LearnerPlan
+    backoff: Backoff
+    phase: Phase = "running"
+    process: Process | None = None
+    started: float = 0.0
+    retry_at: float = 0.0
+    """When `backing off` ends."""
+    asked_to_stop: float | None = None
+    """When SIGTERM was sent to the present process."""
+    leaving_since: float = 0.0
+    returns: bool = False
+    """A leaving rank that is in the plan again: a new process follows the old one."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Supervisor:
+    """The learners of one run. Times are of `time.monotonic`, handed in, so that tests own the clock."""
+
+    spawn: Callable[[LearnerPlan], Process]
+    """Starts a worker."""
+    report: Callable[[str], None]
+    """Takes one line for the user about each thing that happens."""
+    patience: Patience = field(default_factory=Patience)
+    learners: dict[int, Learner] = field(default_factory=dict)
+    mistake: str | None = None
+    """The message of a worker that says the user has to change something."""
+    _backoff_limit: int = 0
+    _stopping: bool = False
+    _first_finish: float | None = None
+
+    def follow(self, plan: RunPlan, now: float) -> None:
+        """Make `plan` the goal: start the ranks that are new, let those go that are no longer in it."""
+        self._backoff_limit = plan.spec.run_policy.backoff_limit
+        self._stopping = False
+        for entry in plan.learners:
+            learner = self.learners.get(entry.rank)
+            if learner is None or learner.phase == "stopped":
+                learner = Learner(plan=entry, backoff=self._new_backoff())
+                self.learners[entry.rank] = learner
+                self._start(learner, now)
+            else:
+                learner.plan = entry
+                learner.backoff.limit = self._backoff_limit
+                learner.returns = learner.phase == "leaving"
+        for rank in [rank for rank in self.learners if rank not in plan.ranks]:
+            learner = self.learners[rank]
+            learner.returns = False
+            if learner.process is None:
+                del self.learners[rank]
+            elif learner.phase != "leaving":
+                learner.phase = "leaving"
+                learner.leaving_since = now
+
+    def step(self, now: float) -> None:
+        """Take in exits, start what is due, press those that are late."""
+        for learner in list(self.learners.values()):
+            if learner.process is not None:
+                code = learner.process.exit_code()
+                if code is not None:
+                    self._ended(learner, code, now)
+                else:
+                    self._press(learner, now)
+            elif learner.phase == "backing off" and now >= learner.retry_at:
+                self._start(learner, now)
+
+    def stop(self, now: float) -> None:
+        """Ask every worker to write its checkpoint and go; nothing is started any more."""
+        self._stopping = True
+        for learner in self.learners.values():
+            if learner.process is not None:
+                self._ask_to_stop(learner, now)
+            elif learner.phase == "backing off":
+                learner.phase = "stopped"
+
+    def kill(self) -> None:
+        """End every worker at once."""
+        self._stopping = True
+        for learner in self.learners.values():
+            if learner.process is not None:
+                learner.process.kill()
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the workers that run."""
+        return [learner.process.pid for learner in self.learners.values() if learner.process is not None]
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How it ended; None while anything runs or waits for its restart."""
+        if any(learner.process is not None or learner.phase == "backing off" for learner in self.learners.values()):
+            return None
+        if self.mistake is not None:
+            return "failed"
+        if self._stopping:
+            return "stopped"
+        return "finished" if self._first_finish is not None else "failed"
+
+    def _new_backoff(self) -> Backoff:
+        return Backoff(
+            limit=self._backoff_limit,
+            base_seconds=self.patience.backoff_base,
+            max_seconds=self.patience.backoff_max,
+            healthy_seconds=self.patience.healthy,
+        )
+
+    def _start(self, learner: Learner, now: float) -> None:
+        learner.process = self.spawn(learner.plan)
+        learner.phase = "running"
+        learner.started = now
+        learner.asked_to_stop = None
+        learner.returns = False
+
+    def _ended(self, learner: Learner, code: int, now: float) -> None:
+        process, learner.process = learner.process, None
+        rank = learner.plan.rank
+        if code == EXIT_USER_MISTAKE and self.mistake is None and process is not None:
+            self.mistake = process.last_line() or f"learner {rank} says that it cannot run, without saying why"
+            learner.phase = "given up"
+            self.stop(now)
+        elif learner.phase == "leaving":
+            if learner.returns and not self._stopping:
+                self._start(learner, now)
+            else:
+                del self.learners[rank]
+                self.report(f"learner {rank} has left the ring")
+        elif self._stopping:
+            learner.phase = "stopped"
+        elif code == EXIT_FINISHED:
+            learner.phase = "finished"
+            if self._first_finish is None:
+                self._first_finish = now
+        elif self._first_finish is not None:
+            # The total steps are reached: nothing is left for it to do.
+            learner.phase = "finished" if learner.asked_to_stop is not None else "given up"
+        else:
+            self._crashed(learner, code, now)
+
+    def _crashed(self, learner: Learner, code: int, now: float) -> None:
+        rank, backoff = learner.plan.rank, learner.backoff
+        how = f"was killed by signal {-code}" if code < 0 else f"crashed with exit code {code}"
+        delay = backoff.crashed(now - learner.started)
+        if delay is None:
+            learner.phase = "given up"
+            survivors = sum(other.phase in ("running", "backing off") for other in self.learners.values())
+            rest = f"{survivors} go on" if survivors else "none is left"
+            self.report(f"learner {rank} {how} and is given up after {backoff.limit} restarts; {rest}")
+        else:
+            learner.phase = "backing off"
+            learner.retry_at = now + delay
+            self.report(f"learner {rank} {how}; restart {backoff.restarts} of {backoff.limit} in {delay:.3g} s")
+
+    def _press(self, learner: Learner, now: float) -> None:
+        if learner.asked_to_stop is not None:
+            if now - learner.asked_to_stop >= self.patience.stop and learner.process is not None:
+                self.report(f"learner {learner.plan.rank} did not stop within {self.patience.stop:.3g} s and is killed")
+                learner.process.kill()
+                learner.asked_to_stop = now
+        elif learner.phase == "leaving":
+            if now - learner.leaving_since >= self.patience.leave:
+                self._ask_to_stop(learner, now)
+        elif self._first_finish is not None and now - self._first_finish >= self.patience.stragglers:
+            self.report(f"learner {learner.plan.rank} goes on though the total steps are reached, and is stopped")
+            self._ask_to_stop(learner, now)
+
+    def _ask_to_stop(self, learner: Learner, now: float) -> None:
+        if learner.process is not None and learner.asked_to_stop is None:
+            learner.process.terminate()
+            learner.asked_to_stop = now

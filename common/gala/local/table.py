@@ -1,0 +1,152 @@
+"""What the user sees while a run goes on: a live table on a terminal, plain lines elsewhere. Pure rendering."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+STATE_STYLES = {
+    "training": "green",
+    "finished": "bold green",
+    "waiting": "yellow",
+    "starting": "yellow",
+    "leaving": "yellow",
+    "stopping": "yellow",
+    "backing off": "red",
+    "silent": "red",
+    "given up": "bold red",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LearnerRow:
+    """One learner's line. None = not known (yet)."""
+
+    rank: int
+    state: str
+    """The worker's own word (starting, training, waiting, stopping, finished), or the supervisor's, or `silent`."""
+    steps: int | None = None
+    """Decisions of this learner."""
+    steps_per_second: float | None = None
+    mean_return: float | None = None
+    """Of its last 100 episodes, raw score."""
+    staleness: int | None = None
+    """Local updates since the messages it mixed last were made."""
+    disagreement: float | None = None
+    """||x - m|| / ||x|| at the last mixing."""
+    restarts: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """The run at one moment."""
+
+    name: str
+    environment: str
+    topology: str
+    learners: Sequence[LearnerRow]
+    global_steps: int
+    """Agent decisions of all learners together."""
+    total_steps: int
+    wall_seconds: float
+    note: str = ""
+    """What the launcher is doing, when it is not simply training."""
+
+    @property
+    def steps_per_second(self) -> float:
+        """Decisions per second of all learners together."""
+        return math.fsum(row.steps_per_second or 0.0 for row in self.learners)
+
+    @property
+    def mean_return(self) -> float | None:
+        """The mean of the learners' means; None before the first episode has ended."""
+        known = [row.mean_return for row in self.learners if row.mean_return is not None]
+        return math.fsum(known) / len(known) if known else None
+
+    @property
+    def eta_seconds(self) -> float | None:
+        """Seconds to the end at the present speed; None while nothing moves."""
+        rate = self.steps_per_second
+        return max(0, self.total_steps - self.global_steps) / rate if rate > 0 else None
+
+    @property
+    def num_active(self) -> int:
+        """Learners at work."""
+        return sum(row.state in ("training", "waiting") for row in self.learners)
+
+
+def live_view(snapshot: Snapshot) -> RenderableType:
+    """The table of the learners over the progress of the run."""
+    table = Table(
+        title=f"{snapshot.name}: {snapshot.environment}, {snapshot.topology}", title_justify="left", expand=False
+    )
+    table.add_column("learner", justify="right")
+    table.add_column("state")
+    for heading in ("decisions", "decisions/s", "return", "staleness", "disagreement", "restarts"):
+        table.add_column(heading, justify="right")
+    for row in snapshot.learners:
+        table.add_row(
+            str(row.rank),
+            Text(row.state, style=STATE_STYLES.get(row.state, "")),
+            _count(row.steps),
+            _count(row.steps_per_second),
+            _decimal(row.mean_return),
+            _count(row.staleness),
+            _fraction(row.disagreement),
+            Text(str(row.restarts), style="red" if row.restarts else "dim"),
+        )
+    share = min(1.0, snapshot.global_steps / max(1, snapshot.total_steps))
+    progress = Table.grid(padding=(0, 1))
+    progress.add_row(
+        ProgressBar(total=1.0, completed=share, width=28),
+        Text(f"{share:6.1%}", style="bold"),
+        Text(f"{_count(snapshot.global_steps)} of {_count(snapshot.total_steps)} decisions"),
+        Text(f"{_count(snapshot.steps_per_second)}/s", style="cyan"),
+        Text(f"return {_decimal(snapshot.mean_return)}", style="magenta"),
+        Text(f"ETA {duration(snapshot.eta_seconds)}"),
+    )
+    hint = snapshot.note or f"{duration(snapshot.wall_seconds)} so far; Ctrl-C stops, the same command resumes"
+    return Group(table, progress, Text(hint, style="yellow" if snapshot.note else "dim"))
+
+
+def plain_line(snapshot: Snapshot) -> str:
+    """The same in one line, for logs and pipes."""
+    share = min(1.0, snapshot.global_steps / max(1, snapshot.total_steps))
+    return (
+        f"{_count(snapshot.global_steps)} of {_count(snapshot.total_steps)} decisions ({share:.1%}), "
+        f"{_count(snapshot.steps_per_second)}/s, return {_decimal(snapshot.mean_return)}, "
+        f"{snapshot.num_active} of {len(snapshot.learners)} learners, ETA {duration(snapshot.eta_seconds)}"
+    )
+
+
+def duration(seconds: float | None) -> str:
+    """`45 s`, `12 min`, `3 h 05 min`, `2 d 04 h`; `-` for None."""
+    if seconds is None:
+        return "-"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes:02d} min"
+    return f"{hours // 24} d {hours % 24:02d} h"
+
+
+def _count(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"
+
+
+def _decimal(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.1f}"
+
+
+def _fraction(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"
