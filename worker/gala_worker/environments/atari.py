@@ -154,14 +154,17 @@ class AtariSimulators:
         """A life is lost, the game is not: an end for the learner, and FIRE at the next step.
 
         FIRE is what the baselines' wrappers press after every lost life, hidden from the agent. Here it shows as a
-        step that is not the policy's and hence not valid; the learner's new episode starts after it.
+        step that is not the policy's and hence not valid; the learner's new episode starts after it. In an evaluation
+        nobody learns from it, and it is a step of the game like any other.
         """
         if self._life_loss_ends:
             transition.terminated = transition.terminated | lost
         if self._fire is None:
             transition.starts = transition.starts | lost
-        else:
-            self._forced = self._pressing = self._starting = lost
+            return
+        self._pressing = self._starting = lost
+        if self._life_loss_ends:
+            self._forced = lost
 
     def _end(self, ended: Flags, transition: Transition) -> None:
         """A game is over, or its time is up: the next step only resets."""
@@ -183,38 +186,38 @@ class AtariSimulators:
 
 def _rom(environment_id: str) -> str:
     """The ROM's name, `space_invaders` for `ALE/SpaceInvaders-v5`."""
-    if (game := _legacy_game(environment_id)) is not None:
-        raise SimulatorError(
-            f"spec.environment.id: {environment_id} is not supported, since its rules hide in its name; "
-            f"use `id: ALE/{game}-v5` with `preset: paper` (no sticky actions, up to 30 no-ops, an episode ends with a "
-            f"life; as the NoFrameskip-v4 ids are used in the literature) or `preset: modern` (sticky actions)"
-        )
     games = _games()
-    match = _V5.fullmatch(environment_id)
+    match = _SUPPORTED.fullmatch(environment_id)
     if match is not None and match["game"] in games:
         return games[match["game"]]
-    wanted = re.sub(r"(-v\d+)?$", "", environment_id.split("/", 1)[-1])
+    if (game := _legacy_game(environment_id)) is not None:
+        raise SimulatorError(
+            f"spec.environment.id: {environment_id} is not supported: such ids fix frame skip and sticky actions, "
+            f"which the preset decides here; use `id: ALE/{game}-v5` with `preset: paper` (as NoFrameskip-v4 ids are used "
+            f"in the literature: no sticky actions, up to 30 no-ops, an episode ends with a life) or `preset: modern` "
+            f"(sticky actions, whole games, all 18 actions)"
+        )
+    wanted = re.sub(r"(-v\d+)?$", "", environment_id.rpartition("/")[2]).replace("_", "").lower()
     by_lower = {game.lower(): game for game in games}
-    close = difflib.get_close_matches(wanted.lower().replace("_", ""), by_lower, n=3, cutoff=0.6)
-    remedy = " or ".join(f"ALE/{by_lower[name]}-v5" for name in close)
+    close = [wanted] if wanted in by_lower else difflib.get_close_matches(wanted, by_lower, n=3)
     raise SimulatorError(
         f"spec.environment.id: there is no Atari game {environment_id}; "
-        + (f"did you mean {remedy}?" if remedy else f"use ALE/<Game>-v5, with one of {', '.join(sorted(games))}")
+        + (f"did you mean {' or '.join(f'ALE/{by_lower[name]}-v5' for name in close)}?" if close else "")
+        + ("" if close else f"use ALE/<Game>-v5, where <Game> is one of {', '.join(sorted(games))}")
     )
 
 
-_V5: Final = re.compile(r"(?:ale_py:)?ALE/(?P<game>\w+)-v5")
+_SUPPORTED: Final = re.compile(r"(?:ale_py:)?ALE/(?P<game>\w+)-v5")
+# Versions 0, 4 and 5 only: Gymnasium has a Blackjack-v1 of its own, which is no Atari game.
 _LEGACY: Final = re.compile(
-    r"(?:ale_py:)?(?:ALE/)?(?P<game>[A-Za-z]+?)(?:-ram)?(?:Deterministic|NoFrameskip)?-v(?P<version>\d+)"
+    r"(?:ale_py:)?(?:ALE/)?(?P<game>[A-Za-z0-9]+?)(?:-ram|-ramNoFrameskip|-ramDeterministic|NoFrameskip|Deterministic)?-v[045]"
 )
 
 
 def _legacy_game(environment_id: str) -> str | None:
     """The game of an id such as PongNoFrameskip-v4, Pong-v0 or ALE/Pong-ram-v5; None for any other id."""
     match = _LEGACY.fullmatch(environment_id)
-    if match is None or _V5.fullmatch(environment_id) is not None:
-        return None
-    return match["game"] if match["game"] in _games() else None
+    return match["game"] if match is not None and match["game"] in _games() else None
 
 
 def _namespace(environment_id: str) -> str:

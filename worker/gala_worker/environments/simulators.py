@@ -37,7 +37,8 @@ class Transition:
     truncated: Flags
     """bool `[B]`: a time limit; the return goes on as the value of this step's observation."""
     valid: Flags
-    """bool `[B]`: False where the policy's action was not the one carried out: learn nothing from that entry."""
+    """bool `[B]`: False where the policy's action was not the one carried out: learn nothing from that entry. In
+    simulators made for evaluation, False only for a dummy step: then the rewards of valid steps add up to the score."""
     starts: Flags
     """bool `[B]`: this step's observation is the first of an episode for the learner: recurrent state starts anew."""
 
@@ -49,7 +50,7 @@ class Episode:
     return_: float
     """Sum of the raw rewards, undiscounted."""
     steps: int
-    """Agent decisions, dummy steps not counted. Atari frames are four times as many."""
+    """Steps of the environment, dummy steps not counted. Atari frames are four times as many."""
 
 
 class Simulators(Protocol):
