@@ -1,0 +1,74 @@
+"""The models' JSON schema in the plain form that the CRD, the field reference and the error messages share.
+
+Plain means: no `$ref`, no `anyOf` with null (a `nullable` in its place where null says something that leaving the field
+out does not), no titles, defaults on every field that has one, and booleans for exclusive bounds, as OpenAPI v3.0 has it.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import Any
+
+from pydantic import BaseModel
+
+Schema = dict[str, Any]
+
+
+@functools.cache
+def _cached(model: type[BaseModel]) -> str:
+    raw = model.model_json_schema(by_alias=True, mode="validation")
+    return json.dumps(_plain(raw, raw.get("$defs", {})))
+
+
+def plain(model: type[BaseModel]) -> Schema:
+    """The schema of a section, everything under it included. The caller may change it."""
+    schema: Schema = json.loads(_cached(model))
+    return schema
+
+
+def at(schema: Schema, path: tuple[str | int, ...]) -> Schema | None:
+    """The part of a plain schema that describes the value at a path; None where the schema says nothing of it."""
+    for part in path:
+        if isinstance(part, int):
+            following = schema.get("items")
+        else:
+            following = schema.get("properties", {}).get(part, schema.get("additionalProperties"))
+        if not isinstance(following, dict):
+            return None
+        schema = following
+    return schema
+
+
+def _plain(node: Schema, definitions: Schema) -> Schema:
+    if "$ref" in node:
+        target = definitions[node["$ref"].rpartition("/")[2]]
+        node = {**target, **{key: value for key, value in node.items() if key != "$ref"}}
+    node = {key: value for key, value in node.items() if key not in ("title", "$defs")}
+    options = node.get("anyOf", [])
+    if {"type": "null"} in options:
+        (inner,) = [option for option in options if option != {"type": "null"}]
+        rest = {key: value for key, value in node.items() if key != "anyOf"}
+        # The field's own words come last: they say more than its type's.
+        node = {**_plain(inner, definitions), **rest}
+        if node.get("default", ...) is None:
+            del node["default"]
+        else:
+            node["nullable"] = True
+        return node
+    for key, bound in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
+        if key in node:
+            node |= {bound: node[key], key: True}
+    if "const" in node:
+        node = {"enum": [node.pop("const")], **node}
+    if "properties" in node:
+        node["properties"] = {name: _plain(field, definitions) for name, field in node["properties"].items()}
+        node.pop("additionalProperties", None)  # an API server prunes or refuses unknown fields by itself
+    elif isinstance(node.get("additionalProperties"), dict) and node["additionalProperties"]:
+        node["additionalProperties"] = _plain(node["additionalProperties"], definitions)
+    elif node.get("type") == "object":
+        node.pop("additionalProperties", None)
+        node["x-kubernetes-preserve-unknown-fields"] = True
+    if "items" in node:
+        node["items"] = _plain(node["items"], definitions)
+    return node
