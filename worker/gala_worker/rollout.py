@@ -1,35 +1,32 @@
-"""Acting: one rollout of T steps in B simulators, with acting's forward passes kept for learning.
+"""Acting: one rollout of T steps in B simulators.
 
-Place in the flow: `worker.py` collects a rollout, `algorithms.a2c` learns from it, `gossip` mixes the result.
-Parameters do not change within a rollout, so what the policy computed to act is what learning needs: its autograd
-graph is kept and no observation is forwarded twice.
+Place in the flow: `worker` collects a rollout, `algorithms.a2c` learns from it, `gossip` mixes the result.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from gala_worker.environments import Episode, Simulators
 from gala_worker.model import ActorCritic
+from gala_worker.model.tape import Tape
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """What T steps in B simulators gave. Tensors live on the learner's device.
+    """What T steps in B simulators gave, on the learner's device. `tape` holds the forward passes until the next one.
 
-    Shapes:
-        parameters: `[T, B, A]`, of the action distributions, with their autograd graph.
-        actions: `[T, B, ...]`.
-        values: `[T + 1, B]`; the first T carry their graph, the last is the bootstrap and carries none.
-        rewards: `[T, B]`, clipped to [-1, 1] where the run asks for it.
-        terminated, truncated, valid: bool `[T, B]`; an invalid entry is an autoreset's dummy step.
+    Shapes: actions [T, B, ...]; values [T + 1, B], the last row is the bootstrap; rewards float32 [T, B], clipped to
+    [-1, 1] where the run asks for it; terminated, truncated, valid bool [T, B] as in `environments.Transition`.
     """
 
-    parameters: Tensor
+    tape: Tape
     actions: Tensor
     values: Tensor
     rewards: Tensor
@@ -41,7 +38,7 @@ class Rollout:
 
 
 class Collector:
-    """Steps simulators with the current policy. Not thread-safe: the learner thread owns it."""
+    """Steps simulators with the current policy. Belongs to the learner thread."""
 
     def __init__(
         self,
@@ -50,73 +47,63 @@ class Collector:
         *,
         rollout_length: int,
         clip_rewards: bool,
+        compute_type: torch.dtype,
         device: torch.device,
-        autocast: torch.dtype | None,
         seed: int,
     ) -> None:
-        """`autocast` is the type that forward passes compute in, None for float32. Seeds simulators and actions."""
+        """Resets the simulators. Equal seeds and parameters give equal rollouts."""
+        shape = (rollout_length, simulators.num_simulators)
         self._simulators = simulators
         self._policy = policy
         self._clip_rewards = clip_rewards
         self._device = device
-        self._autocast = autocast
+        self._tape = Tape(policy, *shape, compute_type)
         self.generator = torch.Generator(device).manual_seed(seed)
-        shape = (rollout_length, simulators.num_simulators)
         self._rewards = np.empty(shape, np.float32)
-        self._terminated = np.empty(shape, np.bool_)
-        self._truncated = np.empty(shape, np.bool_)
-        self._valid = np.empty(shape, np.bool_)
-        self._observations = self._to_device(simulators.reset(seed))
+        self._flags = np.empty((3, *shape), np.bool_)
         self._starts = torch.ones(shape[1], dtype=torch.bool, device=device)
-        self._state = policy.initial_state(shape[1])
+        self._observations = self._to_device(simulators.reset(seed))
 
     def collect(self) -> Rollout:
         """T steps in every simulator, then one more forward pass for the bootstrap values."""
-        parameters, actions, values = [], [], []
-        state = None if self._state is None else self._state.detach()
+        actions, values = [], []
+        terminated, truncated, valid = self._flags
+        self._tape.begin()
         for t in range(len(self._rewards)):
-            with torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None):
-                output = self._policy(self._observations, state, self._starts)
-            state = output.state
-            with torch.no_grad():
-                action = self._policy.actions.sample(output.parameters, self.generator)
-            parameters.append(output.parameters)
+            output = self._tape.act(self._observations, self._starts)
+            action = self._policy.actions.sample(output.parameters, self.generator)
             values.append(output.value)
             actions.append(action)
             step = self._simulators.step(self._policy.actions.to_environment(action))
             self._rewards[t] = step.rewards
-            self._terminated[t] = step.terminated
-            self._truncated[t] = step.truncated
-            self._valid[t] = step.valid
+            terminated[t] = step.terminated
+            truncated[t] = step.truncated
+            valid[t] = step.valid
             self._observations = self._to_device(step.observations)
-            if state is not None:
-                self._starts = torch.from_numpy(step.starts.copy()).to(self._device)
+            if output.state is not None:
+                self._starts = self._to_device(step.starts)
             self._policy.observe(self._observations)
-        with torch.no_grad(), torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None):
-            values.append(self._policy(self._observations, state, self._starts).value)
-        self._state = state
-        rewards = np.clip(self._rewards, -1.0, 1.0) if self._clip_rewards else self._rewards
+        values.append(self._tape.bootstrap(self._observations, self._starts))
+        flags = self._to_device(self._flags)
+        rewards = self._to_device(np.clip(self._rewards, -1.0, 1.0) if self._clip_rewards else self._rewards)
         return Rollout(
-            torch.stack(parameters),
+            self._tape,
             torch.stack(actions),
             torch.stack(values),
-            self._copy(rewards),
-            self._copy(self._terminated),
-            self._copy(self._truncated),
-            self._copy(self._valid),
-            int(np.count_nonzero(self._valid)),
+            rewards,
+            *flags.unbind(),
+            num_steps=int(np.count_nonzero(valid)),
         )
 
     def pop_episodes(self) -> list[Episode]:
         """Real episodes that ended since the last call."""
         return self._simulators.pop_episodes()
 
-    def close(self) -> None:
-        """Closes the simulators."""
-        self._simulators.close()
+    def _to_device(self, array: npt.NDArray[Any]) -> Tensor:
+        """A copy: simulators and the next rollout may reuse `array`.
 
-    def _copy(self, array: np.ndarray) -> Tensor:
-        return torch.tensor(array, device=self._device)
-
-    def _to_device(self, observations: np.ndarray) -> Tensor:
-        return torch.from_numpy(observations).to(self._device, copy=True)
+        On a GPU the copy goes through pinned memory (cached by torch's allocator), so that the host does not wait for it.
+        """
+        if self._device.type == "cuda":
+            return torch.from_numpy(array).pin_memory(self._device).to(self._device, non_blocking=True)
+        return torch.tensor(array)

@@ -51,10 +51,11 @@ class A2C:
             discount=hyper.discount,
             gae_lambda=hyper.gae_lambda,
         )
+        parameters, values = rollout.tape.replay()
         loss = a2c_loss(
-            self._policy.actions.log_prob(rollout.parameters, rollout.actions),
-            self._policy.actions.entropy(rollout.parameters),
-            rollout.values[:-1],
+            self._policy.actions.log_prob(parameters, rollout.actions),
+            self._policy.actions.entropy(parameters),
+            values,
             returns,
             advantages,
             rollout.valid,

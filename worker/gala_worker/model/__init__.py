@@ -5,5 +5,6 @@
 
 from gala_worker.model.distributions import ActionDistribution
 from gala_worker.model.policy import ActorCritic, PolicyOutput, make_policy
+from gala_worker.model.recording import Recorder, make_recorder
 
-__all__ = ["ActionDistribution", "ActorCritic", "PolicyOutput", "make_policy"]
+__all__ = ["ActionDistribution", "ActorCritic", "PolicyOutput", "Recorder", "make_policy", "make_recorder"]

@@ -71,28 +71,55 @@ class ActorCritic(nn.Module):
         Shapes: observations [B, ...]; state [B, H] and starts bool [B] for recurrent policies, ignored by others. Where `starts`, the
         observation is the first of an episode and the state is forgotten.
         """
-        if not isinstance(self.trunk, Nature32):
-            observations = observations.flatten(1).to(torch.float32)
-            if self.normalisation is not None:
-                observations = self.normalisation(observations)
-        features = self.trunk(observations)
+        inputs = self.prepare(observations)
+        judged = None if self.critic_trunk is None else self.critic_trunk(inputs)
+        return self.decide(self.trunk(inputs), judged, state, starts)
+
+    def prepare(self, observations: Tensor) -> Tensor:
+        """Observations [B, ...] as the trunks take them: images as they are, vectors flat and normalised [B, D]."""
+        if isinstance(self.trunk, Nature32):
+            return observations
+        vectors = observations.flatten(1).to(torch.float32)
+        return vectors if self.normalisation is None else self.normalisation(vectors)
+
+    def decide(self, features: Tensor, judged: Tensor | None, state: Tensor | None, starts: Tensor | None) -> PolicyOutput:
+        """What follows the trunks: memory and heads.
+
+        Shapes: features [B, H] of the trunk; judged [B, H] of the critic's own trunk, None where it shares the actor's.
+        """
         if self.memory is not None:
             if state is None:
                 state = features.new_zeros(features.shape, dtype=torch.float32)
             if starts is not None:
                 state = torch.where(starts.unsqueeze(-1), 0.0, state)
             features = state = self.memory(features, state).to(torch.float32)
-        judged = features if self.critic_trunk is None else self.critic_trunk(observations)
-        parameters = self.policy_head(features).to(torch.float32)
-        if self.log_std is not None:
-            parameters = torch.cat((parameters, self.log_std.expand_as(parameters)), -1)
-        return PolicyOutput(parameters, self.value_head(judged).to(torch.float32).squeeze(-1), state)
+        judged = None if self.critic_trunk is None else self.critic_trunk(observations)
+        parameters, value = self.heads(features, judged)
+        return PolicyOutput(parameters, value, state)
+
+    def heads(self, features: Tensor, judged: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Parameters [B, A'] and values [B] from the trunk's features [B, H], and the critic's where it has its own.
+
+        Always in float32: bfloat16 would round a value of 100 to the next half, and these layers are too small to matter.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.to(torch.float32)
+            parameters = self.policy_head(features)
+            if self.log_std is not None:
+                parameters = torch.cat((parameters, self.log_std.expand_as(parameters)), -1)
+            value = self.value_head(features if judged is None else judged.to(torch.float32))
+        return parameters, value.squeeze(-1)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return self.value_head.weight.device
 
     def initial_state(self, batch_size: int) -> Tensor | None:
         """Zeros [B, H] for a recurrent policy, None for others."""
         if self.memory is None:
             return None
-        return torch.zeros(batch_size, self.memory.hidden_size, device=self.value_head.weight.device)
+        return torch.zeros(batch_size, self.memory.hidden_size, device=self.device)
 
     def observe(self, observations: Tensor, valid: Tensor | None = None) -> None:
         """Lets the observation statistics take in [N, ...], or those rows that are `valid` bool [N]. For training only.

@@ -1,0 +1,116 @@
+"""Everything about a learner that outlives a process, or that a joining neighbour needs.
+
+Place in the flow: `worker.py` starts from one of these (its own checkpoint, a neighbour's state or the seed) and
+captures one at every checkpoint and for every joiner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from gala.errors import CheckpointError
+from gala_worker.checkpoint import VECTOR, Checkpoint
+from gala_worker.flat import FlatState
+
+SQUARE_AVERAGE = "optimizer.square_average"
+ACTION_GENERATOR = "generator.actions"
+
+
+@dataclass(slots=True)
+class Counters:
+    """What a learner counts. Belongs to the learner thread."""
+
+    updates: int = 0
+    """Updates of the parameters; the version of what it offers to its neighbours."""
+    steps: int = 0
+    """Agent decisions of this rank, over all its lives."""
+    episodes: int = 0
+    wall_seconds: float = 0.0
+    """Time in training since the run's first start, without the time it was stopped."""
+    epoch: int = 0
+    progress: dict[int, int] = field(default_factory=dict)
+    """Steps of every rank, as far as this learner knows."""
+
+    @property
+    def global_steps(self) -> int:
+        """Agent decisions of all learners together, as far as this learner knows."""
+        return sum(self.progress.values())
+
+
+def capture(
+    flat: FlatState, square_average: Tensor, counters: Counters, generator: torch.Generator | None = None
+) -> Checkpoint:
+    """A copy of the learner's state; with `generator` it is a checkpoint, without it is what a joiner gets."""
+    tensors = {
+        VECTOR: flat.vector.detach().to("cpu", copy=True),
+        SQUARE_AVERAGE: square_average.detach().to("cpu", copy=True),
+    }
+    if generator is not None:
+        tensors[ACTION_GENERATOR] = generator.get_state()
+    return Checkpoint(
+        tensors=tensors,
+        counters={
+            "updates": counters.updates,
+            "steps": counters.steps,
+            "episodes": counters.episodes,
+            "wallSeconds": counters.wall_seconds,
+            "epoch": counters.epoch,
+            "progress": {str(rank): steps for rank, steps in counters.progress.items()},
+        },
+        schema_hash=flat.schema.hash,
+        global_steps=counters.global_steps,
+    )
+
+
+def restore(
+    checkpoint: Checkpoint, rank: int, flat: FlatState, square_average: Tensor, *, own: bool
+) -> Counters:
+    """Puts a captured state into place and returns its counters.
+
+    From a neighbour (`own=False`) come the parameters, the optimiser's state and the run's progress; the counters of
+    this rank follow from that progress.
+
+    Raises:
+        CheckpointError: it lacks something, or has other shapes. Nothing was changed.
+    """
+    vector = _tensor(checkpoint, VECTOR, flat.vector)
+    average = _tensor(checkpoint, SQUARE_AVERAGE, square_average)
+    counters = _counters(checkpoint.counters)
+    counters.steps = max(counters.steps if own else 0, counters.progress.get(rank, 0))
+    if not own:
+        counters.episodes = 0
+    flat.vector.copy_(vector)
+    square_average.copy_(average)
+    return counters
+
+
+def _tensor(checkpoint: Checkpoint, name: str, like: Tensor) -> Tensor:
+    tensor = checkpoint.tensors.get(name)
+    if tensor is None or tensor.shape != like.shape or tensor.dtype != like.dtype:
+        found = "nothing" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
+        raise CheckpointError(f"{name} should be {like.dtype} {list(like.shape)}, found {found}")
+    return tensor
+
+
+def _counters(document: Mapping[str, object]) -> Counters:
+    try:
+        progress = document["progress"]
+        if not isinstance(progress, Mapping):
+            raise TypeError("progress is not a map")
+        counters = Counters(
+            updates=int(document["updates"]),  # type: ignore[call-overload]
+            steps=int(document["steps"]),  # type: ignore[call-overload]
+            episodes=int(document["episodes"]),  # type: ignore[call-overload]
+            wall_seconds=float(document["wallSeconds"]),  # type: ignore[arg-type]
+            epoch=int(document["epoch"]),  # type: ignore[call-overload]
+            progress={int(rank): int(steps) for rank, steps in progress.items()},
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"its counters cannot be read: {error}") from error
+    if min(counters.updates, counters.steps, *counters.progress.values(), 0) < 0:
+        raise CheckpointError("its counters are negative")
+    return counters
