@@ -194,6 +194,7 @@ def test_a_disk_that_hangs_costs_records_and_never_time(make_writer, monkeypatch
     writer.close(timeout_seconds=0.01)
     release.set()
     writer._thread.join(30)
+    assert not writer._thread.is_alive()
 
 
 def test_records_after_close_are_ignored(tmp_path: Path, make_writer) -> None:

@@ -130,6 +130,7 @@ def evaluate(
     lengths: list[list[int]] = [[] for _ in range(num)]
     scored = np.zeros(num, dtype=np.float64)
     counted = np.zeros(num, dtype=np.int64)
+    resetting = np.zeros(num, dtype=np.bool_)
 
     observations = simulators.reset(seed)
     state = _on(policy.initial_state(num), device)
@@ -147,9 +148,12 @@ def evaluate(
             transition = simulators.step(policy.actions.to_environment(actions))
             observations = transition.observations
             starts = torch.as_tensor(transition.starts, device=device)
-            scored += np.where(transition.valid, transition.rewards, 0.0)
-            counted += transition.valid
-            ended = transition.valid & (transition.terminated | transition.truncated | (counted >= max_episode_steps))
+            # Not `valid`: a step that the simulator took by itself (FIRE after a lost life) scores, and may end the game.
+            scored += np.where(resetting, 0.0, transition.rewards)
+            counted += ~resetting
+            over = (transition.terminated | transition.truncated) & ~resetting
+            ended = over | (counted >= max_episode_steps)
+            resetting = over
             for i in np.flatnonzero(ended):
                 if len(returns[i]) < shares[i]:
                     returns[i].append(float(scored[i]))

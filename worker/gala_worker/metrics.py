@@ -72,6 +72,7 @@ class MetricsWriter:
             self._sinks.append(_GuardedSink("event file", lambda: EventFile(directory / names.TENSORBOARD_DIRECTORY)))
         self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(MAX_QUEUED)
         self._closed = False
+        self._abandoned = False
         self._num_dropped = 0
         self._thread = threading.Thread(target=self._drain, name="metrics", daemon=True)
         self._thread.start()
@@ -105,6 +106,7 @@ class MetricsWriter:
         try:
             self._queue.put(None, timeout=timeout_seconds)
         except queue.Full:
+            self._abandoned = True  # the disk hangs: should it ever answer, the thread ends
             return
         self._thread.join(timeout_seconds)
 
@@ -131,6 +133,8 @@ class MetricsWriter:
             plain = to_json(record)
             for sink in self._sinks:
                 sink.write(plain)
+            if self._abandoned:
+                break
         for sink in self._sinks:
             sink.close()
 
