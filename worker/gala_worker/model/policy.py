@@ -82,7 +82,9 @@ class ActorCritic(nn.Module):
         vectors = observations.flatten(1).to(torch.float32)
         return vectors if self.normalisation is None else self.normalisation(vectors)
 
-    def decide(self, features: Tensor, judged: Tensor | None, state: Tensor | None, starts: Tensor | None) -> PolicyOutput:
+    def decide(
+        self, features: Tensor, judged: Tensor | None, state: Tensor | None, starts: Tensor | None
+    ) -> PolicyOutput:
         """What follows the trunks: memory and heads.
 
         Shapes: features [B, H] of the trunk; judged [B, H] of the critic's own trunk, None where it shares the actor's.
@@ -93,7 +95,6 @@ class ActorCritic(nn.Module):
             if starts is not None:
                 state = torch.where(starts.unsqueeze(-1), 0.0, state)
             features = state = self.memory(features, state).to(torch.float32)
-        judged = None if self.critic_trunk is None else self.critic_trunk(observations)
         parameters, value = self.heads(features, judged)
         return PolicyOutput(parameters, value, state)
 

@@ -39,7 +39,7 @@ class Tape:
         self._length = rollout_length
         self._batch = num_simulators
         self._compute_type = compute_type
-        self._device = policy.value_head.weight.device
+        self._device = policy.device
         self._step = 0
         self._state = policy.initial_state(num_simulators)
         self._first_state = self._state
