@@ -49,22 +49,25 @@ def admit(directory: RunDirectory, run: GalaRun, *, force: bool) -> Admission:
     if record is None:
         if not directory.is_empty():
             raise UsageError(f"{directory.path} exists and is not a run directory; use another --name or --output")
-        fresh = RunRecord(uid=str(uuid.uuid4()), state="running", start_time=time.time())
-        return Admission(record=fresh, epoch=0, resumed=False, changes={})
+        return _afresh()
     if record.state == "finished":
         raise UsageError(
             f"run {name} is finished, its results are in {directory.path}; "
             f"start over with --force (removes them) or keep both with --name {name}-2"
         )
+    # A launcher that was killed leaves workers behind which are stopping, or hanging: two of a rank must never write.
+    kill_leftovers(record.worker_pids, {names.ENV_OUTPUT_DIR: str(directory.path)})
     changes = changed_fields(directory.run(), run)
     frozen = [path for path in changes if is_below(path, IMMUTABLE)]
-    if frozen:
+    if frozen and directory.has_results():
         raise UsageError(
             f"run {name} cannot be resumed as another experiment: {describe(changes, frozen)}; "
             f"undo that, use --name {name}-2 for a run beside it, or --force to start over"
         )
-    # A launcher that was killed leaves workers behind which are stopping, or hanging: two of a rank must never write.
-    kill_leftovers(record.worker_pids, {names.ENV_OUTPUT_DIR: str(directory.path)})
+    if frozen:
+        # It never got anywhere, most likely because of what has been corrected now: a wrong environment id.
+        directory.clear()
+        return _afresh()
     return Admission(record=record, epoch=directory.plan_epoch() + 1, resumed=True, changes=changes)
 
 
@@ -102,6 +105,11 @@ def not_live(changes: dict[str, tuple[Any, Any]]) -> list[str]:
 def describe(changes: dict[str, tuple[Any, Any]], paths: list[str]) -> str:
     """`spec.learners 4 -> 3, spec.seed 1 -> 2`."""
     return ", ".join(f"{path} {_shown(changes[path][0])} -> {_shown(changes[path][1])}" for path in paths)
+
+
+def _afresh() -> Admission:
+    record = RunRecord(uid=str(uuid.uuid4()), state="running", start_time=time.time())
+    return Admission(record=record, epoch=0, resumed=False, changes={})
 
 
 def _shown(value: object) -> str:

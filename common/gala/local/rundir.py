@@ -134,6 +134,11 @@ class RunDirectory:
         """Whether nothing but the lock is here."""
         return all(entry.name == names.LOCK_FILE for entry in self.path.iterdir())
 
+    def has_results(self) -> bool:
+        """Whether a learner has left a checkpoint or a model here: something to lose."""
+        kept = (names.CHECKPOINTS_DIRECTORY, names.FINAL_DIRECTORY)
+        return any(any((folder / name).glob("*")) for folder in self.path.glob("learner-*") for name in kept)
+
     def record(self) -> RunRecord | None:
         """run.json; None where there is none.
 

@@ -1,0 +1,475 @@
+"""`gala run` from the outside: a real launcher process with fake workers, killed, stopped, resumed and rescaled."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.processes
+
+FAKE_GALA = Path(__file__).with_name("fake_gala.py")
+DOCUMENT = """
+apiVersion: gala.dev/v1alpha1
+kind: GalaRun
+metadata: {name: pole}
+spec:
+  environment: {id: CartPole-v1, simulators: 4}
+  learners: 2
+  totalSteps: 1000000
+  runPolicy: {backoffLimit: 3}
+"""
+
+
+class Machine:
+    """A working directory with a document in it, and the launchers and workers that live there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.run = folder / "runs" / "pole"
+        self._launchers: list[subprocess.Popen[str]] = []
+        (folder / "pole.yaml").write_text(DOCUMENT)
+
+    def gala(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+        """Start `gala run pole.yaml ARGUMENTS`."""
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+        launcher = subprocess.Popen(
+            [sys.executable, str(FAKE_GALA), "run", "pole.yaml", *arguments], cwd=self.folder, text=True, **options
+        )
+        self._launchers.append(launcher)
+        return launcher
+
+    def says(self, *arguments: str) -> tuple[int, str, str]:
+        """Exit code, stdout and stderr of a `gala run` that ends by itself."""
+        launcher = self.gala(*arguments)
+        out, err = launcher.communicate(timeout=20)
+        return launcher.returncode, out, err
+
+    def ends(self, launcher: subprocess.Popen[str], code: int) -> str:
+        """Wait for the end; returns all that was written."""
+        out, err = launcher.communicate(timeout=20)
+        assert launcher.returncode == code, out + err
+        return out + err
+
+    def script(self, rank: int | str, *lines: str) -> None:
+        """What the fake worker of a rank (or of "all") does from now on."""
+        self.run.mkdir(parents=True, exist_ok=True)
+        path = self.run / f"fake-{rank}"
+        path.with_suffix(".new").write_text("\n".join(lines))
+        path.with_suffix(".new").rename(path)
+
+    def notes(self, rank: int, word: str | None = None) -> list[dict[str, Any]]:
+        """What a rank's workers wrote down, oldest first."""
+        try:
+            lines = (self.run / f"learner-{rank}" / "notes.jsonl").read_text().splitlines()
+        except FileNotFoundError:
+            return []
+        notes = [json.loads(line) for line in lines]
+        return [note for note in notes if word is None or note["word"] == word]
+
+    def started(self, *ranks: int, times: int = 1) -> None:
+        eventually(lambda: all(len(self.notes(rank, "started")) >= times for rank in ranks))
+
+    def pid(self, rank: int) -> int:
+        return int(self.notes(rank, "started")[-1]["pid"])
+
+    def record(self) -> dict[str, Any]:
+        return dict(json.loads((self.run / "run.json").read_text()))
+
+    def clean_up(self) -> None:
+        for launcher in self._launchers:
+            launcher.kill()
+            launcher.wait()
+            for stream in (launcher.stdout, launcher.stderr):
+                if stream is not None:
+                    stream.close()
+        for notes in self.folder.glob("runs/*/learner-*/notes.jsonl"):
+            for line in notes.read_text().splitlines():
+                pid = json.loads(line)["pid"]
+                if alive(pid) and b"fake_worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    made = Machine(tmp_path)
+    yield made
+    made.clean_up()
+
+
+def eventually(condition: Callable[[], object], seconds: float = 15.0) -> None:
+    """Wait until another process has done something."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it has not happened"
+        time.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_run_that_reaches_its_steps_ends_with_scores_and_hints(machine: Machine) -> None:
+    launcher = machine.gala()
+    machine.started(0, 1)
+    machine.script("all", "finish")
+    text = machine.ends(launcher, 0)
+    assert machine.record()["state"] == "finished"
+    assert "pole has reached 1,234,567 decisions" in text
+    assert "mean return 19.5 ± 0.5 over 10 episodes (114% of human)" in text
+    assert "gala evaluate runs/pole" in text
+
+
+def test_a_worker_gets_its_rank_plan_folder_and_share_of_the_cores(machine: Machine) -> None:
+    launcher = machine.gala()
+    machine.started(0, 1)
+    told = machine.notes(1)[0]["told"]
+    assert told["GALA_RANK"] == "1"
+    assert told["GALA_PLAN_FILE"] == str(machine.run / "plan.json")
+    assert told["GALA_OUTPUT_DIR"] == str(machine.run)
+    assert int(told["GALA_THREADS"]) == max(1, len(os.sched_getaffinity(0)) // 2)
+    assert int(told["GALA_INCARNATION"]) > int(machine.notes(0)[0]["told"]["GALA_INCARNATION"]) - 10_000
+    assert "fake worker 1 started" in (machine.run / "learner-1" / "log.txt").read_text()
+    launcher.send_signal(signal.SIGINT)
+    machine.ends(launcher, 130)
+
+
+def test_progress_is_plain_lines_where_there_is_no_terminal(machine: Machine) -> None:
+    launcher = machine.gala()
+    machine.started(0, 1)
+    assert launcher.stdout is not None
+    line = next(line for line in launcher.stdout if "2 of 2 learners" in line)
+    assert "of 1,000,000 decisions" in line
+    assert "200/s, return -20.5" in line
+    assert "ETA" in line
+    assert "\x1b" not in line
+    launcher.send_signal(signal.SIGINT)
+    machine.ends(launcher, 130)
+
+
+def test_ctrl_c_stops_cleanly_and_the_same_command_resumes(machine: Machine) -> None:
+    launcher = machine.gala()
+    machine.started(0, 1)
+    launcher.send_signal(signal.SIGINT)
+    text = machine.ends(launcher, 130)
+    assert "the same command resumes" in text
+    assert [len(machine.notes(rank, "stopped")) for rank in (0, 1)] == [1, 1]
+    before = machine.record()
+    assert before["state"] == "stopped"
+    assert before["wallSeconds"] > 0
+
+    launcher = machine.gala()
+    machine.started(0, 1, times=2)
+    first, second = machine.notes(0, "started")
+    assert second["epoch"] == first["epoch"] + 1
+    assert int(second["told"]["GALA_INCARNATION"]) > int(first["told"]["GALA_INCARNATION"])
+    machine.script("all", "finish")
+    assert "pole resumes" in machine.ends(launcher, 0)
+    after = machine.record()
+    assert (after["uid"], after["startTime"]) == (before["uid"], before["startTime"])
+    assert after["wallSeconds"] > before["wallSeconds"]
+
+
+def test_ctrl_c_in_a_terminal_reaches_the_launcher_only_and_leaves_the_table(machine: Machine) -> None:
+    master, terminal = pty.openpty()
+    launcher = machine.gala(
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120", "LINES": "40"},
+        preexec_fn=lambda: __import__("fcntl").ioctl(terminal, __import__("termios").TIOCSCTTY, 0),
+    )
+    os.close(terminal)
+    shown = ""
+    with contextlib.suppress(OSError):  # a pty whose other side is gone
+        while "training" not in shown or "-20.5" not in shown:
+            shown += os.read(master, 65_536).decode(errors="replace")
+        os.write(master, b"\x03")
+        while True:
+            shown += os.read(master, 65_536).decode(errors="replace")
+    os.close(master)
+    assert launcher.wait(20) == 130
+    for heading in ("learner", "decisions/s", "return", "staleness", "disagreement", "restarts", "ETA"):
+        assert heading in shown
+    assert [note["word"] for note in machine.notes(0)] == ["started", "stopped"]
+
+
+def test_a_second_ctrl_c_kills_workers_that_do_not_stop(machine: Machine) -> None:
+    machine.run.mkdir(parents=True)
+    launcher = machine.gala()
+    machine.started(0, 1)
+    machine.script(0, "deaf")
+    # The fake reads its script again every 20 ms; it is deaf when its signal mask says so.
+    eventually(lambda: ignores_sigterm(machine.pid(0)))
+    launcher.send_signal(signal.SIGINT)
+    eventually(lambda: machine.notes(1, "stopped"))
+    assert launcher.poll() is None
+    assert alive(machine.pid(0))
+    launcher.send_signal(signal.SIGINT)
+    machine.ends(launcher, 130)
+    assert not alive(machine.pid(0))
+    assert machine.record()["state"] == "stopped"
+
+
+def ignores_sigterm(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    ignored = next(line.split()[1] for line in status.splitlines() if line.startswith("SigIgn"))
+    return bool(int(ignored, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def test_a_crashed_worker_is_restarted_while_the_others_go_on(machine: Machine) -> None:
+    launcher = machine.gala()
+    machine.started(0, 1)
+    os.kill(machine.pid(1), signal.SIGKILL)
+    machine.started(1, times=2)
+    first, second = machine.notes(1, "started")
+    assert int(second["told"]["GALA_INCARNATION"]) > int(first["told"]["GALA_INCARNATION"])
+    assert len(machine.notes(0, "started")) == 1
+    machine.script("all", "finish")
+    assert "learner 1 was killed by signal 9; restart 1 of 3" in machine.ends(launcher, 0)
+
+
+def test_a_worker_beyond_its_restarts_is_given_up_and_the_others_reach_the_end(machine: Machine) -> None:
+    launcher = machine.gala()
+    machine.started(0, 1)
+    machine.script(1, "crash")
+    eventually(lambda: len(machine.notes(1, "crashed")) == 4)  # the first life and three restarts
+    machine.script(0, "finish")
+    text = machine.ends(launcher, 0)
+    assert "learner 1 crashed with exit code 1 and is given up after 3 restarts; 1 go on" in text
+    assert len(machine.notes(1, "started")) == 4
+
+
+def test_a_run_without_learners_left_fails_with_exit_code_1(machine: Machine) -> None:
+    launcher = machine.gala("--set", "spec.runPolicy.backoffLimit=0")
+    machine.started(0, 1)
+    machine.script("all", "crash")
+    text = machine.ends(launcher, 1)
+    assert "error: no learner of pole is left" in text
+    assert "Traceback" not in text
+    assert machine.record()["state"] == "failed"
+
+
+def test_a_users_mistake_that_a_worker_finds_ends_the_run_with_its_message(machine: Machine) -> None:
+    launcher = machine.gala()
+    machine.started(0, 1)
+    machine.script(1, "mistake error: no ROM is called Pongg; did you mean Pong?")
+    text = machine.ends(launcher, 2)
+    assert text.splitlines()[-1] == "error: no ROM is called Pongg; did you mean Pong?"
+    assert len(machine.notes(1, "started")) == 1
+    assert len(machine.notes(0, "stopped")) == 1
+
+
+def test_after_such_a_mistake_the_corrected_file_runs_under_the_same_name(machine: Machine) -> None:
+    launcher = machine.gala()
+    machine.started(0, 1)
+    machine.script("all", "mistake error: no such environment")
+    machine.ends(launcher, 2)
+    launcher = machine.gala("--set", "spec.environment.id=CartPole-v2")
+    eventually(lambda: machine.run.exists() and not (machine.run / "fake-all").exists())
+    machine.started(0, 1)
+    launcher.send_signal(signal.SIGINT)
+    machine.ends(launcher, 130)
+
+
+def test_a_finished_run_is_not_overwritten_without_force(machine: Machine) -> None:
+    launcher = machine.gala()
+    machine.started(0, 1)
+    machine.script("all", "finish")
+    machine.ends(launcher, 0)
+    uid = machine.record()["uid"]
+    code, _, error = machine.says()
+    assert code == 2
+    assert "--force" in error
+    assert "--name pole-2" in error
+    assert len(error.splitlines()) == 1
+    assert machine.record()["uid"] == uid
+
+    launcher = machine.gala("--name", "pole-2")
+    eventually(lambda: (machine.folder / "runs/pole-2/learner-1/notes.jsonl").exists())
+    launcher.send_signal(signal.SIGINT)
+    machine.ends(launcher, 130)
+    assert machine.record()["state"] == "finished"
+
+    launcher = machine.gala("--force")
+    eventually(lambda: (machine.run / "run.json").exists() and machine.record()["uid"] != uid)
+    machine.started(0, 1)
+    assert not (machine.run / "final").exists()
+    launcher.send_signal(signal.SIGINT)
+    machine.ends(launcher, 130)
+
+
+def test_a_run_with_checkpoints_is_not_resumed_as_another_experiment(machine: Machine) -> None:
+    launcher = machine.gala()
+    machine.started(0, 1)
+    launcher.send_signal(signal.SIGINT)
+    machine.ends(launcher, 130)
+    code, _, error = machine.says("--set", "spec.seed=2", "--set", "spec.environment.id=Acrobot-v1")
+    assert code == 2
+    assert "spec.environment.id CartPole-v1 -> Acrobot-v1, spec.seed 1 -> 2" in error
+    assert "--force" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_folder_that_is_no_run_is_never_removed(machine: Machine) -> None:
+    machine.run.mkdir(parents=True)
+    (machine.run / "thesis.tex").write_text("years")
+    for arguments in ([], ["--force"]):
+        code, _, error = machine.says(*arguments)
+        assert code == 2
+        assert "is not a run directory" in error
+    assert (machine.run / "thesis.tex").read_text() == "years"
+
+
+def test_a_second_call_changes_the_ring_of_a_live_run_without_restarts(machine: Machine) -> None:
+    launcher = machine.gala()
+    machine.started(0, 1)
+    code, out, _ = machine.says("--learners", "4")
+    assert code == 0
+    assert "spec.learners 2 -> 4" in out
+    machine.started(2, 3)
+    eventually(lambda: machine.notes(0, "replanned"))
+    grown = json.loads((machine.run / "plan.json").read_text())
+    assert grown["epoch"] == 1
+    assert [learner["outPeers"] for learner in grown["learners"]] == [[1], [2], [3], [0]]
+
+    code, _, _ = machine.says("--learners", "1")
+    assert code == 0
+    eventually(lambda: all(machine.notes(rank, "left") for rank in (1, 2, 3)))
+    shrunk = json.loads((machine.run / "plan.json").read_text())
+    assert shrunk["epoch"] == 2
+    assert shrunk["learners"][0]["address"] == grown["learners"][0]["address"]
+    assert len(machine.notes(0, "started")) == 1
+
+    code, _, _ = machine.says("--learners", "2")
+    machine.started(1, times=2)
+    machine.script("all", "finish")
+    assert "learner 3 has left the ring" in machine.ends(launcher, 0)
+
+
+def test_a_live_run_refuses_what_running_workers_cannot_follow(machine: Machine) -> None:
+    launcher = machine.gala()
+    machine.started(0, 1)
+    for arguments, expected in [
+        ([], "is already running"),
+        (["--force"], "stop it with Ctrl-C"),
+        (["--set", "spec.hyperparameters.learningRate=0.1"], "spec.hyperparameters.learningRate 0.0007 -> 0.1"),
+    ]:
+        code, _, error = machine.says(*arguments)
+        assert code == 2
+        assert expected in error
+        assert len(error.splitlines()) == 1
+    assert launcher.poll() is None
+    launcher.send_signal(signal.SIGINT)
+    machine.ends(launcher, 130)
+
+
+def test_a_damaged_document_in_the_run_folder_does_not_disturb_a_live_run(machine: Machine) -> None:
+    launcher = machine.gala()
+    machine.started(0, 1)
+    (machine.run / "galarun.yaml").write_text("spec: [")
+    assert launcher.stdout is not None
+    assert any("galarun.yaml is not followed" in line for line in launcher.stdout)
+    launcher.send_signal(signal.SIGINT)
+    machine.ends(launcher, 130)
+
+
+def test_suspending_a_live_run_stops_its_workers_until_it_is_lifted(machine: Machine) -> None:
+    launcher = machine.gala()
+    machine.started(0, 1)
+    assert machine.says("--set", "spec.runPolicy.suspend=true")[0] == 0
+    eventually(lambda: machine.notes(0, "stopped") and machine.notes(1, "stopped"))
+    eventually(lambda: machine.record()["state"] == "suspended")
+    assert launcher.poll() is None
+    assert machine.says()[0] == 0
+    machine.started(0, 1, times=2)
+    machine.script("all", "finish")
+    machine.ends(launcher, 0)
+
+
+def test_a_suspended_document_starts_nothing(machine: Machine) -> None:
+    code, _, error = machine.says("--set", "spec.runPolicy.suspend=true")
+    assert code == 2
+    assert "spec.runPolicy.suspend" in error
+
+
+def test_a_run_past_its_deadline_fails(machine: Machine) -> None:
+    launcher = machine.gala("--set", "spec.runPolicy.activeDeadlineSeconds=1")
+    text = machine.ends(launcher, 1)
+    assert "activeDeadlineSeconds" in text
+    assert [len(machine.notes(rank, "stopped")) for rank in (0, 1)] == [1, 1]
+    assert machine.record()["state"] == "failed"
+
+
+def test_workers_stop_when_their_launcher_is_killed_and_the_run_resumes(machine: Machine) -> None:
+    launcher = machine.gala()
+    machine.started(0, 1)
+    pids = [machine.pid(0), machine.pid(1)]
+    uid = machine.record()["uid"]
+    launcher.kill()
+    launcher.wait()
+    eventually(lambda: not any(alive(pid) for pid in pids))
+    assert [len(machine.notes(rank, "stopped")) for rank in (0, 1)] == [1, 1]
+    launcher = machine.gala()
+    machine.started(0, 1, times=2)
+    assert machine.record()["uid"] == uid
+    launcher.send_signal(signal.SIGINT)
+    machine.ends(launcher, 130)
+
+
+def test_a_hanging_worker_of_a_killed_launcher_is_cleared_away_by_the_next(machine: Machine) -> None:
+    launcher = machine.gala()
+    machine.started(0, 1)
+    hanging = machine.pid(0)
+    eventually(lambda: hanging in machine.record()["workerPids"])
+    os.kill(hanging, signal.SIGSTOP)
+    launcher.kill()
+    launcher.wait()
+    assert alive(hanging)
+    launcher = machine.gala()
+    machine.started(0, times=2)
+    assert not alive(hanging)
+    launcher.send_signal(signal.SIGINT)
+    machine.ends(launcher, 130)
+
+
+def test_a_failing_final_evaluation_is_an_error_that_the_same_command_repeats(machine: Machine) -> None:
+    launcher = machine.gala()
+    machine.started(0, 1)
+    (machine.run / "fake-finalize").touch()
+    machine.script("all", "finish")
+    text = machine.ends(launcher, 1)
+    assert "the evaluation of the final model has failed: no simulators left" in text
+    assert machine.record()["state"] == "failed"
+    (machine.run / "fake-finalize").unlink()
+    machine.ends(machine.gala(), 0)
+    assert machine.record()["state"] == "finished"
+
+
+def test_a_learner_that_does_not_notice_the_end_is_stopped(machine: Machine) -> None:
+    launcher = machine.gala()
+    machine.started(0, 1)
+    machine.script(0, "finish")
+    assert "learner 1 goes on though the total steps are reached" in machine.ends(launcher, 0)
+    assert machine.notes(1, "stopped")
+
+
+def test_an_algorithm_that_is_not_built_is_refused_before_anything_is_written(machine: Machine) -> None:
+    code, _, error = machine.says("--set", "spec.algorithm=IMPALA")
+    assert (code, error) == (2, "error: spec.algorithm: IMPALA is not built yet; this version runs GALA-A2C\n")
+    assert not machine.run.exists()
