@@ -106,6 +106,7 @@ def evaluate(
     mode: Mode,
     seed: int,
     stop: threading.Event | None = None,
+    watch: Callable[[float, int], None] | None = None,
     max_episode_steps: int = MAX_EPISODE_STEPS,
 ) -> EvaluationResult:
     """Plays `episodes` whole games and returns their raw scores.
@@ -118,6 +119,9 @@ def evaluate(
         simulators: made `for_evaluation`; they are reset first, and left open.
         seed: of the simulators and of the sampled actions: the same seed gives the same games.
         stop: when set, the evaluation ends within one step.
+        watch: called after the reset and after every step with the score and the length so far of the game in the
+            first simulator.
+        max_episode_steps: a longer game is cut there and counted; what follows counts as the next one.
 
     Raises:
         Interrupted: `stop` was set.
@@ -135,6 +139,8 @@ def evaluate(
     observations = simulators.reset(seed)
     state = _on(policy.initial_state(num), device)
     starts = torch.ones(num, dtype=torch.bool, device=device)
+    if watch is not None:
+        watch(0.0, 0)
     with torch.inference_mode():
         while any(len(done) < share for done, share in zip(returns, shares, strict=True)):
             if stop is not None and stop.is_set():
@@ -148,12 +154,14 @@ def evaluate(
             transition = simulators.step(policy.actions.to_environment(actions))
             observations = transition.observations
             starts = torch.as_tensor(transition.starts, device=device)
-            # Not `valid`: a step that the simulator took by itself (FIRE after a lost life) scores, and may end the game.
+            # Not `valid`: a step that the simulator takes by itself (FIRE after a lost life) scores and may end a game.
             scored += np.where(resetting, 0.0, transition.rewards)
             counted += ~resetting
             over = (transition.terminated | transition.truncated) & ~resetting
             ended = over | (counted >= max_episode_steps)
             resetting = over
+            if watch is not None:
+                watch(float(scored[0]), int(counted[0]))
             for i in np.flatnonzero(ended):
                 if len(returns[i]) < shares[i]:
                     returns[i].append(float(scored[i]))

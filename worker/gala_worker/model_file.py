@@ -1,0 +1,118 @@
+"""A trained model as a file that others can use: safetensors, tensors by name, and what they belong to as metadata.
+
+    learner-<rank>/final/model.safetensors   one learner's last parameters, written by `worker.py` at the end
+    final/model.safetensors                  their average, written by `finalize`
+
+Observation statistics are buffers of the policy and so are in the file: a policy without them would see other inputs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from gala import names
+from gala.errors import CheckpointError
+from gala.spec import RunSpec
+from gala_worker import files
+
+FORMAT: Final = "gala-model/1"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Model:
+    """A policy's tensors by name, and where they come from."""
+
+    tensors: dict[str, Tensor]
+    schema_hash: str
+    """`FlatState.schema.hash` of the policy."""
+    record: dict[str, Any]
+    """JSON: run, globalSteps, and whatever else the writer knew."""
+
+
+def export_model(
+    directory: Path, policy: nn.Module, *, schema_hash: str, spec: RunSpec, record: Mapping[str, Any]
+) -> Path:
+    """Writes a learner's `model.safetensors` and, for people, `model.json` to `directory`; each is there whole or not.
+
+    Args:
+        policy: its parameters and buffers are written as float32 or whatever they are.
+        record: JSON; `globalSteps`, `wallSeconds`, `rank` are used by `finalize`.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    record = dict(record)
+    path = save_model(directory / names.MODEL_FILE, policy.state_dict(), schema_hash, spec, record)
+    text = json.dumps({"schema": schema_hash, **record}, indent=2) + "\n"
+    files.replace_file(directory / names.MODEL_RECORD_FILE, text.encode())
+    return path
+
+
+def save_model(
+    path: Path, tensors: Mapping[str, Tensor], schema_hash: str, spec: RunSpec, record: Mapping[str, Any]
+) -> Path:
+    """Writes one model file in one step."""
+    metadata = {
+        "format": FORMAT,
+        "schema": schema_hash,
+        "spec": json.dumps(spec.model_dump(mode="json", by_alias=True)),
+        "record": json.dumps(record),
+    }
+    files.replace_file(path, safetensors.torch.save(files.plain_tensors(tensors), metadata=metadata))
+    return path
+
+
+def load_model(path: Path, schema_hash: str | None = None) -> Model:
+    """Reads a model file; with `schema_hash`, only if it is of that policy.
+
+    Raises:
+        CheckpointError: it is missing, truncated, foreign, or holds values that are not finite.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        if metadata.get("format") != FORMAT:
+            raise CheckpointError(f"{path} is not a model that GALA wrote")
+        record = json.loads(metadata.get("record", "{}"))
+    except OSError as error:
+        raise CheckpointError(f"cannot read the model {path}: {error.strerror or error}") from error
+    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is truncated or no model: {error}") from error
+    found = metadata.get("schema", "")
+    if schema_hash is not None and found != schema_hash:
+        raise CheckpointError(f"{path} is of another network (schema {found[:12]}, expected {schema_hash[:12]})")
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{path} holds values that are not finite, in {name}")
+    return Model(tensors=tensors, schema_hash=found, record=record if isinstance(record, dict) else {})
+
+
+def average(models: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of every tensor, computed in float64 so that the order of the models does not matter.
+
+    Whole numbers (counts) are taken from the first model.
+
+    Raises:
+        CheckpointError: the models' names or shapes differ.
+    """
+    first = models[0]
+    for model in models[1:]:
+        if {n: t.shape for n, t in model.items()} != {n: t.shape for n, t in first.items()}:
+            raise CheckpointError("models of different shapes cannot be averaged")
+    mean = {}
+    for name, tensor in first.items():
+        if tensor.is_floating_point():
+            mean[name] = torch.stack([model[name].double() for model in models]).mean(0).to(tensor.dtype)
+        else:
+            mean[name] = tensor.clone()
+    return mean
