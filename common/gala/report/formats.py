@@ -1,0 +1,91 @@
+"""How the report writes numbers, durations and moments. NaN and None become a dash everywhere."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+
+DASH = "–"
+THIN = "\u202f"
+"""A narrow no-break space between a number and its unit."""
+
+
+def compact(value: float | None, digits: int = 3) -> str:
+    """About `digits` significant digits with k, M, G: 12345678 -> 12.3 M."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    magnitude = abs(value)
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        # 999,960 would round to "1000 k".
+        if magnitude >= size * (1 - 0.5 * 10.0**-digits):
+            return f"{_significant(value / size, digits)}{THIN}{unit}"
+    if magnitude != 0 and magnitude < 1e-3:
+        mantissa, exponent = f"{value:.{digits - 2}e}".split("e")
+        return f"{mantissa.removesuffix('.0')}e{int(exponent)}".replace("-", "−")
+    return _significant(value, digits)
+
+
+def _significant(value: float, digits: int) -> str:
+    whole = len(str(int(abs(value))))
+    if 0 < abs(value) < 1:
+        whole = math.floor(math.log10(abs(value))) + 1
+    decimals = max(digits - whole, 0)
+    shown = f"{value:.{decimals}f}"
+    if "." in shown:
+        shown = shown.rstrip("0").rstrip(".")
+    return shown.replace("-", "−") if shown != "-0" else "0"
+
+
+def score(value: float | None) -> str:
+    """A return with one decimal: 18.4; thousands are separated."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    return f"{value:,.1f}".replace("-", "−").replace(",", THIN)
+
+
+def count(value: float | None) -> str:
+    """A whole number with separated thousands."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    return f"{value:,.0f}".replace(",", THIN).replace("-", "−")
+
+
+def size(value: float | None) -> str:
+    """Bytes: 3.5 GB."""
+    shown = compact(value)
+    if shown == DASH:
+        return DASH
+    return f"{shown}B" if THIN in shown else f"{shown}{THIN}B"
+
+
+def percent(value: float | None, decimals: int = 0) -> str:
+    """0.05 -> 5 %."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    return f"{100 * value:,.{decimals}f}{THIN}%".replace("-", "−").replace(",", THIN)
+
+
+def duration(seconds: float | None) -> str:
+    """3725 -> 1 h 2 min."""
+    if seconds is None or not math.isfinite(seconds) or seconds < 0:
+        return DASH
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole}{THIN}s"
+    minutes = round(seconds / 60)
+    if minutes < 120:
+        return f"{minutes}{THIN}min"
+    hours, rest = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours}{THIN}h {rest}{THIN}min" if rest else f"{hours}{THIN}h"
+    return f"{hours // 24}{THIN}d {hours % 24}{THIN}h"
+
+
+def moment(unix_seconds: float | None) -> str:
+    """Unix seconds as a moment in UTC, to the minute."""
+    if unix_seconds is None or not math.isfinite(unix_seconds):
+        return DASH
+    try:
+        return datetime.fromtimestamp(unix_seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    except (OverflowError, ValueError, OSError):
+        return DASH

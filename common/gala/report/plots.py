@@ -1,0 +1,282 @@
+"""The plots of one run: each is a `Plot`, or None if there is nothing to draw yet. `compare` has those of several.
+
+Only static text and numbers are drawn; names, which users choose, stay in the HTML where they are escaped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import NullLocator
+
+from gala.report import formats, ring
+from gala.report.ball import Ball
+from gala.report.canvas import BAD, INK, MUTED, SERIES, Canvas
+from gala.report.facts import evaluation_records, frames_per_decision
+from gala.report.read import Record, Run, integer, number, numbers, text
+from gala.report.series import Array, Curve, Spread, averaged, curve, downsample, spread
+
+MAX_THIN_LINES = 32
+"""With more learners, every k-th one is drawn thin; mean and band are always over all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """A drawn figure and the words around it. `svg` is markup, the rest is plain text."""
+
+    title: str
+    svg: str
+    caption: str
+    legend: tuple[tuple[str, str], ...] = ()
+    """(CSS class of the swatch, label)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """Something that learners measure in their train records."""
+
+    path: tuple[str, ...]
+    axis: str
+    """What y is and in which unit."""
+    log: bool = False
+    noisy: bool = True
+    """One update's value, not a mean over many: its lines are averaged to be seen, its band keeps the extremes."""
+
+
+RETURN = Quantity(("meanReturn",), "return, mean of the last 100 training episodes", noisy=False)
+THROUGHPUT = Quantity(("stepsPerSecond",), "agent decisions per second")
+DISAGREEMENT = Quantity(("gossip", "disagreement"), "‖x − m‖, logarithmic", log=True)
+RELATIVE_DISAGREEMENT = Quantity(("gossip", "relativeDisagreement"), "‖x − m‖ / ‖x‖, logarithmic", log=True)
+STALENESS_UPDATES = Quantity(("gossip", "stalenessUpdates"), "staleness, updates")
+STALENESS_SECONDS = Quantity(("gossip", "stalenessSeconds"), "staleness, seconds")
+POLICY_LOSS = Quantity(("policyLoss",), "policy loss")
+VALUE_LOSS = Quantity(("valueLoss",), "value loss")
+ENTROPY = Quantity(("entropy",), "policy entropy, nats")
+GRADIENT_NORM = Quantity(("gradientNorm",), "gradient norm")
+
+
+def learners(run: Run, title: str, quantities: Sequence[Quantity], x: str, caption: str, identity: str) -> Plot | None:
+    """Each learner thin, their mean thick, the band from the lowest to the highest; a panel per quantity."""
+    drawn = [[curve(learner, x, *quantity.path) for learner in run.learners] for quantity in quantities]
+    if not any(one for curves in drawn for one in curves):
+        return None
+    figure = Canvas(*(quantity.axis for quantity in quantities), panel_height=200 if len(quantities) == 1 else 110)
+    for axes, quantity, curves in zip(figure.panels, quantities, drawn, strict=True):
+        thin_lines(axes, quantity, curves)
+        _mean_of_learners(axes, quantity, curves)
+        if quantity.log:
+            log_axis(axes, curves)
+    x_axis(figure, x, [one for curves in drawn for one in curves])
+    return Plot(title, figure.svg(title, identity), caption, learners_legend(run))
+
+
+def throughput(run: Run, identity: str) -> Plot | None:
+    """Decisions per second of each learner and of all together over wall-clock."""
+    curves = [curve(learner, "wallSeconds", *THROUGHPUT.path) for learner in run.learners]
+    together = spread(curves)
+    if together is None:
+        return None
+    figure = Canvas(THROUGHPUT.axis)
+    thin_lines(figure.panels[0], THROUGHPUT, curves)
+    if len(curves) > 1:
+        figure.panels[0].plot(together.x, together.total, color=INK, linewidth=2)
+    figure.panels[0].set_ylim(bottom=0)
+    x_axis(figure, "wallSeconds", curves)
+    caption = (
+        f"Agent decisions per second of each of {plural(len(curves), 'learner')}, and summed over those that were running. "
+        f"{frames_note(run)}"
+    )
+    return Plot("Throughput", figure.svg("Throughput", identity), caption, learners_legend(run, "all together"))
+
+
+def disagreement(run: Run, bound: Ball | None, identity: str) -> Plot | None:
+    """Each learner's distance from what its neighbours sent, against the epsilon-ball bound."""
+    curves = [_positive(curve(learner, "wallSeconds", *DISAGREEMENT.path)) for learner in run.learners]
+    if not any(curves):
+        return None
+    figure = Canvas(DISAGREEMENT.axis)
+    axes = figure.panels[0]
+    thin_lines(axes, DISAGREEMENT, curves)
+    _mean_of_learners(axes, DISAGREEMENT, curves)
+    legend = learners_legend(run)
+    caption = (
+        "Euclidean distance between a learner's parameters x and the mean m of its neighbours' messages, at the moment of "
+        f"mixing. {lines_note(run)}"
+    )
+    limit = _positive(bound.bound) if bound else None
+    if bound and limit:
+        drawn = downsample(limit)
+        axes.plot(drawn.x, drawn.y, color=BAD, linewidth=1.6, linestyle=(0, (5, 3)))
+        legend = (*legend, ("bound", "ε-ball bound"))
+        caption += f" {_bound_note(bound)}"
+    log_axis(axes, [*curves, limit] if limit else curves)
+    x_axis(figure, "wallSeconds", curves)
+    return Plot("Disagreement and the ε-ball", figure.svg("Disagreement", identity), caption, legend)
+
+
+def _bound_note(bound: Ball) -> str:
+    rounds = "" if bound.period == 1 else f" a round, over the topology's period of {bound.period} rounds"
+    factor = "1/(1 − β)" if bound.period == 1 else f"{bound.period}/(1 − β^{bound.period})"
+    every = "" if bound.every_updates == 1 else f" times the {bound.every_updates} updates between mixings"
+    return (
+        f"Dashed: the bound √(2n)·u·{factor} with n = {bound.num_learners}, β = {bound.beta:.3f}{rounds}, and u the largest "
+        f"norm of a local update that any learner logged in the last two minutes{every}. It assumes synchronous mixing over "
+        "the whole, doubly stochastic topology, and that no update between two log lines was larger. Asynchrony, skipped "
+        "mixings and lost neighbours are outside this assumption and may exceed the bound."
+    )
+
+
+def evaluations(run: Run, identity: str) -> Plot | None:
+    """Evaluation scores over decisions: every episode a dot, their mean a line; greedy and sampled."""
+    records = evaluation_records(run)
+    if not any(records.values()):
+        return None
+    figure = Canvas("raw return of an evaluation episode")
+    axes = figure.panels[0]
+    legend: list[tuple[str, str]] = []
+    for mode, series, marker in (("greedy", 0, "o"), ("sampled", 1, "s")):
+        found = records[mode]
+        if not found:
+            continue
+        legend.append((f"series-{series}", f"{mode}, mean"))
+        for record in found:
+            _episode_dots(axes, record, colour(series))
+        means = evaluation_curve(found)
+        axes.plot(means.x, means.y, color=colour(series), linewidth=2, marker=marker, markersize=4.5)
+    # Not from the first evaluation on, and not a sliver around a single one.
+    furthest = max(float(evaluation_curve(found).x.max()) for found in records.values() if found)
+    furthest = max(float(run.global_steps), furthest, 1.0)
+    axes.set_xlim(-0.01 * furthest, 1.03 * furthest)
+    figure.decisions_axis()
+    counts = {count for found in records.values() for record in found if (count := integer(record, "episodes"))}
+    episodes = " to ".join(str(count) for count in sorted({min(counts), max(counts)})) if counts else "some"
+    caption = (
+        f"Whole games in simulators of their own, scores without reward clipping, {episodes} episodes each; faint: single "
+        "episodes. Greedy takes the most likely action, sampled draws it from the policy. An evaluation plays one learner's "
+        f"parameters; the final model's, the last of a finished run, the average of all. {frames_note(run)}"
+    )
+    return Plot("Evaluation", figure.svg("Evaluation scores", identity), caption, tuple(legend))
+
+
+def topology(run: Run, identity: str) -> Plot | None:
+    """The learners and their edges as last reported."""
+    drawing = ring.draw(run, identity)
+    if drawing is None:
+        return None
+    states = {edge.look for edge in ring.edges(run)}
+    names = {"live": "live", "healed": "live, around a gap", "done": "ended", "gone": "gone", "unknown": "not opened"}
+    legend = tuple((f"edge-{state}", name) for state, name in names.items() if state in states)
+    kind = text(run.spec, "topology", "type") or "Ring"
+    caption = (
+        f"{kind} of {run.num_learners} learners as they last reported it. An arrow is a stream of parameters; beside it, "
+        "where there is room, the messages and bytes that it has carried since its sender last started. A dashed circle is "
+        "a learner that has been silent for more than a minute while others were not."
+    )
+    return Plot("The ring" if kind == "Ring" else "The topology", drawing, caption, legend)
+
+
+def colour(index: int) -> str:
+    """The stand-in colour of the index-th learner or run."""
+    return SERIES[index % len(SERIES)]
+
+
+def learners_legend(run: Run, centre: str = "mean") -> tuple[tuple[str, str], ...]:
+    """Swatches for a run's learners, as `thin_lines` draws them."""
+    if len(run.learners) > len(SERIES):
+        return (("thin", "a learner"), ("thick", centre))
+    each = tuple((f"series-{i}", f"learner {learner.rank}") for i, learner in enumerate(run.learners))
+    return (*each, ("thick", centre)) if len(run.learners) > 1 else each
+
+
+def lines_note(run: Run) -> str:
+    """What the lines and the band are, as a sentence."""
+    count = len(run.learners)
+    if count == 1:
+        return "One learner."
+    some = f" ({math.ceil(count / _every(count))} of them drawn)" if _every(count) > 1 else ""
+    return f"Thin: each of {count} learners{some}; thick: their mean; band: from the lowest to the highest."
+
+
+def frames_note(run: Run) -> str:
+    """The unit of a decision in frames, as a sentence; "" where there are none."""
+    skip = frames_per_decision(run)
+    return f"1 decision = {skip} frames." if skip else ""
+
+
+def plural(count: int, word: str) -> str:
+    """1 learner, 2 learners."""
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+def thin_lines(axes: Axes, quantity: Quantity, curves: Sequence[Curve]) -> None:
+    """A line for each learner, each in its own colour if there are few."""
+    many, alone = len(curves) > len(SERIES), len(curves) == 1
+    for i in range(0, len(curves), _every(len(curves))):
+        drawn = averaged(curves[i]) if quantity.noisy else downsample(curves[i])
+        look: dict[str, Any] = {"linewidth": 1.8} if alone else {"linewidth": 1.0, "alpha": 0.4 if many else 0.85}
+        axes.plot(drawn.x, drawn.y, color=MUTED if many else colour(i), **look)
+
+
+def _every(count: int) -> int:
+    return math.ceil(count / MAX_THIN_LINES) or 1
+
+
+def band(axes: Axes, together: Spread, quantity: Quantity, paint: str, dash: str = "-") -> None:
+    """The mean as a line over the band from the lowest to the highest."""
+    mean = averaged(together.curve) if quantity.noisy else together.curve
+    axes.fill_between(together.x, together.low, together.high, color=paint, alpha=0.12, linewidth=0)
+    axes.plot(mean.x, mean.y, color=paint, linewidth=2.2, linestyle=dash)
+
+
+def _mean_of_learners(axes: Axes, quantity: Quantity, curves: Sequence[Curve]) -> None:
+    together = spread(curves)
+    if together and len(curves) > 1:
+        band(axes, together, quantity, INK)
+
+
+def log_axis(axes: Axes, curves: Sequence[Curve]) -> None:
+    """A logarithmic y axis with room around the curves; decades are labelled, and 2 and 5 if there are few."""
+    values = np.concatenate([one.y[np.isfinite(one.y) & (one.y > 0)] for one in curves])
+    if not values.size:
+        return
+    low, high = float(values.min()) / 1.4, float(values.max()) * 1.4
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [lead * 10.0**decade for decade in decades for lead in ((1, 2, 5) if len(decades) <= 4 else (1,))]
+    ticks = [tick for tick in ticks if low <= tick <= high]
+    axes.set_yticks(ticks, [formats.compact(tick) for tick in ticks])
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _positive(one: Curve) -> Curve:
+    """Without what a logarithmic axis cannot show: between equal learners the disagreement is exactly 0."""
+    return Curve(one.x, np.where(one.y > 0, one.y, np.nan))
+
+
+def x_axis(figure: Canvas, x: str, curves: Sequence[Curve]) -> None:
+    """The x axis of a quantity in the train records: "globalSteps" or "wallSeconds", from 0 to the longest curve's end."""
+    longest = max((float(one.x[-1]) for one in curves if one), default=1.0) or 1.0
+    figure.panels[-1].set_xlim(-0.01 * longest, 1.01 * longest)
+    if x == "wallSeconds":
+        figure.wall_clock_axis(longest)
+    else:
+        figure.decisions_axis()
+
+
+def evaluation_curve(records: Sequence[Record]) -> Curve:
+    """Mean returns of evaluations over global steps."""
+    x: Array = np.array([number(record, "globalSteps") for record in records])
+    return Curve(x, np.array([number(record, "meanReturn") for record in records]))
+
+
+def _episode_dots(axes: Axes, record: Record, paint: str) -> None:
+    returns = numbers(record, "returns")
+    steps = number(record, "globalSteps")
+    look: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 3, "markeredgewidth": 0, "alpha": 0.3}
+    axes.plot([steps] * len(returns), returns, color=paint, **look)
