@@ -17,21 +17,19 @@ Observations are uint8 `[B, 4, 84, 84]`: four grey frames, the newest last. Each
 
 from __future__ import annotations
 
-import difflib
 import inspect
-import re
 from typing import Any, Final
 
 import ale_py
 import gymnasium
 import numpy as np
 import numpy.typing as npt
-from ale_py import roms
 from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 
 from gala.errors import SimulatorError
 from gala.spec import Environment
+from gala_worker.environments import games
 from gala_worker.environments.simulators import Episode, EpisodeLog, Flags, Observations, Transition
 
 PRESETS: Final[dict[str, dict[str, Any]]] = {
@@ -53,20 +51,25 @@ _RESERVED: Final = {
 }
 """Options of the native environment that are not the user's, with what to do instead."""
 
-_MULTIPLAYER_ONLY: Final = frozenset({"combat", "joust", "maze_craze", "warlords"})
+_BOUNDS: Final[dict[str, tuple[float, float]]] = {
+    "img_height": (1, 1024),
+    "img_width": (1, 1024),
+    "stack_num": (1, 64),
+    "frameskip": (1, 1000),
+    "noop_max": (0, 10_000),
+    "max_num_frames_per_episode": (1, 2**31 - 1),
+    "repeat_action_probability": (0.0, 1.0),
+}
+"""What the emulator does not check: with a zero among the first three it hangs instead."""
+
 _SEEDS: Final = 2**31
-
-
-def is_atari(environment_id: str) -> bool:
-    """Whether the id belongs to ale-py, be it one that is supported or one that `AtariSimulators` explains away."""
-    return _namespace(environment_id) == "ALE" or _legacy_game(environment_id) is not None
 
 
 class AtariSimulators:
     """B games of one Atari ROM. See `Simulators` for the promises."""
 
     def __init__(self, environment: Environment, num: int, *, threads: int, for_evaluation: bool = False) -> None:
-        rom = _rom(environment.id)
+        rom = games.rom(environment.id)
         options = PRESETS[environment.preset] | _checked(environment.kwargs)
         try:
             self._env: AtariVectorEnv | None = AtariVectorEnv(
@@ -184,55 +187,10 @@ class AtariSimulators:
         return self._env
 
 
-def _rom(environment_id: str) -> str:
-    """The ROM's name, `space_invaders` for `ALE/SpaceInvaders-v5`."""
-    games = _games()
-    match = _SUPPORTED.fullmatch(environment_id)
-    if match is not None and match["game"] in games:
-        return games[match["game"]]
-    if (game := _legacy_game(environment_id)) is not None:
-        raise SimulatorError(
-            f"spec.environment.id: {environment_id} is not supported: such ids fix frame skip and sticky actions, "
-            f"which the preset decides here; use `id: ALE/{game}-v5` with `preset: paper` (as NoFrameskip-v4 ids are used "
-            f"in the literature: no sticky actions, up to 30 no-ops, an episode ends with a life) or `preset: modern` "
-            f"(sticky actions, whole games, all 18 actions)"
-        )
-    wanted = re.sub(r"(-v\d+)?$", "", environment_id.rpartition("/")[2]).replace("_", "").lower()
-    by_lower = {game.lower(): game for game in games}
-    close = [wanted] if wanted in by_lower else difflib.get_close_matches(wanted, by_lower, n=3)
-    raise SimulatorError(
-        f"spec.environment.id: there is no Atari game {environment_id}; "
-        + (f"did you mean {' or '.join(f'ALE/{by_lower[name]}-v5' for name in close)}?" if close else "")
-        + ("" if close else f"use ALE/<Game>-v5, where <Game> is one of {', '.join(sorted(games))}")
-    )
-
-
-_SUPPORTED: Final = re.compile(r"(?:ale_py:)?ALE/(?P<game>\w+)-v5")
-# Versions 0, 4 and 5 only: Gymnasium has a Blackjack-v1 of its own, which is no Atari game.
-_LEGACY: Final = re.compile(
-    r"(?:ale_py:)?(?:ALE/)?(?P<game>[A-Za-z0-9]+?)(?:-ram|-ramNoFrameskip|-ramDeterministic|NoFrameskip|Deterministic)?-v[045]"
-)
-
-
-def _legacy_game(environment_id: str) -> str | None:
-    """The game of an id such as PongNoFrameskip-v4, Pong-v0 or ALE/Pong-ram-v5; None for any other id."""
-    match = _LEGACY.fullmatch(environment_id)
-    return match["game"] if match is not None and match["game"] in _games() else None
-
-
-def _namespace(environment_id: str) -> str:
-    return environment_id.removeprefix("ale_py:").partition("/")[0]
-
-
-def _games() -> dict[str, str]:
-    """ROM names by the names that ids use: `SpaceInvaders` -> `space_invaders`."""
-    return {rom.title().replace("_", ""): rom for rom in roms.get_all_rom_ids() if rom not in _MULTIPLAYER_ONLY}
-
-
 def _checked(kwargs: dict[str, Any]) -> dict[str, Any]:
     """`spec.environment.kwargs`, if the native environment has each of them and it is the user's to set."""
     parameters = [name for name in inspect.signature(AtariVectorEnv.__init__).parameters if name != "self"]
-    for name in kwargs:
+    for name, value in kwargs.items():
         if name in _RESERVED:
             raise SimulatorError(f"spec.environment.kwargs.{name}: cannot be set: {_RESERVED[name]}")
         if name not in parameters:
@@ -240,4 +198,10 @@ def _checked(kwargs: dict[str, Any]) -> dict[str, Any]:
             raise SimulatorError(
                 f"spec.environment.kwargs.{name}: unknown to Atari environments; possible are {possible}"
             )
+        if name in _BOUNDS:
+            low, high = _BOUNDS[name]
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+                raise SimulatorError(
+                    f"spec.environment.kwargs.{name}: must be a number from {low} to {high}, got {value!r}"
+                )
     return kwargs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gala.errors import SimulatorError
 from gala.spec import Environment
-from gala_worker.environments import atari, vector
+from gala_worker.environments import atari, games, vector
 from gala_worker.environments.simulators import Simulators
 
 
@@ -28,6 +28,6 @@ def make_simulators(
         raise SimulatorError(f"the number of simulators must be at least 1, got {num}")
     if threads < 1:
         raise SimulatorError(f"the number of simulator threads must be at least 1, got {threads}")
-    if atari.is_atari(environment.id):
+    if games.is_atari(environment.id):
         return atari.AtariSimulators(environment, num, threads=threads, for_evaluation=for_evaluation)
     return vector.VectorSimulators(environment, num)

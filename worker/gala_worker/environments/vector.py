@@ -113,8 +113,8 @@ def _make(environment: Environment, num: int) -> VectorEnv[Any, Any, Any]:
         spec = gymnasium.spec(name)
     except gymnasium.error.Error as error:
         raise SimulatorError(
-            f"spec.environment.id: {str(error).rstrip('.')}; use an id that Gymnasium or an installed package registers, "
-            f"ALE/<Game>-v5, or package.module:{name} where the module registers it"
+            f"spec.environment.id: {str(error).rstrip('.')}; use an id that Gymnasium or an installed package "
+            f"registers, ALE/<Game>-v5, or package.module:{name} where the module registers it"
         ) from error
     try:
         return gymnasium.make_vec(spec.id, num, vectorization_mode=mode, vector_kwargs=vector_kwargs, **kwargs)
