@@ -1,0 +1,270 @@
+"""Frames to protobuf bytes and back; with the generated modules, the only place that knows protobuf.
+
+Parameter chunks are most of the traffic, and every copy of a megabyte is time that the learner does not get. Their
+payload is therefore joined to the encoded rest in one copy, and found again without one. The bytes are those that any
+protobuf implementation would write and read.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+from google.protobuf.message import DecodeError
+
+from gala.errors import MessageError
+from gala.names import MAX_LEARNERS
+from gala.wire import gossip_pb2
+from gala_worker.gossip.messages import (
+    Ack,
+    Chunk,
+    Farewell,
+    Frame,
+    Header,
+    Heartbeat,
+    Hello,
+    Leaving,
+    Progress,
+    Reason,
+    Refusal,
+    StateRequest,
+    Welcome,
+)
+
+pb: Any = gossip_pb2
+"""Messages are made and read by attribute; the checks of what arrives are here, not in their types."""
+
+_CHUNK_TAG: Final = 0x12
+"""Frame.chunk: field 2, length-delimited."""
+_PAYLOAD_TAG: Final = 0x7A
+"""Chunk.payload: field 15, length-delimited."""
+MAX_DETAIL: Final = 200
+"""Characters of a stranger's text that are kept."""
+
+
+def encode(frame: Frame) -> bytes:
+    """The frame as the bytes of one `Frame` message."""
+    if isinstance(frame, Chunk):
+        return _encode_chunk(frame)
+    return bytes(_to_message(frame).SerializeToString())
+
+
+def decode(data: bytes) -> Frame:
+    """The frame in the bytes of one `Frame` message. A chunk's payload is a window into `data`.
+
+    Raises: MessageError for anything that is not one well-formed frame.
+    """
+    if data and data[0] == _CHUNK_TAG:
+        return _decode_chunk(memoryview(data))
+    message = pb.Frame()
+    try:
+        message.ParseFromString(data)
+    except DecodeError as error:
+        raise MessageError(f"{len(data)} bytes that are not a frame") from error
+    return _from_message(message)
+
+
+def encode_request(request: StateRequest) -> bytes:
+    """The bytes of one `StateRequest` message."""
+    message = pb.StateRequest(
+        run_uid=request.run_uid, rank=request.rank, schema_hash=request.schema_hash, incarnation=request.incarnation
+    )
+    return bytes(message.SerializeToString())
+
+
+def decode_request(data: bytes) -> StateRequest:
+    """Raises: MessageError."""
+    message = _parse(pb.StateRequest(), data)
+    return StateRequest(message.run_uid, message.rank, message.schema_hash, message.incarnation)
+
+
+def encode_state(num_bytes: int, offset: int, payload: bytes | memoryview) -> bytes:
+    """One piece of a state of `num_bytes`."""
+    message = pb.StateChunk(num_bytes=num_bytes, offset=offset, payload=bytes(payload))
+    return bytes(message.SerializeToString())
+
+
+def encode_state_refusal(reason: Reason) -> bytes:
+    """Instead of a state."""
+    return bytes(pb.StateChunk(refusal=pb.Refusal(reason=int(reason), detail=reason.text)).SerializeToString())
+
+
+def decode_state(data: bytes) -> tuple[int, int, bytes] | Refusal:
+    """(size of the whole, offset, payload), or the neighbour's refusal.
+
+    Raises: MessageError.
+    """
+    message = _parse(pb.StateChunk(), data)
+    if message.HasField("refusal"):
+        return _refusal(message.refusal)
+    return message.num_bytes, message.offset, message.payload
+
+
+def _parse(message: Any, data: bytes) -> Any:
+    try:
+        message.ParseFromString(data)
+    except DecodeError as error:
+        raise MessageError(f"{len(data)} bytes that are not a {message.DESCRIPTOR.name}") from error
+    return message
+
+
+def _encode_chunk(chunk: Chunk) -> bytes:
+    head = pb.Chunk(version=chunk.version, index=chunk.index, count=chunk.count)
+    if chunk.header is not None:
+        header = chunk.header
+        head.header.num_bytes = header.num_bytes
+        head.header.round = header.round
+        head.header.weight = header.weight
+        head.header.age_seconds = header.age_seconds
+        head.header.progress.update(header.progress)
+    prefix = head.SerializeToString() + bytes([_PAYLOAD_TAG]) + _varint(len(chunk.payload))
+    start = bytes([_CHUNK_TAG]) + _varint(len(prefix) + len(chunk.payload))
+    return b"".join((start, prefix, chunk.payload))
+
+
+def _decode_chunk(data: memoryview) -> Chunk:
+    size, start = _read_varint(data, 1)
+    if start + size != len(data):
+        raise MessageError("a chunk of another length than it says")
+    payload: memoryview | bytes = b""
+    end = position = start
+    while position < len(data):
+        tag, after = _read_varint(data, position)
+        kind = tag & 7
+        if kind == 0:
+            _, after = _read_varint(data, after)
+        elif kind == 2:
+            length, after = _read_varint(data, after)
+            if tag == _PAYLOAD_TAG:
+                if after + length != len(data):
+                    raise MessageError("a chunk whose payload is not its end")
+                payload = data[after:]
+            after += length
+        else:
+            raise MessageError("a chunk with a field of an unknown kind")
+        end = position if tag == _PAYLOAD_TAG else after
+        position = after
+    if position != len(data):
+        raise MessageError("a truncated chunk")
+    head = _parse(pb.Chunk(), bytes(data[start:end]))
+    header = None
+    if head.HasField("header"):
+        said = head.header
+        if not (math.isfinite(said.weight) and math.isfinite(said.age_seconds)):
+            raise MessageError("a message with a weight or age that is not a finite number")
+        header = Header(said.num_bytes, said.round, said.weight, said.age_seconds, _progress(said.progress))
+    return Chunk(head.version, head.index, head.count, payload, header)
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _read_varint(data: memoryview, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while position < len(data) and shift < 64:
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+    raise MessageError("a number without an end")
+
+
+def _to_message(frame: Frame) -> Any:
+    match frame:
+        case Hello():
+            return pb.Frame(
+                hello=pb.Hello(
+                    run_uid=frame.run_uid,
+                    rank=frame.rank,
+                    receiver=frame.receiver,
+                    incarnation=frame.incarnation,
+                    epoch=frame.epoch,
+                    schema_hash=frame.schema_hash,
+                    num_elements=frame.num_elements,
+                    precision=frame.precision,
+                )
+            )
+        case Welcome():
+            return pb.Frame(
+                welcome=pb.Welcome(
+                    run_uid=frame.run_uid,
+                    rank=frame.rank,
+                    incarnation=frame.incarnation,
+                    epoch=frame.epoch,
+                    progress=frame.progress,
+                )
+            )
+        case Refusal():
+            return pb.Frame(refusal=pb.Refusal(reason=int(frame.reason), detail=frame.detail[:MAX_DETAIL]))
+        case Heartbeat():
+            return pb.Frame(heartbeat=pb.Heartbeat(version=frame.version, progress=frame.progress))
+        case Ack():
+            return pb.Frame(ack=pb.Ack(version=frame.version, refused=int(frame.refused or 0)))
+        case Farewell():
+            return pb.Frame(farewell=pb.Farewell(why=int(frame.why), progress=frame.progress))
+        case _:
+            raise TypeError(f"not a frame: {type(frame).__name__}")
+
+
+def _from_message(message: Any) -> Frame:
+    match message.WhichOneof("kind"):
+        case "hello":
+            said = message.hello
+            return Hello(
+                said.run_uid,
+                said.rank,
+                said.receiver,
+                said.incarnation,
+                said.epoch,
+                said.schema_hash,
+                said.num_elements,
+                said.precision,
+            )
+        case "welcome":
+            welcome = message.welcome
+            return Welcome(
+                welcome.run_uid, welcome.rank, welcome.incarnation, welcome.epoch, _progress(welcome.progress)
+            )
+        case "refusal":
+            return _refusal(message.refusal)
+        case "heartbeat":
+            return Heartbeat(message.heartbeat.version, _progress(message.heartbeat.progress))
+        case "ack":
+            refused = message.ack.refused
+            return Ack(message.ack.version, _reason(refused) if refused else None)
+        case "farewell":
+            try:
+                why = Leaving(message.farewell.why)
+            except ValueError:
+                why = Leaving.STOPPED  # a newer peer's word for leaving is still a farewell
+            return Farewell(why, _progress(message.farewell.progress))
+        case _:
+            raise MessageError("a frame that says nothing")
+
+
+def _refusal(message: Any) -> Refusal:
+    return Refusal(_reason(message.reason), message.detail[:MAX_DETAIL])
+
+
+def _reason(number: int) -> Reason:
+    try:
+        return Reason(number)
+    except ValueError:
+        return Reason.MALFORMED  # a newer peer's reason: a refusal all the same
+
+
+def _progress(entries: Any) -> Progress:
+    if len(entries) > MAX_LEARNERS:
+        raise MessageError(f"progress of {len(entries)} ranks")
+    progress = dict(entries)
+    if progress and (max(progress) >= MAX_LEARNERS or max(progress.values()) >= 1 << 62):
+        raise MessageError("progress of an impossible rank, or an impossible amount")
+    return progress

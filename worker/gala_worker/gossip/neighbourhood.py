@@ -1,0 +1,470 @@
+"""Who is there: in-peers and out-peers, their comings and goings, the healed ring. No input or output of its own.
+
+Everything here runs on the transport's thread; what the learner thread reads is guarded by `lock`, which is held for
+bookkeeping only.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from torch import Tensor
+
+from gala import topology
+from gala.plan import RunPlan
+from gala_worker.gossip import ring
+from gala_worker.gossip.messages import Hello, Leaving, Precision, Progress, Reason, Refusal, StateRequest, Welcome
+from gala_worker.gossip.receiving import InEdge, Receiving
+from gala_worker.gossip.sending import SenderState, Sending
+from gala_worker.gossip.slots import Inbox, Outbox, SnapshotPool
+from gala_worker.gossip.stats import Complaints, EdgeCounters, EdgeStats
+from gala_worker.gossip.transport import Link, Transport
+
+log = logging.getLogger(__name__)
+
+HELLO_SECONDS: Final = 5.0
+"""How long a conversation may take to begin, and to end."""
+HEARTBEATS_PER_TIMEOUT: Final = 5
+LONGEST_HEARTBEAT_SECONDS: Final = 2.0
+MAX_STRANGERS: Final = 64
+"""Streams without a proper hello at the same time; more are closed at once."""
+MAX_DIALS: Final = 16
+"""Connections being made at the same time."""
+MAX_EVENTS: Final = 1000
+
+
+class OutEdge:
+    """What this peer knows of one rank that it pushes, or may have to push, to."""
+
+    def __init__(self, rank: int, outbox: Outbox, backoff: ring.Backoff) -> None:
+        self.rank = rank
+        self.outbox = outbox
+        self.counters = EdgeCounters()
+        self.backoff = backoff
+        self.session: Sending | None = None
+        self.dialled_at = 0.0
+        self.gone = False
+        """It does not answer; somebody else is pushed to instead."""
+        self.was_open = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether messages can be pushed."""
+        return self.session is not None and self.session.state is SenderState.OPEN
+
+
+class Neighbourhood:
+    """The hosts of all sessions, and the `Endpoint` of the transport."""
+
+    def __init__(
+        self,
+        rank: int,
+        plan: RunPlan,
+        schema_hash: str,
+        num_elements: int,
+        *,
+        incarnation: int,
+        transport: Transport,
+        condition: threading.Condition,
+        pool: SnapshotPool,
+        make_buffer: Callable[[], Tensor],
+    ) -> None:
+        self.rank = rank
+        self.plan = plan
+        self.lock = condition
+        self.in_edges: dict[int, InEdge] = {}
+        self.out_edges: dict[int, OutEdge] = {}
+        self.routes: tuple[tuple[OutEdge, ...], ...] = ((),)
+        """For each round of the topology's period, the open edges to push on. Replaced as a whole, never changed."""
+        self.out_peers: tuple[int, ...] = ()
+        self.events: deque[dict[str, Any]] = deque(maxlen=MAX_EVENTS)
+        self.complaints = Complaints(log)
+        self.known_progress: dict[int, int] = {}
+        self.version = 0
+        """The learner's update count, as of its last offer."""
+        self.state_requests: dict[int, Callable[[bytes | Reason], None]] = {}
+        self._schema_hash = schema_hash
+        self._num_elements = num_elements
+        self._incarnation = incarnation
+        self._transport = transport
+        self._pool = pool
+        self._make_buffer = make_buffer
+        self._random = random.Random(f"{plan.run_uid}/{rank}/{incarnation}")
+        self._receiving: set[Receiving] = set()
+        self._joined = False
+        self._closing = False
+        self._ticked_at: float | None = None
+        self._read_plan(plan)
+
+    def _read_plan(self, plan: RunPlan) -> None:
+        self.plan = plan
+        gossip = plan.spec.gossip
+        self.timeout: float = gossip.peer_timeout_seconds
+        self.heartbeat = min(self.timeout / HEARTBEATS_PER_TIMEOUT, LONGEST_HEARTBEAT_SECONDS)
+        self.precision = Precision[gossip.precision.upper()]
+        self._members = sorted(plan.ranks)
+        shape, size = plan.spec.topology, len(self._members)
+        self.period = topology.period(shape, size)
+        inside = self.rank in self._members
+        self._by_round = tuple(
+            topology.successors(shape, self._members, self.rank, round) if inside else ()
+            for round in range(self.period)
+        )
+        self._nominal = tuple(dict.fromkeys(peer for peers in self._by_round for peer in peers))
+
+    # ---------------------------------------------------------------- commands, on the transport's thread
+
+    def join(self) -> None:
+        """From now on, push to the out-peers."""
+        self._joined = True
+        self._knit(self._transport.now())
+
+    def set_plan(self, plan: RunPlan) -> None:
+        """A newer plan: knit the ring anew. An older one is ignored."""
+        if plan.epoch <= self.plan.epoch or plan.run_uid != self.plan.run_uid:
+            return
+        self._read_plan(plan)
+        for rank, in_edge in list(self.in_edges.items()):
+            if rank not in self._members:
+                if in_edge.session is not None:
+                    in_edge.session.leave(Leaving.REKNIT)
+                with self.lock:
+                    in_edge.inbox.clear()
+                    del self.in_edges[rank]
+                    self.lock.notify_all()
+        for out_edge in self.out_edges.values():  # a rank may have come back at another address
+            out_edge.backoff.reset()
+        self._knit(self._transport.now())
+
+    def leave(self, why: Leaving) -> None:
+        """Say farewell on every edge."""
+        self._closing = True
+        self.routes, self.out_peers = ((),) * self.period, ()
+        for out_edge in self.out_edges.values():
+            if out_edge.session is not None:
+                out_edge.session.leave(why)
+        for receiving in list(self._receiving):
+            receiving.leave(why)
+
+    # ---------------------------------------------------------------- Endpoint
+
+    def accept(self, link: Link, now: float) -> Receiving | None:
+        """Anybody may say hello, though not too many at once."""
+        if self._closing or sum(session.edge is None for session in self._receiving) >= MAX_STRANGERS:
+            self.complaints.add(Reason.TOO_BUSY.name, None, "too many strangers at the door: turning some away", now)
+            return None
+        session = Receiving(self, link, now, heartbeat=self.heartbeat)
+        self._receiving.add(session)
+        return session
+
+    def tick(self, now: float) -> None:
+        """Close what has fallen silent; try again what is due."""
+        late = self._ticked_at is not None and now - self._ticked_at > self.timeout / 2
+        self._ticked_at = now
+        if late:  # it is this process that was not listening: what was said meanwhile is still to be read
+            for session in self._sessions():
+                session.heard_at = now
+        for receiving in list(self._receiving):
+            patience = HELLO_SECONDS if receiving.edge is None or receiving.finished else self.timeout
+            since = receiving.began_at if receiving.edge is None else receiving.heard_at
+            if now - since > patience:
+                receiving.link.abort()
+        for edge in list(self.out_edges.values()):
+            if edge.session is None:
+                continue
+            if edge.session.state is SenderState.OPEN and edge.session.heard_at is not None:
+                silent = now - edge.session.heard_at > self.timeout
+            else:
+                silent = now - edge.dialled_at > min(HELLO_SECONDS, self.timeout)
+            if silent:
+                edge.session.link.abort()
+        self._knit(now)
+        with self.lock:
+            self.lock.notify_all()
+
+    def state_requested(self, request: StateRequest, answer: Callable[[bytes | Reason], None]) -> None:
+        """Keep the question for the learner, who alone knows its state."""
+        if request.run_uid != self.plan.run_uid:
+            reason: Reason | None = Reason.WRONG_RUN
+        elif request.rank not in self._members or request.rank == self.rank:
+            reason = Reason.NOT_MY_PEER
+        elif request.schema_hash != self._schema_hash:
+            reason = Reason.WRONG_SCHEMA
+        elif self.version == 0 or self._closing:
+            reason = Reason.NOTHING_YET
+        else:
+            reason = None
+        if reason is not None:
+            if reason is not Reason.NOTHING_YET:
+                self._complain(reason, request.rank, "asks for state")
+            answer(reason)
+            return
+        self._knocked(request.rank)
+        with self.lock:
+            self.state_requests[request.rank] = answer
+
+    # ---------------------------------------------------------------- hosts of both kinds of sessions
+
+    def progress(self) -> Progress:
+        """A copy of what this peer knows."""
+        with self.lock:
+            return dict(self.known_progress)
+
+    def merge_progress(self, progress: Progress) -> None:
+        """By maximum, entry by entry."""
+        with self.lock:
+            known = self.known_progress
+            for rank, steps in progress.items():
+                if steps > known.get(rank, -1):
+                    known[rank] = steps
+
+    # ---------------------------------------------------------------- SenderHost
+
+    def welcomed(self, session: Sending, welcome: Welcome, now: float) -> None:
+        """An out-edge is open."""
+        edge = self.out_edges[session.rank]
+        if edge.was_open and edge.gone:
+            self._event("peer-back", peer=edge.rank, direction="out")
+        edge.gone, edge.was_open = False, True
+        edge.backoff.reset()
+        self._knit(now)
+
+    def refused(self, session: Sending, refusal: Refusal) -> None:
+        """An out-peer refuses us, or one of our messages."""
+        text = f"rank {session.rank} refuses: {refusal.reason.text} ({refusal.detail!r})"
+        now = self._transport.now()
+        if self.complaints.add(refusal.reason.name, session.rank, text, now):
+            self._event("refused", peer=session.rank, direction="out", reason=refusal.reason.name)
+
+    def acknowledged(self) -> None:
+        """Somebody may be waiting for an outbox to empty."""
+        with self.lock:
+            self.lock.notify_all()
+
+    def receiver_left(self, session: Sending, why: Leaving) -> None:
+        """An out-peer leaves: push to the next one at once."""
+        edge = self.out_edges[session.rank]
+        self._out_gone(edge, why.name.lower())
+        self._knit(self._transport.now())
+
+    def sender_ended(self, session: Sending, now: float, why: str) -> None:
+        """An out-edge is closed, whoever closed it."""
+        edge = self.out_edges.get(session.rank)
+        if edge is None or edge.session is not session:
+            return
+        with self.lock:
+            edge.session = None
+        if not session.is_leaving:
+            self._out_gone(edge, why)
+            edge.backoff.failed(now)
+        self._knit(now)
+
+    # ---------------------------------------------------------------- ReceiverHost
+
+    def admit(self, session: Receiving, hello: Hello, now: float) -> InEdge | Refusal:
+        """The checks of a hello."""
+        reason = self._verdict(hello, now)
+        if reason is not None:
+            stranger = reason in (Reason.WRONG_RUN, Reason.NOT_MY_PEER)
+            self._complain(reason, None if stranger else hello.rank, f"rank {hello.rank} says hello")
+            return Refusal(reason, reason.text)
+        edge = self.in_edges.get(hello.rank)
+        if edge is None:
+            edge = InEdge(hello.rank, Inbox(self._make_buffer))
+        if edge.session is not None:
+            edge.session.supersede()
+        if edge.gone_at is not None:
+            self._event("peer-back", peer=edge.rank, direction="in")
+        with self.lock:
+            self.in_edges[hello.rank] = edge
+            edge.session, edge.incarnation, edge.valid_at = session, hello.incarnation, now
+            edge.excused, edge.gone_at = False, None
+        self._knocked(hello.rank)
+        return edge
+
+    def _verdict(self, hello: Hello, now: float) -> Reason | None:
+        if hello.run_uid != self.plan.run_uid:
+            return Reason.WRONG_RUN
+        if hello.receiver != self.rank:
+            return Reason.WRONG_RECEIVER
+        if hello.epoch < self.plan.epoch:
+            return Reason.STALE_EPOCH
+        if hello.rank not in self._members or hello.rank == self.rank or self._closing:
+            return Reason.NOT_MY_PEER
+        if hello.schema_hash != self._schema_hash or hello.num_elements != self._num_elements:
+            return Reason.WRONG_SCHEMA
+        if hello.precision != self.precision:
+            return Reason.WRONG_PRECISION
+        edge = self.in_edges.get(hello.rank)
+        if edge is not None and hello.incarnation < edge.incarnation:
+            # Remembered for a while only: a restart on a machine whose clock is behind must not be locked out for good.
+            ended_at = None if edge.session is not None else edge.ended_at
+            if ended_at is None or now - ended_at < self.timeout:
+                return Reason.STALE_INCARNATION
+        return None
+
+    def welcome(self) -> Welcome:
+        """Our answer to a proper hello."""
+        return Welcome(self.plan.run_uid, self.rank, self._incarnation, self.plan.epoch, self.progress())
+
+    def message_bytes(self) -> int:
+        """Size of every message of this run."""
+        return self._num_elements * self.precision.itemsize
+
+    def own_version(self) -> int:
+        """This learner's update count."""
+        return self.version
+
+    def arrived(self, edge: InEdge, now: float) -> None:
+        """Tell the learner, if it waits."""
+        with self.lock:
+            edge.valid_at, edge.excused = now, False
+            self.lock.notify_all()
+
+    def message_refused(self, edge: InEdge | None, reason: Reason, text: str) -> None:
+        """Count it; say so once in a while."""
+        self._complain(reason, None if edge is None else edge.rank, text)
+
+    def sender_left(self, edge: InEdge, why: Leaving) -> None:
+        """An in-peer leaves: nobody waits for it any more."""
+        self._in_gone(edge, why.name.lower())
+
+    def receiver_ended(self, session: Receiving, now: float, why: str) -> None:
+        """An in-edge is closed, whoever closed it."""
+        self._receiving.discard(session)
+        edge = session.edge
+        if edge is not None and edge.session is session:
+            self._in_gone(edge, why)
+
+    # ---------------------------------------------------------------- the ring
+
+    def _knit(self, now: float) -> None:
+        if not self._joined or self._closing:
+            return
+        gone = {rank for rank, edge in self.out_edges.items() if edge.gone}
+        chosen = ring.choose(self._nominal, self._members, self.rank, gone)
+        wanted = {peer for peer in chosen if peer is not None}
+        wanted |= ring.nearer(self._nominal, chosen, self._members, self.rank)
+        for edge in list(self.out_edges.values()):
+            if edge.rank not in wanted and edge.session is not None:
+                edge.session.leave(Leaving.REKNIT)
+            if edge.rank not in self._members and edge.session is None:
+                del self.out_edges[edge.rank]
+        heirs = dict(zip(self._nominal, chosen, strict=True))
+        routes = tuple(
+            tuple(
+                self.out_edges[heir]
+                for heir in (heirs[peer] for peer in peers)
+                if heir is not None and heir in self.out_edges and self.out_edges[heir].is_open
+            )
+            for peers in self._by_round
+        )
+        current = tuple(sorted({edge.rank for edges in routes for edge in edges}))
+        with self.lock:
+            self.routes = routes
+            if current != self.out_peers:
+                self.out_peers = current
+                self._event("ring", outPeers=list(current), epoch=self.plan.epoch)
+            self._pool.trim(len(current))
+            self.lock.notify_all()
+        for peer in sorted(wanted):  # last: a connection may fail at once, and knit again
+            self._dial(peer, now)
+
+    def _dial(self, peer: int, now: float) -> None:
+        edge = self.out_edges.get(peer)
+        if edge is None:
+            edge = self.out_edges[peer] = OutEdge(peer, Outbox(self._pool), ring.Backoff(self._random))
+        dials = sum(e.session is not None and not e.is_open for e in self.out_edges.values())
+        if edge.session is not None or not edge.backoff.due(now) or dials >= MAX_DIALS:
+            return
+        hello = Hello(
+            self.plan.run_uid,
+            self.rank,
+            peer,
+            self._incarnation,
+            self.plan.epoch,
+            self._schema_hash,
+            self._num_elements,
+            int(self.precision),
+        )
+        edge.dialled_at = now
+        address = self.plan.learner(peer).address.gossip
+        target = edge
+
+        def make_session(link: Link) -> Sending:
+            session = Sending(self, link, hello, target.outbox, target.counters, heartbeat=self.heartbeat)
+            with self.lock:
+                target.session = session
+            return session
+
+        self._transport.connect(address, make_session)
+
+    def _knocked(self, rank: int) -> None:
+        """A rank has been heard of: if it was thought to be gone, try it at once."""
+        edge = self.out_edges.get(rank)
+        if edge is not None and edge.gone:
+            edge.backoff.reset()
+
+    def _out_gone(self, edge: OutEdge, why: str) -> None:
+        if edge.gone:
+            return
+        edge.gone = True
+        if edge.was_open and not self._closing:
+            self._event("peer-gone", peer=edge.rank, direction="out", reason=why)
+
+    def _in_gone(self, edge: InEdge, why: str) -> None:
+        now = self._transport.now()
+        with self.lock:
+            edge.session, edge.ended_at = None, now
+            edge.inbox.clear()
+            self.lock.notify_all()
+        if edge.gone_at is None and why != Leaving.REKNIT.name.lower() and not self._closing:
+            edge.gone_at = now
+            self._event("peer-gone", peer=edge.rank, direction="in", reason=why)
+
+    # ---------------------------------------------------------------- bookkeeping
+
+    def edge_stats(self) -> tuple[EdgeStats, ...]:
+        """All edges; the caller holds the lock."""
+        ins = [
+            EdgeStats(
+                edge.rank,
+                "in",
+                "live" if edge.session else "gone",
+                edge.counters.messages,
+                edge.counters.bytes,
+                edge.inbox.replaced,
+                edge.counters.refused,
+            )
+            for edge in self.in_edges.values()
+        ]
+        outs = [
+            EdgeStats(
+                edge.rank,
+                "out",
+                edge.session.state.value if edge.session else "closed",
+                edge.counters.messages,
+                edge.counters.bytes,
+                edge.outbox.replaced,
+                edge.counters.refused,
+            )
+            for edge in self.out_edges.values()
+        ]
+        return (*ins, *outs)
+
+    def _sessions(self) -> list[Receiving | Sending]:
+        return [*self._receiving, *(edge.session for edge in self.out_edges.values() if edge.session is not None)]
+
+    def _complain(self, reason: Reason, peer: int | None, text: str) -> None:
+        who = "a stranger" if peer is None else f"rank {peer}"
+        line = f"refused {who}: {reason.text} ({text[:200]})"
+        if self.complaints.add(reason.name, peer, line, self._transport.now()):
+            self._event("refused", peer=peer, direction="in", reason=reason.name)
+
+    def _event(self, event: str, **details: Any) -> None:
+        self.events.append({"event": event, **details})

@@ -1,0 +1,353 @@
+"""The learner's side of gossip: offer parameters, mix those of the neighbours, see who is there.
+
+    peer = GossipPeer(rank, plan, schema.hash, schema.num_elements, transport=..., incarnation=...)
+    peer.start(); state = peer.fetch_state(10.0); peer.join()
+    while training:
+        ...one update...
+        peer.offer(vector, version=updates, steps=steps)     # never blocks
+        mixing = peer.mix(vector)                             # in place; None = nothing to mix
+        peer.answer_state_requests(make_state)
+    peer.close()
+
+The rules live in `neighbourhood` (who is there), `sending` and `receiving` (each edge); the network in the transport.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gala.errors import GossipError
+from gala.plan import RunPlan
+from gala_worker.gossip import codec
+from gala_worker.gossip.messages import Leaving, Precision, Progress, StateRequest
+from gala_worker.gossip.mixing import Mixer
+from gala_worker.gossip.neighbourhood import Neighbourhood
+from gala_worker.gossip.receiving import InEdge
+from gala_worker.gossip.slots import Received, SnapshotPool
+from gala_worker.gossip.stats import GossipStats
+from gala_worker.gossip.transport import Transport
+
+MAX_STATE_CANDIDATES: Final = 16
+"""Neighbours that a starting learner asks for their state."""
+CLOSE_SECONDS: Final = 1.0
+"""How long a farewell may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mixing:
+    """What one mixing was made of."""
+
+    peers: tuple[int, ...]
+    versions: tuple[int, ...]
+    """The neighbours' update counts."""
+    staleness_updates: int
+    """Updates of this learner between the arrival of a message and its mixing; the largest of the neighbours'."""
+    staleness_seconds: float
+    """From the neighbour's offer to the mixing, network time apart; the largest."""
+    disagreement: float
+    """||x - m|| before mixing."""
+    relative_disagreement: float
+    """||x - m|| / ||x||."""
+
+
+class GossipPeer:
+    """One learner among its neighbours. Thread-safe; `offer` and `mix` belong to one thread, the learner's."""
+
+    def __init__(
+        self,
+        rank: int,
+        plan: RunPlan,
+        schema_hash: str,
+        num_elements: int,
+        *,
+        transport: Transport,
+        incarnation: int,
+        pinned: bool = False,
+    ) -> None:
+        """`num_elements`: N of the flat vector. `pinned`: the vector lives on a GPU, use page-locked buffers."""
+        self._transport = transport
+        self._incarnation = incarnation
+        self._schema_hash = schema_hash
+        self._num_elements = num_elements
+        self._condition = threading.Condition()
+        precision = Precision[plan.spec.gossip.precision.upper()]
+
+        def make_buffer() -> Tensor:
+            return codec.new_buffer(num_elements, precision, pinned=pinned)
+
+        self._pool = SnapshotPool(make_buffer)
+        self._hood = Neighbourhood(
+            rank,
+            plan,
+            schema_hash,
+            num_elements,
+            incarnation=incarnation,
+            transport=transport,
+            condition=self._condition,
+            pool=self._pool,
+            make_buffer=make_buffer,
+        )
+        self._mixer = Mixer()
+        self._mixed_version: int | None = None
+        self._mixes = self._skips = 0
+        self._seconds = self._waited_seconds = 0.0
+        self._last: Mixing | None = None
+        self._started = False
+
+    # ---------------------------------------------------------------- start and end
+
+    def start(self) -> None:
+        """Listens: neighbours may push to this learner from now on.
+
+        Raises: GossipError when the address cannot be had.
+        """
+        hood = self._hood
+        address = hood.plan.learner(hood.rank).address.gossip
+        self._transport.serve(address, hood, hood.heartbeat / 2, hood.message_bytes())
+        self._started = True
+
+    def fetch_state(self, timeout_seconds: float) -> bytes | None:
+        """The state of a live neighbour, in-peers first; None if nobody has one to give."""
+        plan, rank = self._hood.plan, self._hood.rank
+        own = plan.learner(rank)
+        order = dict.fromkeys((*own.in_peers, *own.out_peers, *sorted(plan.ranks, key=lambda peer: abs(peer - rank))))
+        candidates = [peer for peer in order if peer != rank][:MAX_STATE_CANDIDATES]
+        deadline = self._transport.now() + timeout_seconds
+        request = StateRequest(plan.run_uid, rank, self._schema_hash, self._incarnation)
+        for peer in candidates:
+            remaining = deadline - self._transport.now()
+            if remaining <= 0:
+                break
+            try:
+                return self._transport.fetch_state(
+                    plan.learner(peer).address.gossip,
+                    request,
+                    first_seconds=min(remaining, max(1.0, timeout_seconds / 4)),
+                    seconds=remaining,
+                    # Parameters, optimiser state and whatever a recurrent or normalising policy adds to them.
+                    max_bytes=16 * 4 * self._num_elements + (64 << 20),
+                )
+            except GossipError:
+                continue  # the next one may do better
+        return None
+
+    def join(self) -> None:
+        """Opens the edges to the out-peers."""
+        self._transport.call_soon(self._hood.join)
+
+    def set_plan(self, plan: RunPlan) -> None:
+        """Knits the ring of a newer epoch; an older plan, or one of another run, is ignored. Thread-safe."""
+        self._transport.call_soon(lambda: self._hood.set_plan(plan))
+
+    def close(self, farewell: bool = True) -> None:
+        """Says farewell, closes everything. Quick, and without effect when called again."""
+        if not self._started:
+            return
+        self._started = False
+        if farewell:
+            finished = self.global_steps() >= self._hood.plan.spec.total_steps
+            why = Leaving.FINISHED if finished else Leaving.STOPPED
+            self._transport.call_soon(lambda: self._hood.leave(why))
+        self._transport.close(CLOSE_SECONDS if farewell else 0.0)
+
+    # ---------------------------------------------------------------- every update
+
+    def offer(self, vector: Tensor | np.ndarray[Any, Any], *, version: int, steps: int) -> None:
+        """Hands the newest parameters to the out-peers of this round: one copy, no waiting.
+
+        Args:
+            vector: [N] float32, may be changed as soon as this returns.
+            version: this learner's update count; the round of a time-varying topology follows from it.
+            steps: agent decisions that this learner has done.
+        """
+        began = time.perf_counter()
+        hood = self._hood
+        with self._condition:
+            every = hood.plan.spec.gossip.every_updates
+            if self._mixed_version is None or version < self._mixed_version:
+                self._mixed_version = version - every
+            hood.version = version
+            hood.known_progress[hood.rank] = max(steps, hood.known_progress.get(hood.rank, 0))
+            round = version // every
+            edges = hood.routes[round % len(hood.routes)]
+            snapshot = self._pool.acquire() if edges else None
+        if snapshot is not None:
+            snapshot.buffer.copy_(_tensor(vector))
+            snapshot.version, snapshot.round, snapshot.taken_at = version, round, self._transport.now()
+            with self._condition:
+                sessions = [(edge, edge.session) for edge in edges if edge.session is not None]
+                for edge, _ in sessions:
+                    edge.outbox.put(snapshot)
+                self._pool.release(snapshot)
+            for _, session in sessions:
+                session.link.wake()
+        self._seconds += time.perf_counter() - began
+
+    def mix(self, vector: Tensor | np.ndarray[Any, Any]) -> Mixing | None:
+        """x <- (x + sum of m_j) / (1 + number of messages), in place, if every live in-peer has sent a fresh message.
+
+        Where the staleness bound asks for it, waits for them, at most `peerTimeoutSeconds`; an in-peer that is not
+        there by then is not waited for again until its next message.
+
+        Args:
+            vector: [N] float32; unchanged when the answer is None.
+        """
+        began = time.perf_counter()
+        try:
+            with self._condition:
+                ready = self._is_mixable() and self._has_fresh()
+            if not ready and self._is_overdue():
+                waiting = time.perf_counter()
+                if not self._transport.wait(self._condition, self._is_mixable, self._hood.timeout):
+                    self._excuse()
+                self._waited_seconds += time.perf_counter() - waiting
+            with self._condition:
+                received = self._take()
+            if not received:
+                self._skips += 1
+                return None
+            return self._mix(_tensor(vector), received)
+        finally:
+            self._seconds += time.perf_counter() - began
+
+    def answer_state_requests(self, make_state: Callable[[], bytes]) -> None:
+        """Gives `make_state()` to the joiners that have asked; next to nothing when nobody has."""
+        hood = self._hood
+        if not hood.state_requests:
+            return
+        began = time.perf_counter()
+        with self._condition:
+            answers = list(hood.state_requests.values())
+            hood.state_requests.clear()
+        state = make_state()
+        for answer in answers:
+            self._transport.call_soon(lambda answer=answer: answer(state))  # type: ignore[misc]
+        self._seconds += time.perf_counter() - began
+
+    # ---------------------------------------------------------------- what is known
+
+    def progress(self) -> dict[int, int]:
+        """Agent decisions done by each rank, as far as this learner has heard."""
+        with self._condition:
+            return dict(self._hood.known_progress)
+
+    def global_steps(self) -> int:
+        """Agent decisions done by all learners together, as far as this one has heard."""
+        with self._condition:
+            return sum(self._hood.known_progress.values())
+
+    def merge_progress(self, progress: Progress) -> None:
+        """Adds what a checkpoint or a neighbour's state knows."""
+        self._hood.merge_progress(progress)
+
+    def stats(self) -> GossipStats:
+        """A consistent picture of this moment."""
+        with self._condition:
+            last = self._last
+            return GossipStats(
+                mixes=self._mixes,
+                skips=self._skips,
+                seconds=self._seconds,
+                waited_seconds=self._waited_seconds,
+                staleness_updates=last.staleness_updates if last else 0,
+                staleness_seconds=last.staleness_seconds if last else 0.0,
+                disagreement=last.disagreement if last else 0.0,
+                relative_disagreement=last.relative_disagreement if last else 0.0,
+                in_peers=tuple(sorted(rank for rank, edge in self._hood.in_edges.items() if edge.session)),
+                out_peers=self._hood.out_peers,
+                edges=self._hood.edge_stats(),
+                strangers=dict(self._hood.complaints.counts),
+            )
+
+    def events(self) -> list[dict[str, Any]]:
+        """What has happened since the last call: peer-gone, peer-back, ring, refused; oldest first."""
+        events = self._hood.events
+        return [events.popleft() for _ in range(len(events))]
+
+    def wait(self, predicate: Callable[[GossipStats], bool], seconds: float) -> bool:
+        """Blocks until the gossip looks like this; False when it did not in time. For tests and launch scripts."""
+        return self._transport.wait(self._condition, lambda: predicate(self.stats()), seconds)
+
+    # ---------------------------------------------------------------- the rules of mixing; the lock is held
+
+    def _counted(self) -> list[InEdge]:
+        """The in-peers that matter: live, and not without a message for longer than the timeout."""
+        oldest = self._transport.now() - self._hood.timeout
+        return [
+            edge
+            for edge in self._hood.in_edges.values()
+            if edge.session is not None and (edge.inbox.is_fresh or (edge.valid_at >= oldest and not edge.excused))
+        ]
+
+    def _is_mixable(self) -> bool:
+        """Whether there is nothing to wait for."""
+        counted = self._counted()
+        if counted:
+            # In a time-varying topology an in-peer pushes here in some rounds only: whatever is there is mixed.
+            enough = any if self._hood.plan.spec.topology.type == "OnePeerExponential" else all
+            if not enough(edge.inbox.is_fresh for edge in counted):
+                return False
+        # Synchronous: what the neighbour has not taken yet must not be replaced by what follows.
+        return self._hood.plan.spec.gossip.max_staleness != 0 or not any(
+            edge.outbox.is_waiting and not edge.outbox.excused for edges in self._hood.routes for edge in edges
+        )
+
+    def _has_fresh(self) -> bool:
+        return any(edge.inbox.is_fresh for edge in self._hood.in_edges.values())
+
+    def _is_overdue(self) -> bool:
+        bound = self._hood.plan.spec.gossip.max_staleness
+        if bound is None or self._mixed_version is None:
+            return False
+        return self._hood.version - self._mixed_version > bound
+
+    def _excuse(self) -> None:
+        with self._condition:
+            for edge in self._counted():
+                edge.excused = not edge.inbox.is_fresh
+            for edges in self._hood.routes:
+                for out_edge in edges:
+                    out_edge.outbox.excused = out_edge.outbox.is_waiting
+
+    def _take(self) -> list[tuple[InEdge, Received]]:
+        if not self._is_mixable() and not self._is_overdue():
+            return []
+        edges = self._counted()
+        if not edges:
+            self._mixed_version = self._hood.version  # staleness counts while there is somebody to mix with
+        taken = [(edge, edge.inbox.take()) for edge in edges]
+        return [(edge, received) for edge, received in taken if received is not None]
+
+    # ---------------------------------------------------------------- mixing; the lock is not held
+
+    def _mix(self, vector: Tensor, received: Iterable[tuple[InEdge, Received]]) -> Mixing:
+        edges, messages = zip(*received, strict=True)
+        distance = self._mixer.mix_(vector, [message.buffer for message in messages])
+        now, version = self._transport.now(), self._hood.version
+        mixing = Mixing(
+            peers=tuple(edge.rank for edge in edges),
+            versions=tuple(message.version for message in messages),
+            staleness_updates=max(0, *(version - message.updates_then for message in messages)),
+            staleness_seconds=max(message.age_seconds + now - message.began_at for message in messages),
+            disagreement=distance.disagreement,
+            relative_disagreement=distance.relative,
+        )
+        with self._condition:
+            for edge, message in received:
+                edge.inbox.give_back(message.buffer)
+            self._mixed_version = version
+            self._mixes += 1
+            self._last = mixing
+        return mixing
+
+
+def _tensor(vector: Tensor | np.ndarray[Any, Any]) -> Tensor:
+    return vector.detach() if isinstance(vector, Tensor) else torch.from_numpy(vector)

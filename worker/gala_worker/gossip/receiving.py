@@ -1,0 +1,263 @@
+"""The receiver's side of an edge: admit or refuse, check every message, acknowledge. No input or output."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Protocol
+
+from gala.errors import GossipError, MessageError
+from gala_worker.gossip import codec
+from gala_worker.gossip.codec import Reassembler
+from gala_worker.gossip.messages import (
+    Ack,
+    Chunk,
+    Farewell,
+    Frame,
+    Header,
+    Heartbeat,
+    Hello,
+    Leaving,
+    Progress,
+    Reason,
+    Refusal,
+    Welcome,
+)
+from gala_worker.gossip.slots import Inbox, Received
+from gala_worker.gossip.stats import EdgeCounters
+from gala_worker.gossip.transport import Link
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class InEdge:
+    """What this peer knows of one rank that pushes, or has pushed, to it."""
+
+    def __init__(self, rank: int, inbox: Inbox) -> None:
+        self.rank = rank
+        self.inbox = inbox
+        self.counters = EdgeCounters()
+        self.session: Receiving | None = None
+        """The live stream, if there is one."""
+        self.incarnation = 0
+        self.valid_at = 0.0
+        """When its last acceptable message was complete, or its hello was."""
+        self.excused = False
+        """It has let this learner wait for the full time once: not waited for until its next message."""
+        self.gone_at: float | None = None
+        """When it went away other than to another neighbour; None while it is here."""
+        self.ended_at = 0.0
+        """When its last stream ended."""
+
+
+class ReceiverHost(Protocol):
+    """What the receiver's side needs of its peer."""
+
+    @property
+    def lock(self) -> AbstractContextManager[object]:
+        """Guards the inbox."""
+
+    def progress(self) -> Progress:
+        """What this peer knows."""
+
+    def merge_progress(self, progress: Progress) -> None:
+        """What a neighbour knows."""
+
+    def admit(self, session: Receiving, hello: Hello, now: float) -> InEdge | Refusal:
+        """May this one push to us?"""
+
+    def welcome(self) -> Welcome:
+        """The answer to one that may."""
+
+    def message_bytes(self) -> int:
+        """Size of every message."""
+
+    def arrived(self, edge: InEdge, now: float) -> None:
+        """A message is complete and acceptable."""
+
+    def own_version(self) -> int:
+        """This learner's update count."""
+
+    def message_refused(self, edge: InEdge | None, reason: Reason, text: str) -> None:
+        """Something was not acceptable."""
+
+    def sender_left(self, edge: InEdge, why: Leaving) -> None:
+        """The sender said farewell."""
+
+    def receiver_ended(self, session: Receiving, now: float, why: str) -> None:
+        """The stream is closed."""
+
+
+class Receiving:
+    """A `Session`: somebody pushes to this peer."""
+
+    def __init__(self, host: ReceiverHost, link: Link, now: float, *, heartbeat: float) -> None:
+        self.link = link
+        self.edge: InEdge | None = None
+        """None for a stranger, who has not said a proper hello."""
+        self.began_at = self.heard_at = now
+        self.finished = False
+        self.rejected = False
+        self._host = host
+        self._heartbeat = heartbeat
+        self._said_at = now
+        self._reassembler = Reassembler(host.message_bytes())
+        self._header: Header | None = None
+        self._arriving: Tensor | None = None
+        self._arriving_since = 0.0
+        self._done = 0
+        self._acknowledged = 0
+        self._to_say: Welcome | Refusal | None = None
+        self._refused: Ack | None = None
+        self._leaving: Leaving | None = None
+
+    def leave(self, why: Leaving) -> None:
+        """Say farewell and close."""
+        if self._leaving is None:
+            self._leaving = why
+        self.link.wake()
+
+    def next_frame(self, now: float) -> Frame | None:
+        """Welcome or refusal; then acknowledgements, heartbeats, farewell."""
+        frame = self._next_frame(now)
+        if frame is not None:
+            self._said_at = now
+        return frame
+
+    def _next_frame(self, now: float) -> Frame | None:
+        if self._to_say is not None:
+            frame, self._to_say = self._to_say, None
+            self.finished = isinstance(frame, Refusal)
+            return frame
+        if self.finished:
+            return None
+        if self._leaving is not None:
+            self.finished = True
+            return Farewell(self._leaving, self._host.progress()) if self.edge else None
+        if self.edge is None:
+            return None
+        if self._refused is not None:
+            refused, self._refused = self._refused, None
+            self._acknowledged = refused.version
+            return refused
+        if self._done > self._acknowledged:
+            self._acknowledged = self._done
+            return Ack(self._done)
+        if now - self._said_at >= self._heartbeat:
+            return Heartbeat(self._acknowledged, self._host.progress())
+        return None
+
+    def receive(self, frame: Frame, now: float) -> None:
+        """Hello; then chunks, heartbeats, farewell."""
+        self.heard_at = now
+        if self.finished or isinstance(self._to_say, Refusal):
+            return
+        edge = self.edge
+        if edge is None:
+            if not isinstance(frame, Hello):
+                raise MessageError(f"a stranger said {type(frame).__name__} instead of hello")
+            self._greet(frame, now)
+            return
+        match frame:
+            case Chunk():
+                self._take(edge, frame, now)
+            case Heartbeat():
+                if self._reassembler.in_progress or frame.version > self._reassembler.version:
+                    raise MessageError(f"message {frame.version} or a part of it was lost on the way")
+                self._host.merge_progress(frame.progress)
+            case Farewell():
+                self.finished = True
+                self._host.merge_progress(frame.progress)
+                self._host.sender_left(edge, frame.why)
+            case _:
+                raise MessageError(f"a sender said {type(frame).__name__}")
+
+    def supersede(self) -> None:
+        """Its sender has opened a newer stream: this one is of no use any more."""
+        self._abandon()
+        self.finished = True
+        self.link.abort()
+
+    def _greet(self, hello: Hello, now: float) -> None:
+        verdict = self._host.admit(self, hello, now)
+        if isinstance(verdict, Refusal):
+            self.rejected = True
+            self._to_say = verdict
+        else:
+            self.edge = verdict
+            self._to_say = self._host.welcome()
+        self.link.wake()
+
+    def _take(self, edge: InEdge, chunk: Chunk, now: float) -> None:
+        if not self._reassembler.in_progress:
+            if self._reassembler.version > self._done:
+                raise MessageError(
+                    f"message {chunk.version} before message {self._reassembler.version} was acknowledged"
+                )
+            self._header = self._reassembler.begin(chunk)
+            self._arriving_since = now
+            with self._host.lock:
+                try:
+                    self._arriving = edge.inbox.begin()
+                except GossipError as error:
+                    raise MessageError(str(error)) from error
+            self._reassembler.into(chunk.version, codec.window(self._arriving))
+        complete = self._reassembler.add(chunk)
+        edge.counters.bytes += len(chunk.payload)
+        if not complete:
+            return
+        buffer, header = self._arriving, self._header
+        assert buffer is not None
+        assert header is not None
+        self._host.merge_progress(header.progress)
+        if not codec.is_finite(buffer):
+            self._abandon()
+            edge.counters.refused += 1
+            self._done = chunk.version
+            self._refused = Ack(chunk.version, Reason.NOT_FINITE)
+            self._host.message_refused(edge, Reason.NOT_FINITE, f"message {chunk.version} is not finite")
+            self.link.wake()
+            return
+        self._arriving = None
+        edge.counters.messages += 1
+        received = Received(
+            buffer,
+            chunk.version,
+            header.round,
+            header.weight,
+            max(0.0, header.age_seconds),
+            self._arriving_since,
+            self._host.own_version(),
+            self._message_done,
+        )
+        with self._host.lock:
+            edge.inbox.deliver(received)
+        self._host.arrived(edge, now)
+
+    def _message_done(self, version: int) -> None:
+        """The learner took the message or a newer one replaced it. From either thread, under the host's lock."""
+        self._done = version
+        self.link.wake()
+
+    def _abandon(self) -> None:
+        if self._arriving is not None and self.edge is not None:
+            with self._host.lock:
+                self.edge.inbox.give_back(self._arriving)
+        self._arriving = None
+
+    def reject(self, problem: str) -> None:
+        """The sender makes no sense: tell it so, and close."""
+        if self.finished or self.rejected:
+            return
+        self.rejected = True
+        if self.edge is not None:
+            self.edge.counters.refused += 1
+        self._host.message_refused(self.edge, Reason.MALFORMED, problem)
+        self._to_say = Refusal(Reason.MALFORMED, problem)
+        self.link.wake()
+
+    def ended(self, now: float, why: str) -> None:
+        """The stream is closed."""
+        self.finished = True
+        self._abandon()
+        self._host.receiver_ended(self, now, why)

@@ -1,0 +1,201 @@
+"""The sender's side of an edge: hello, then messages one at a time, until farewell. No input or output."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from gala.errors import MessageError
+from gala_worker.gossip import codec
+from gala_worker.gossip.messages import (
+    Ack,
+    Chunk,
+    Farewell,
+    Frame,
+    Header,
+    Heartbeat,
+    Hello,
+    Leaving,
+    Progress,
+    Reason,
+    Refusal,
+    Welcome,
+)
+from gala_worker.gossip.slots import Outbox
+from gala_worker.gossip.stats import EdgeCounters
+from gala_worker.gossip.transport import Link
+
+
+class SenderState(enum.Enum):
+    """Where the conversation stands."""
+
+    GREETING = "connecting"
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+class SenderHost(Protocol):
+    """What the sender's side needs of its peer."""
+
+    @property
+    def lock(self) -> AbstractContextManager[object]:
+        """Guards the outbox."""
+
+    def progress(self) -> Progress:
+        """What this peer knows."""
+
+    def merge_progress(self, progress: Progress) -> None:
+        """What a neighbour knows."""
+
+    def welcomed(self, session: Sending, welcome: Welcome, now: float) -> None:
+        """The receiver takes our messages."""
+
+    def refused(self, session: Sending, refusal: Refusal) -> None:
+        """The receiver does not."""
+
+    def acknowledged(self) -> None:
+        """An edge is ready for its next message."""
+
+    def receiver_left(self, session: Sending, why: Leaving) -> None:
+        """The receiver said farewell."""
+
+    def sender_ended(self, session: Sending, now: float, why: str) -> None:
+        """The stream is closed."""
+
+
+class Sending:
+    """A `Session`: this peer pushes to `rank`."""
+
+    def __init__(
+        self, host: SenderHost, link: Link, hello: Hello, outbox: Outbox, counters: EdgeCounters, *, heartbeat: float
+    ) -> None:
+        self.rank = hello.receiver
+        self.link = link
+        self.state = SenderState.GREETING
+        self.heard_at: float | None = None
+        self.began_at: float | None = None
+        self._host = host
+        self._hello = hello
+        self._outbox = outbox
+        self._counters = counters
+        self._heartbeat = heartbeat
+        self._said_at = 0.0
+        self._greeted = False
+        self._chunks: Iterator[Chunk] | None = None
+        self._leaving: Leaving | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Nothing more will be said."""
+        return self.state is SenderState.CLOSED
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether this side has ended the conversation."""
+        return self._leaving is not None
+
+    def leave(self, why: Leaving) -> None:
+        """Say farewell after the message that is being sent, and close."""
+        if self._leaving is None:
+            self._leaving = why
+            if self.state is SenderState.GREETING:
+                self.state = SenderState.CLOSED
+                self.link.abort()
+        self.link.wake()
+
+    def next_frame(self, now: float) -> Frame | None:
+        """Hello; then chunks, heartbeats, farewell."""
+        if not self._greeted:
+            self._greeted, self.began_at = True, now
+            return self._hello
+        if self.state is not SenderState.OPEN:
+            return None
+        frame: Frame | None = self._next_chunk(now)
+        if frame is None and self._leaving is not None:
+            self.state = SenderState.CLOSED
+            frame = Farewell(self._leaving, self._host.progress())
+        if frame is None and now - self._said_at >= self._heartbeat:
+            frame = Heartbeat(self._outbox.last_sent, self._host.progress())
+        if frame is not None:
+            self._said_at = now
+        return frame
+
+    def _next_chunk(self, now: float) -> Chunk | None:
+        if self._chunks is not None:
+            chunk = next(self._chunks, None)
+            if chunk is not None:
+                self._counters.bytes += len(chunk.payload)
+                return chunk
+            self._chunks = None
+            self._counters.messages += 1
+            with self._host.lock:
+                self._outbox.sent()
+        if self._leaving is not None:
+            return None
+        with self._host.lock:
+            snapshot = self._outbox.begin()
+        if snapshot is None:
+            return None
+        self._host.acknowledged()  # what was waiting is on its way
+        payload = codec.window(snapshot.buffer)
+        age = max(0.0, now - snapshot.taken_at)
+        header = Header(len(payload), snapshot.round, 1.0, age, self._host.progress())
+        self._chunks = codec.split(payload, snapshot.version, header)
+        chunk = next(self._chunks)
+        self._counters.bytes += len(chunk.payload)
+        return chunk
+
+    def receive(self, frame: Frame, now: float) -> None:
+        """Welcome or refusal; then acknowledgements, heartbeats, farewell."""
+        self.heard_at = now
+        match frame:
+            case Welcome() if self.state is SenderState.GREETING:
+                if frame.run_uid != self._hello.run_uid or frame.rank != self.rank:
+                    raise MessageError(f"rank {frame.rank} of run {frame.run_uid[:40]!r} answers for rank {self.rank}")
+                self.state = SenderState.OPEN
+                self._said_at = now
+                self._host.merge_progress(frame.progress)
+                self._host.welcomed(self, frame, now)
+            case Refusal():
+                self.state = SenderState.CLOSED
+                self._host.refused(self, frame)
+            case Ack() if self.state is SenderState.OPEN:
+                self._done_with(frame.version)
+                if frame.refused is not None:
+                    self._counters.refused += 1
+                    self._host.refused(self, Refusal(frame.refused))
+            case Heartbeat() if self.state is SenderState.OPEN:
+                self._host.merge_progress(frame.progress)
+                self._done_with(frame.version)
+            case Farewell():
+                self.state = SenderState.CLOSED
+                self._host.merge_progress(frame.progress)
+                self._host.receiver_left(self, frame.why)
+            case _ if self.state is SenderState.CLOSED:
+                pass  # on its way when we said farewell
+            case _:
+                raise MessageError(f"a receiver said {type(frame).__name__} while {self.state.value}")
+        self.link.wake()
+
+    def _done_with(self, version: int) -> None:
+        if version > self._outbox.last_sent:
+            raise MessageError(f"an acknowledgement of message {version}, which was not sent")
+        with self._host.lock:
+            self._outbox.acknowledge(version)
+        self._host.acknowledged()
+
+    def reject(self, problem: str) -> None:
+        """The receiver makes no sense: close and try again later."""
+        self.state = SenderState.CLOSED
+        self._host.refused(self, Refusal(Reason.MALFORMED, problem))
+        self.link.abort()
+
+    def ended(self, now: float, why: str) -> None:
+        """The stream is closed."""
+        self.state = SenderState.CLOSED
+        self._chunks = None
+        with self._host.lock:
+            self._outbox.reset()
+        self._host.sender_ended(self, now, why)

@@ -1,0 +1,206 @@
+"""Latest-wins slots between the learner thread and the loop thread, with reusable buffers.
+
+Nothing here locks: the owner holds its lock around every call, and never during a copy of parameters or a network
+operation. Memory per edge is bounded: at most one message streaming and one waiting at the sender, one ready (or being
+mixed) and one arriving at the receiver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from torch import Tensor
+
+from gala.errors import GossipError
+
+BUFFERS_PER_IN_EDGE: Final = 2
+
+
+@dataclass(slots=True, eq=False)
+class Snapshot:
+    """The parameters at one version, shared by the edges that they are to travel on."""
+
+    buffer: Tensor
+    version: int = 0
+    round: int = 0
+    taken_at: float = 0.0
+    holders: int = 0
+
+
+class SnapshotPool:
+    """Buffers for snapshots, used again and again."""
+
+    def __init__(self, make: Callable[[], Tensor]) -> None:
+        self._make = make
+        self._free: list[Snapshot] = []
+        self.allocated = 0
+        """Buffers in existence; at most two per out-edge and one being filled."""
+
+    def acquire(self) -> Snapshot:
+        """A snapshot with one holder, to be filled."""
+        if self._free:
+            snapshot = self._free.pop()
+        else:
+            snapshot = Snapshot(self._make())
+            self.allocated += 1
+        snapshot.holders = 1
+        return snapshot
+
+    def release(self, snapshot: Snapshot) -> None:
+        """One holder less; the last one gives the buffer back."""
+        snapshot.holders -= 1
+        if snapshot.holders == 0:
+            self._free.append(snapshot)
+
+    def trim(self, edges: int) -> None:
+        """Frees buffers beyond what so many out-edges can use."""
+        while self._free and self.allocated > 2 * edges + 1:
+            self._free.pop()
+            self.allocated -= 1
+
+
+class Outbox:
+    """What one out-edge has to send: at most one message in flight and one waiting."""
+
+    def __init__(self, pool: SnapshotPool) -> None:
+        self._pool = pool
+        self._waiting: Snapshot | None = None
+        self._streaming: Snapshot | None = None
+        self.last_sent = 0
+        """Version of the newest message that began to travel on the present stream."""
+        self._unacknowledged = False
+        self.replaced = 0
+        self.excused = False
+        """The receiver let this learner wait for the full time: not waited for until its next acknowledgement."""
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a message waits for the one before it."""
+        return self._waiting is not None
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether a message is on its way, or has arrived and is not taken."""
+        return self._unacknowledged
+
+    def put(self, snapshot: Snapshot) -> None:
+        """The newest parameters; what was waiting is replaced."""
+        snapshot.holders += 1
+        if self._waiting is not None:
+            self._pool.release(self._waiting)
+            self.replaced += 1
+        self._waiting = snapshot
+
+    def begin(self) -> Snapshot | None:
+        """The message to send now, if there is one and the one before is acknowledged."""
+        if self._waiting is None or self._unacknowledged or self._streaming is not None:
+            return None
+        if self._waiting.version <= self.last_sent:  # the learner went back to an older state: this stream cannot
+            self._pool.release(self._waiting)
+            self._waiting = None
+            return None
+        self._streaming, self._waiting = self._waiting, None
+        self._unacknowledged = True
+        self.last_sent = self._streaming.version
+        return self._streaming
+
+    def sent(self) -> None:
+        """All chunks have been written: the buffer is free again."""
+        if self._streaming is not None:
+            self._pool.release(self._streaming)
+            self._streaming = None
+
+    def acknowledge(self, version: int) -> None:
+        """The receiver is done with everything up to `version`."""
+        if version >= self.last_sent:
+            self._unacknowledged = False
+            self.excused = False
+
+    def reset(self) -> None:
+        """The stream is gone: nothing is in flight any more, nothing waits."""
+        self.sent()
+        if self._waiting is not None:
+            self._pool.release(self._waiting)
+            self._waiting = None
+        self._unacknowledged = self.excused = False
+        self.last_sent = 0
+
+
+@dataclass(slots=True, eq=False)
+class Received:
+    """A complete, checked message, ready to be mixed."""
+
+    buffer: Tensor
+    version: int
+    round: int
+    weight: float
+    age_seconds: float
+    """How old it was when it began to arrive."""
+    began_at: float
+    """Receiver's clock."""
+    updates_then: int
+    """The receiver's own version when it was complete."""
+    done: Callable[[int], None]
+    """To be called with `version` when it has been taken or replaced."""
+
+
+@dataclass(slots=True, eq=False)
+class Inbox:
+    """What one in-edge has delivered: the newest message, and the buffers for it and for the next one."""
+
+    make: Callable[[], Tensor]
+    allocated: int = 0
+    replaced: int = 0
+    _free: list[Tensor] = field(default_factory=list)
+    _ready: Received | None = None
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether there is a message that has not been mixed."""
+        return self._ready is not None
+
+    def begin(self) -> Tensor:
+        """A buffer for an arriving message.
+
+        Raises: GossipError when both are in use, which a sender that waits for acknowledgements cannot bring about.
+        """
+        if self._free:
+            return self._free.pop()
+        if self.allocated < BUFFERS_PER_IN_EDGE:
+            self.allocated += 1
+            return self.make()
+        if self._ready is not None:  # left over from an earlier stream, and the learner is mixing the other one
+            return self._replace(self._ready)
+        raise GossipError("both buffers of an edge are in use")
+
+    def deliver(self, received: Received) -> None:
+        """A message is complete; one that waits is replaced."""
+        if self._ready is not None:
+            self._free.append(self._replace(self._ready))
+        self._ready = received
+
+    def take(self) -> Received | None:
+        """The message, to be mixed; its sender may send the next one. `give_back` its buffer."""
+        received, self._ready = self._ready, None
+        if received is not None:
+            received.done(received.version)
+        return received
+
+    def give_back(self, buffer: Tensor) -> None:
+        """A buffer from `begin` or `take` is no longer needed."""
+        self._free.append(buffer)
+
+    def clear(self) -> None:
+        """Forgets the message and frees the memory that is not in use right now."""
+        if self._ready is not None:
+            self._free.append(self._replace(self._ready))
+        self.allocated -= len(self._free)
+        self._free.clear()
+
+    def _replace(self, old: Received) -> Tensor:
+        self._ready = None
+        self.replaced += 1
+        old.done(old.version)
+        return old.buffer

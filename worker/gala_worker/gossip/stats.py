@@ -1,0 +1,83 @@
+"""What gossip measures about itself."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+LOG_AGAIN_SECONDS: Final = 60.0
+"""A repeated complaint about the same neighbour is logged this often at most."""
+_MAX_KINDS: Final = 1024
+
+
+@dataclass(slots=True)
+class EdgeCounters:
+    """Of one directed edge, over all its streams."""
+
+    messages: int = 0
+    bytes: int = 0
+    refused: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeStats:
+    """One directed edge at this moment."""
+
+    peer: int
+    direction: Literal["in", "out"]
+    state: str
+    """out: connecting, open, closed. in: live, gone."""
+    messages: int
+    """Complete ones, since the start of this process."""
+    bytes: int
+    """Of payload."""
+    replaced: int
+    """Messages that a newer one made superfluous before they were sent (out) or mixed (in)."""
+    refused: int
+
+
+@dataclass(frozen=True, slots=True)
+class GossipStats:
+    """Gossip of this learner, since the start of its process."""
+
+    mixes: int
+    skips: int
+    """`mix` calls that found no fresh message from every live in-peer."""
+    seconds: float
+    """On the learner thread, all gossip calls together, waiting included."""
+    waited_seconds: float
+    """Of these, waiting for the staleness bound."""
+    staleness_updates: int
+    staleness_seconds: float
+    disagreement: float
+    relative_disagreement: float
+    """The last four: at the last mixing."""
+    in_peers: tuple[int, ...]
+    """Live ones."""
+    out_peers: tuple[int, ...]
+    """Those that this learner pushes to now."""
+    edges: tuple[EdgeStats, ...]
+    strangers: dict[str, int] = field(default_factory=dict)
+    """Streams refused, by reason."""
+
+
+class Complaints:
+    """Logs each kind of trouble with each neighbour once in a while, and counts all of it."""
+
+    def __init__(self, log: logging.Logger) -> None:
+        self._log = log
+        self._said: dict[tuple[str, int | None], float] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, kind: str, peer: int | None, text: str, now: float) -> bool:
+        """Counts it; True if it was also worth a line in the log."""
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        last = self._said.get((kind, peer))
+        if last is not None and now - last < LOG_AGAIN_SECONDS:
+            return False
+        if len(self._said) >= _MAX_KINDS:
+            self._said.clear()
+        self._said[kind, peer] = now
+        self._log.warning("%s", text)
+        return True
