@@ -17,12 +17,15 @@ from typing import Any, Final
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gala import names
 from gala.errors import CheckpointError
+from gala.plan import RunPlan
 from gala.spec import RunSpec
 from gala_worker import files
+from gala_worker.flat import FlatState
+from gala_worker.state import Counters
 
 FORMAT: Final = "gala-model/1"
 
@@ -38,21 +41,25 @@ class Model:
     """JSON: run, globalSteps, and whatever else the writer knew."""
 
 
-def export_model(
-    directory: Path, policy: nn.Module, *, schema_hash: str, spec: RunSpec, record: Mapping[str, Any]
-) -> Path:
-    """Writes a learner's `model.safetensors` and, for people, `model.json` to `directory`; each is there whole or not.
-
-    Args:
-        policy: its parameters and buffers are written as float32 or whatever they are.
-        record: JSON; `globalSteps`, `wallSeconds`, `rank` are used by `finalize`.
+def export_model(learner_dir: Path, flat: FlatState, plan: RunPlan, rank: int, counters: Counters) -> Path:
+    """Writes a learner's `final/model.safetensors` and, for people, `final/model.json`; each is there whole or not.
 
     Raises:
         OSError: the disk does not take it.
     """
-    record = dict(record)
-    path = save_model(directory / names.MODEL_FILE, policy.state_dict(), schema_hash, spec, record)
-    text = json.dumps({"schema": schema_hash, **record}, indent=2) + "\n"
+    record = {
+        "run": plan.run_name,
+        "uid": plan.run_uid,
+        "rank": rank,
+        "globalSteps": counters.global_steps,
+        "steps": counters.steps,
+        "updates": counters.updates,
+        "episodes": counters.episodes,
+        "wallSeconds": counters.wall_seconds,
+    }
+    directory = learner_dir / names.FINAL_DIRECTORY
+    path = save_model(directory / names.MODEL_FILE, flat.tensors(), flat.schema.hash, plan.spec, record)
+    text = json.dumps({"schema": flat.schema.hash, **record}, indent=2) + "\n"
     files.replace_file(directory / names.MODEL_RECORD_FILE, text.encode())
     return path
 
