@@ -17,6 +17,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     JsonValue,
     SerializerFunctionWrapHandler,
     StrictBool,
@@ -26,10 +27,15 @@ from pydantic import (
     model_validator,
 )
 from pydantic.alias_generators import to_camel
-from pydantic_core import PydanticCustomError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
-IMMUTABLE: Final[dict[str, JsonValue]] = {"x-gala-immutable": True}
-"""`json_schema_extra` of a field that may not change once the run exists; a transition rule in the CRD."""
+IMMUTABLE: Final[dict[str, JsonValue]] = {
+    "x-kubernetes-validations": [
+        {"rule": "self == oldSelf", "message": "is immutable: make a new run with another name to change it"}
+    ]
+}
+"""`json_schema_extra` of a field that may not change once the run exists: a transition rule of the API server."""
 
 DNS_LABEL: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 RFC1035_LABEL: Final = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
@@ -112,13 +118,15 @@ FreeObject = Annotated[dict[str, JsonValue], Field(max_length=64)]
 
 
 def keyed(key: str) -> tuple[AfterValidator, dict[str, JsonValue]]:
-    """For a list whose entries differ in one field: the check, and the schema extension that says so to an API server."""
+    """For a list whose entries differ in one field: the check, and the same in words for an API server."""
 
-    def each_once(entries: tuple[BaseModel, ...]) -> tuple[BaseModel, ...]:
-        field = (
-            next(name for name, info in type(entries[0]).model_fields.items() if info.alias == key) if entries else ""
-        )
-        values = [getattr(entry, field) for entry in entries]
+    def each_once(entries: tuple[Section, ...]) -> tuple[Section, ...]:
+        values = [
+            getattr(entry, name)
+            for entry in entries
+            for name, field in type(entry).model_fields.items()
+            if field.alias == key
+        ]
         if repeated := sorted({value for value in values if values.count(value) > 1}):
             raise PydanticCustomError("repeated", "must not repeat", {"key": key, "values": repeated})
         return entries
@@ -178,6 +186,18 @@ class Section(BaseModel):
             if getattr(self, name) is None and field.default is None:
                 unset |= {name, field.alias}
         return {key: value for key, value in handler(self).items() if key not in unset}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """The section's rules are part of its schema, in the API server's form."""
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        if cls.rules:
+            schema["x-kubernetes-validations"] = [
+                {"rule": rule.cel, "message": f"{rule.message}; {rule.remedy}"}
+                | ({"fieldPath": f".{rule.path}"} if rule.path else {})
+                for rule in cls.rules
+            ]
+        return schema
 
     @classmethod
     def _never_null(cls) -> set[str]:

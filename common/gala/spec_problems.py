@@ -129,7 +129,7 @@ def _valid(field: FieldInfo, given: Any) -> Any:
     if given is None and not nullable(field.annotation):
         return field.get_default(call_default_factory=True)
     section = _bare(field.annotation)
-    if given is not None and issubclass(section, Section):
+    if isinstance(given, Mapping) and issubclass(section, Section):
         return section.model_validate(given, by_alias=True, by_name=False)
     return given
 

@@ -8,11 +8,22 @@ from __future__ import annotations
 
 import functools
 import json
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel
 
 Schema = dict[str, Any]
+
+_RULES: Final = "x-kubernetes-validations"
+_NUMBER: Final = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+_LEFT_OVER: Final = {
+    "integer": _NUMBER,
+    "number": _NUMBER,
+    "string": {"min_length": "minLength", "max_length": "maxLength"},
+    "array": {"min_length": "minItems", "max_length": "maxItems", "minLength": "minItems", "maxLength": "maxItems"},
+    "object": {"max_length": "maxProperties", "maxLength": "maxProperties"},
+}
+"""Bounds under the name that pydantic gives them where a validator of ours stands before them."""
 
 
 @functools.cache
@@ -43,7 +54,10 @@ def at(schema: Schema, path: tuple[str | int, ...]) -> Schema | None:
 def _plain(node: Schema, definitions: Schema) -> Schema:
     if "$ref" in node:
         target = definitions[node["$ref"].rpartition("/")[2]]
+        rules = target.get(_RULES, []) + node.get(_RULES, [])
         node = {**target, **{key: value for key, value in node.items() if key != "$ref"}}
+        if rules:
+            node[_RULES] = rules
     node = {key: value for key, value in node.items() if key not in ("title", "$defs")}
     options = node.get("anyOf", [])
     if {"type": "null"} in options:
@@ -56,6 +70,9 @@ def _plain(node: Schema, definitions: Schema) -> Schema:
         else:
             node["nullable"] = True
         return node
+    for key, bound in _LEFT_OVER.get(node.get("type", ""), {}).items():
+        if key in node:
+            node[bound] = node.pop(key)
     for key, bound in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
         if key in node:
             node |= {bound: node[key], key: True}
@@ -64,11 +81,12 @@ def _plain(node: Schema, definitions: Schema) -> Schema:
     if "properties" in node:
         node["properties"] = {name: _plain(field, definitions) for name, field in node["properties"].items()}
         node.pop("additionalProperties", None)  # an API server prunes or refuses unknown fields by itself
-    elif isinstance(node.get("additionalProperties"), dict) and node["additionalProperties"]:
-        node["additionalProperties"] = _plain(node["additionalProperties"], definitions)
     elif node.get("type") == "object":
-        node.pop("additionalProperties", None)
-        node["x-kubernetes-preserve-unknown-fields"] = True
+        values = node.pop("additionalProperties", None)
+        if values := isinstance(values, dict) and _plain(values, definitions):
+            node["additionalProperties"] = values
+        else:
+            node["x-kubernetes-preserve-unknown-fields"] = True
     if "items" in node:
         node["items"] = _plain(node["items"], definitions)
     return node

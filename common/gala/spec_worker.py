@@ -30,15 +30,7 @@ from gala.spec_base import (
 
 GPU_RESOURCE: Final = "nvidia.com/gpu"
 RESERVED_PREFIX: Final = "GALA_"
-VOLUME_SOURCES: Final = (
-    "empty_dir",
-    "config_map",
-    "secret",
-    "persistent_volume_claim",
-    "ephemeral",
-    "projected",
-    "csi",
-)
+VOLUME_SOURCES: Final = ("empty_dir", "config_map", "secret", "persistent_volume_claim", "ephemeral")
 
 _ONE_PER_NAME, _BY_NAME = keyed("name")
 _ONE_PER_PATH, _BY_PATH = keyed("mountPath")
@@ -151,10 +143,10 @@ class Resources(Section):
 
     rules: ClassVar[tuple[Rule, ...]] = tuple(
         Rule(
-            path=f"{part}.{GPU_RESOURCE}",
+            path=part,
             holds=lambda resources, part=part: GPU_RESOURCE not in getattr(resources, part),  # type: ignore[misc]
             cel=f"!('{GPU_RESOURCE}' in self.{part})",
-            message="must not be set here",
+            message=f"must not have {GPU_RESOURCE}",
             remedy="set spec.worker.gpus instead",
         )
         for part in ("requests", "limits")
@@ -162,7 +154,7 @@ class Resources(Section):
 
 
 class Volume(Section):
-    """A volume of a learner's pod: a name and exactly one source. hostPath and network file systems are not offered."""
+    """A volume of a learner's pod: a name and exactly one source. Others, hostPath first of all, are not offered."""
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=DNS_LABEL)] = Field(
         description="Name that volumeMounts refer to. Names that begin with gala- are the operator's own."
@@ -172,17 +164,15 @@ class Volume(Section):
     secret: FreeObject | None = Field(default=None, description="The files of a Secret.")
     persistent_volume_claim: FreeObject | None = Field(default=None, description="An existing claim.")
     ephemeral: FreeObject | None = Field(default=None, description="A claim that lives as long as the pod.")
-    projected: FreeObject | None = Field(default=None, description="Several sources in one folder.")
-    csi: FreeObject | None = Field(default=None, description="An inline volume of a CSI driver.")
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             path="",
             holds=lambda volume: sum(getattr(volume, source) is not None for source in VOLUME_SOURCES) == 1,
             cel="[has(self.emptyDir), has(self.configMap), has(self.secret), has(self.persistentVolumeClaim),"
-            " has(self.ephemeral), has(self.projected), has(self.csi)].filter(present, present).size() == 1",
+            " has(self.ephemeral)].filter(present, present).size() == 1",
             message="must have exactly one source",
-            remedy="keep one of emptyDir, configMap, secret, persistentVolumeClaim, ephemeral, projected, csi",
+            remedy="keep one of emptyDir, configMap, secret, persistentVolumeClaim, ephemeral",
         ),
         Rule(
             path="name",

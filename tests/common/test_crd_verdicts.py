@@ -1,0 +1,355 @@
+"""An API server and `gala validate` give the same verdict on the same document.
+
+`ApiServer` below is a small, independent reading of what an API server does with a custom resource: strict field
+validation, pruning of nulls, defaults, the structural schema, then CEL (through cel-python). It knows only the CRD;
+`gala.spec.parse` knows only the models.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import celpy
+import pytest
+from celpy.adapter import json_to_cel
+from gala import crd, spec
+from gala.errors import SpecError
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+TYPES = {"object": dict, "array": list, "string": str, "boolean": bool, "integer": int, "number": (int, float)}
+
+
+class ApiServer:
+    """Says what is wrong with a document, as an API server with this CRD would."""
+
+    def __init__(self, definition: dict[str, Any]) -> None:
+        (version,) = definition["spec"]["versions"]
+        self.schema: dict[str, Any] = version["schema"]["openAPIV3Schema"]
+
+    def create(self, document: dict[str, Any]) -> list[str]:
+        """The problems; empty = accepted."""
+        if document.get("apiVersion") != "gala.dev/v1alpha1" or document.get("kind") != "GalaRun":
+            return ["no matches for kind"]
+        document = sent_by_kubectl(document)
+        problems = list(self._unknown(document, self.schema, ""))
+        self._prune_nulls(document, self.schema)
+        self._default(document, self.schema)
+        problems += self._schema(document, self.schema, "")
+        return problems or list(self._rules(document, None, self.schema, ""))
+
+    def update(self, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+        """The problems of changing an accepted document; the rules about `oldSelf` apply."""
+        old, new = sent_by_kubectl(old), sent_by_kubectl(new)
+        for document in (old, new):
+            self._prune_nulls(document, self.schema)
+            self._default(document, self.schema)
+        return self.create(new) or list(self._rules(new, old, self.schema, ""))
+
+    def _unknown(self, value: Any, schema: dict[str, Any], path: str) -> Iterator[str]:
+        if isinstance(value, dict) and "properties" in schema:
+            for key, inner in value.items():
+                if key in schema["properties"]:
+                    yield from self._unknown(inner, schema["properties"][key], f"{path}.{key}")
+                else:
+                    yield f"{path}.{key}: unknown field"
+        elif isinstance(value, dict) and "additionalProperties" in schema:
+            for key, inner in value.items():
+                yield from self._unknown(inner, schema["additionalProperties"], f"{path}.{key}")
+        elif isinstance(value, list) and "items" in schema:
+            for inner in value:
+                yield from self._unknown(inner, schema["items"], f"{path}[]")
+
+    def _prune_nulls(self, value: Any, schema: dict[str, Any]) -> None:
+        for key, inner in self._children(value, schema):
+            if isinstance(value, dict) and value[key] is None and not inner.get("nullable") and "default" not in inner:
+                del value[key]
+            else:
+                self._prune_nulls(value[key], inner)
+
+    def _default(self, value: Any, schema: dict[str, Any]) -> None:
+        if isinstance(value, dict):
+            for key, inner in schema.get("properties", {}).items():
+                absent = key not in value or (value[key] is None and not inner.get("nullable"))
+                if absent and "default" in inner:
+                    value[key] = copy.deepcopy(inner["default"])
+        for key, inner in self._children(value, schema):
+            self._default(value[key], inner)
+
+    def _children(self, value: Any, schema: dict[str, Any]) -> list[tuple[Any, dict[str, Any]]]:
+        if isinstance(value, dict):
+            fields, other = schema.get("properties", {}), schema.get("additionalProperties")
+            return [(key, fields.get(key, other)) for key in value if fields.get(key, other) is not None]
+        if isinstance(value, list) and "items" in schema:
+            return [(index, schema["items"]) for index in range(len(value))]
+        return []
+
+    def _schema(self, value: Any, schema: dict[str, Any], path: str) -> Iterator[str]:
+        if value is None and schema.get("nullable"):
+            return
+        kinds = [schema["type"]] if "type" in schema else [option["type"] for option in schema["anyOf"]]
+        if not any(self._is(value, kind) for kind in kinds):
+            yield f"{path}: must be of type {kinds}"
+            return
+        if "enum" in schema and value not in schema["enum"]:
+            yield f"{path}: must be one of {schema['enum']}"
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            low, high = schema.get("minimum", -float("inf")), schema.get("maximum", float("inf"))
+            if not (low <= value <= high):
+                yield f"{path}: out of bounds"
+            if (schema.get("exclusiveMinimum") and value == low) or (schema.get("exclusiveMaximum") and value == high):
+                yield f"{path}: at an excluded bound"
+        for kind, least, most in ((str, "minLength", "maxLength"), (list, "minItems", "maxItems")):
+            if isinstance(value, kind) and not (schema.get(least, 0) <= len(value) <= schema.get(most, len(value))):
+                yield f"{path}: wrong length"
+        if isinstance(value, dict) and len(value) > schema.get("maxProperties", len(value)):
+            yield f"{path}: too many entries"
+        if isinstance(value, str) and "pattern" in schema:
+            pattern = schema["pattern"]
+            assert pattern.endswith("$")
+            if not re.search(pattern[:-1] + r"\Z", value):
+                yield f"{path}: does not match"
+        if isinstance(value, dict):
+            yield from (f"{path}.{key}: required" for key in schema.get("required", []) if key not in value)
+        if schema.get("x-kubernetes-list-type") == "map":
+            (key,) = schema["x-kubernetes-list-map-keys"]
+            keys = [entry.get(key) for entry in value if isinstance(entry, dict)]
+            if len(set(keys)) < len(keys):
+                yield f"{path}: repeated {key}"
+        for key, inner in self._children(value, schema):
+            yield from self._schema(value[key], inner, f"{path}.{key}")
+
+    @staticmethod
+    def _is(value: Any, kind: str) -> bool:
+        if isinstance(value, bool):
+            return kind == "boolean"
+        return isinstance(value, TYPES[kind])
+
+    def _rules(self, value: Any, old: Any, schema: dict[str, Any], path: str) -> Iterator[str]:
+        for rule in schema.get("x-kubernetes-validations", []):
+            transition = "oldSelf" in rule["rule"]
+            if transition and old is None:
+                continue
+            names = {"self": json_to_cel(value)} | ({"oldSelf": json_to_cel(old)} if transition else {})
+            if not compiled(rule["rule"]).evaluate(names):
+                yield f"{path}: {rule['message']}"
+        for key, inner in self._children(value, schema):
+            old_inner = old.get(key) if isinstance(old, dict) else None
+            if value[key] is not None:
+                yield from self._rules(value[key], old_inner, inner, f"{path}.{key}")
+
+
+def sent_by_kubectl(value: Any) -> Any:
+    """A copy as it goes over the wire: Go writes the float 4e7 as 40000000, which is read as an integer."""
+    if isinstance(value, dict):
+        return {key: sent_by_kubectl(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [sent_by_kubectl(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+@functools.cache
+def compiled(rule: str) -> celpy.Runner:
+    environment = celpy.Environment()
+    return environment.program(environment.compile(rule))
+
+
+API_SERVER = ApiServer(crd.definition())
+MINIMAL: dict[str, Any] = {
+    "apiVersion": "gala.dev/v1alpha1",
+    "kind": "GalaRun",
+    "metadata": {"name": "pong"},
+    "spec": {"environment": {"id": "ALE/Pong-v5"}},
+}
+WORDS = ["a", "A", "", "pong", "a.b/c", "ALE/Pong-v5", "GALA_X", "gala-x", "gala.dev/x", "nvidia.com/gpu", "500m", "4Gi",
+         "Exists", "-1", "7e-4", "a\n", "/data", "/a:b", "x" * 64, "x" * 260, "ü", "Ring"]  # fmt: skip
+ODD = st.sampled_from([None, True, 0, 1, -1, 2.0, 0.5, "", "a", "1", [], {}, [None], {"a": None}])
+JSON = st.recursive(st.sampled_from([None, True, 1, 0.5, "a"]), lambda inner: st.dictionaries(st.just("k"), inner))
+
+
+def values(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
+    """Values around what a schema accepts: mostly just inside its bounds, now and then just outside, or of another type."""
+    usual = _usual(schema)
+    return st.integers(0, 29).flatmap(lambda luck: ODD if luck == 0 else usual)
+
+
+def _usual(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
+    kind = schema.get("type", "quantity")
+    if "enum" in schema:
+        return st.sampled_from([*schema["enum"], *schema["enum"], schema["enum"][0].lower()])
+    if kind == "quantity":
+        return st.sampled_from([0, 2, "2", "500m", "4Gi", ".5", "1e3", "+1", 1.0, "4 Gi", -1, "-1", 0.5])
+    if kind in ("integer", "number"):
+        low, high = schema.get("minimum", 0), schema.get("maximum", 10)
+        inside = st.sampled_from([low, low + 1, low + 2, low + 4, high, float(high)])
+        edge = st.sampled_from([low - 1, high + 1, low + 0.5, low])
+        return st.integers(0, 9).flatmap(lambda luck: edge if luck == 0 else inside)
+    if kind == "boolean":
+        return st.booleans()
+    if kind == "string":
+        fitting = [word for word in WORDS if not list(API_SERVER._schema(word, schema, ""))]
+        return st.sampled_from([*fitting, *fitting, *fitting, *fitting, *WORDS])
+    if kind == "array":
+        return st.lists(values(schema["items"]), max_size=3)
+    if "properties" in schema:
+        return objects(schema)
+    inner = values(schema["additionalProperties"]) if "additionalProperties" in schema else JSON
+    return st.dictionaries(st.sampled_from(["a", "b", "cpu", "nvidia.com/gpu", "gala.dev/x"]), inner, max_size=2)
+
+
+def objects(schema: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """Few fields at a time, so that a document is as often acceptable as not."""
+    fields = {name: values(field) for name, field in schema["properties"].items()}
+    names = st.lists(st.sampled_from(sorted(fields)), unique=True, max_size=3)
+    chosen = names.flatmap(lambda some: st.fixed_dictionaries({name: fields[name] for name in some}))
+    required = st.fixed_dictionaries({name: fields[name] for name in schema.get("required", [])})
+    typo = st.integers(0, 29).map(lambda luck: {"nmae": 1} if luck == 0 else {})
+    return st.tuples(required, chosen, typo).map(lambda parts: parts[0] | parts[1] | parts[2])
+
+
+SPEC = API_SERVER.schema["properties"]["spec"]
+ENVIRONMENT = SPEC["properties"]["environment"]
+SPECS = st.tuples(objects(SPEC), objects(ENVIRONMENT) | st.just({"id": "CartPole-v1"})).map(
+    lambda parts: {"environment": parts[1]} | parts[0]
+)
+RINGS = st.fixed_dictionaries(
+    {
+        "environment": st.just({"id": "CartPole-v1"}),
+        "learners": st.sampled_from([1, 2, 3, 4, 5, 8, 9, 512, 513, 1024]),
+        "topology": st.fixed_dictionaries(
+            {"type": st.sampled_from(["Ring", "Exponential", "OnePeerExponential", "Complete"])},
+            optional={"peers": st.sampled_from([1, 2, 3, 4, 7, 8, 9, 10, 11, 1023, None])},
+        ),
+    }
+)
+NAMES = st.sampled_from(["pong", "p", "p" * 50, "p" * 51, "1a", "a1", "Pong", "a-", "a.b", "a_b", "a\n", "ü"])
+
+
+def both(document: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """The problems that an API server finds, and those that Python finds."""
+    try:
+        spec.parse(document)
+    except SpecError as error:
+        return API_SERVER.create(document), str(error).splitlines()
+    return API_SERVER.create(document), []
+
+
+def test_python_and_the_api_server_accept_and_refuse_the_same_documents() -> None:
+    verdicts: list[bool] = []
+    for rule in rules(API_SERVER.schema):
+        compiled(rule["rule"])  # raises the recursion limit, which hypothesis would not like to see
+
+    @settings(max_examples=600, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+    @given(SPECS | RINGS)
+    def agree(document: dict[str, Any]) -> None:
+        server, python = both({**MINIMAL, "spec": document})
+        assert bool(server) == bool(python), f"API server: {server}, Python: {python}"
+        verdicts.append(not server)
+
+    agree()
+    # Neither side may agree by refusing everything or nothing.
+    assert sum(verdicts) > len(verdicts) / 5
+    assert sum(verdicts) < len(verdicts) * 4 / 5
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@given(NAMES)
+def test_python_and_the_api_server_agree_on_names(name: str) -> None:
+    server, python = both({**MINIMAL, "metadata": {"name": name}})
+    assert bool(server) == bool(python)
+
+
+CASES = {
+    "ring with as many peers as learners": {"learners": 4, "topology": {"peers": 4}},
+    "exponential with more peers than powers of two": {"learners": 4, "topology": {"type": "Exponential", "peers": 3}},
+    "one peer is one peer": {"topology": {"type": "OnePeerExponential", "peers": 2}},
+    "complete takes no peers": {"topology": {"type": "Complete", "peers": 3}},
+    "staleness below what every updates needs": {"gossip": {"everyUpdates": 4, "maxStaleness": 2}},
+    "reserved variable": {"worker": {"env": [{"name": "GALA_RANK", "value": "1"}]}},
+    "value and valueFrom": {
+        "worker": {"env": [{"name": "A", "value": "1", "valueFrom": {"secretKeyRef": {"name": "a", "key": "b"}}}]}
+    },
+    "no source of a value": {"worker": {"env": [{"name": "A", "valueFrom": {}}]}},
+    "toleration with Exists and a value": {
+        "worker": {"tolerations": [{"key": "a", "operator": "Exists", "value": "b"}]}
+    },
+    "toleration without a key": {"worker": {"tolerations": [{"value": "b"}]}},
+    "toleration seconds without NoExecute": {"worker": {"tolerations": [{"key": "a", "tolerationSeconds": 1}]}},
+    "gpu in requests": {"worker": {"resources": {"requests": {"nvidia.com/gpu": 1}}}},
+    "gpu in limits": {"worker": {"resources": {"limits": {"nvidia.com/gpu": "1"}}}},
+    "volume without a source": {"worker": {"podTemplate": {"spec": {"volumes": [{"name": "a"}]}}}},
+    "reserved volume": {"worker": {"podTemplate": {"spec": {"volumes": [{"name": "gala-plan", "emptyDir": {}}]}}}},
+    "reserved label": {"worker": {"podTemplate": {"metadata": {"labels": {"gala.dev/run": "a"}}}}},
+    "reserved annotation": {"worker": {"podTemplate": {"metadata": {"annotations": {"gala.dev/run": "a"}}}}},
+    "checkpoint volume without size or claim": {"checkpoint": {"volume": {}}},
+    "storage class of an existing claim": {"checkpoint": {"volume": {"claimName": "a", "storageClassName": "b"}}},
+    "access mode of an existing claim": {"checkpoint": {"volume": {"claimName": "a", "accessMode": "ReadWriteMany"}}},
+}
+
+
+def with_spec(more: dict[str, Any]) -> dict[str, Any]:
+    return {**MINIMAL, "spec": MINIMAL["spec"] | more}
+
+
+@pytest.mark.parametrize("broken", CASES.values(), ids=CASES.keys())
+def test_a_broken_rule_is_one_problem_in_the_same_words_on_both_sides(broken: dict[str, Any]) -> None:
+    (server,), (python,) = both(with_spec(broken))
+    path, _, sentence = server.partition(": ")
+    message, _, remedy = sentence.partition("; ")
+    assert message in python
+    assert python.endswith(remedy)
+
+
+def rules(schema: dict[str, Any]) -> Iterator[dict[str, str]]:
+    yield from schema.get("x-kubernetes-validations", [])
+    for inner in [*schema.get("properties", {}).values(), schema.get("items"), schema.get("additionalProperties")]:
+        if inner is not None:
+            yield from rules(inner)
+
+
+def test_every_rule_of_the_crd_has_a_case_that_breaks_it() -> None:
+    seen = {problem.partition(": ")[2] for case in CASES.values() for problem in API_SERVER.create(with_spec(case))}
+    assert seen == {rule["message"] for rule in rules(SPEC) if "oldSelf" not in rule["rule"]}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"algorithm": "A2C"}, id="algorithm"),
+        pytest.param({"environment": {"id": "ALE/Breakout-v5"}}, id="environment"),
+        pytest.param({"environment": {"id": "ALE/Pong-v5", "simulators": 8}}, id="simulators"),
+        pytest.param({"environment": {"id": "ALE/Pong-v5", "kwargs": {"a": 1}}}, id="kwargs"),
+        pytest.param({"policy": {"recurrent": True}}, id="policy"),
+        pytest.param({"topology": {"type": "Complete"}}, id="topology type"),
+        pytest.param({"seed": 2}, id="seed"),
+    ],
+)
+def test_an_api_server_refuses_to_change_what_is_immutable(change: dict[str, Any]) -> None:
+    assert API_SERVER.create(with_spec(change)) == []
+    (problem,) = API_SERVER.update(MINIMAL, with_spec(change))
+    assert "is immutable" in problem
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"learners": 8}, id="learners"),
+        pytest.param({"totalSteps": 50_000_000}, id="totalSteps"),
+        pytest.param({"topology": {"peers": 2}}, id="peers"),
+        pytest.param({"runPolicy": {"suspend": True}}, id="suspend"),
+        pytest.param({"worker": {"resources": {"limits": {"cpu": 4}}}}, id="resources"),
+        pytest.param({"seed": 1, "policy": {}, "algorithm": "GALA-A2C"}, id="defaults written out"),
+    ],
+)
+def test_an_api_server_lets_the_rest_change(change: dict[str, Any]) -> None:
+    assert API_SERVER.update(MINIMAL, with_spec(change)) == []
+
+
+def test_the_default_is_what_python_fills_in_too() -> None:
+    served = copy.deepcopy(MINIMAL)
+    API_SERVER._default(served, API_SERVER.schema)
+    assert spec.parse(MINIMAL).document()["spec"] == served["spec"]
