@@ -29,15 +29,15 @@ def prepare(device: torch.device, threads: int) -> None:
         torch.backends.cudnn.benchmark = True
 
 
-def autocast_type(precision: str, network: str, device: torch.device) -> torch.dtype | None:
-    """The type that forward passes compute in; None stands for float32.
+def choose_compute_type(precision: str, *, convolutional: bool, device: torch.device) -> torch.dtype:
+    """The type that the trunks compute in; parameters, losses and the optimiser are float32 always.
 
     `auto` is bfloat16 for the convolutional network where the hardware multiplies it natively, else float32: see
     docs/results for the learning curves behind that. Small networks gain nothing from it.
     """
     if precision == "auto":
-        precision = "bfloat16" if network.startswith("nature") and has_bfloat16(device) else "float32"
-    return torch.bfloat16 if precision == "bfloat16" else None
+        precision = "bfloat16" if convolutional and has_bfloat16(device) else "float32"
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -57,9 +57,7 @@ class FlatState:
         for name, tensor in chosen.items():
             if tensor.dtype is not torch.float32:
                 raise TypeError(f"{name} is {tensor.dtype}: only float32 can be packed")
-        self.schema = Schema(
-            tuple(chosen), tuple(tuple(t.shape) for t in chosen.values()), ("float32",) * len(chosen)
-        )
+        self.schema = Schema(tuple(chosen), tuple(tuple(t.shape) for t in chosen.values()), ("float32",) * len(chosen))
         num_trainable = sum(p.numel() for p in parameters.values())
         device = next(iter(chosen.values())).device
         self.vector = torch.empty(self.schema.num_elements, device=device)
@@ -80,7 +78,7 @@ class FlatState:
         """Copies of the named tensors of `vector` (default: the current one), on the CPU."""
         source = (self.vector if vector is None else vector).detach().to("cpu", copy=True)
         sizes = [torch.Size(shape).numel() for shape in self.schema.shapes]
-        parts = source.split(sizes)
+        parts = torch.split(source, sizes)
         return {
             name: part.view(shape).clone()
             for name, shape, part in zip(self.schema.names, self.schema.shapes, parts, strict=True)

@@ -84,14 +84,16 @@ class Collector:
                 self._starts = self._to_device(step.starts)
             self._policy.observe(self._observations)
         values.append(self._tape.bootstrap(self._observations, self._starts))
-        flags = self._to_device(self._flags)
+        on_device = self._to_device(self._flags)
         rewards = self._to_device(np.clip(self._rewards, -1.0, 1.0) if self._clip_rewards else self._rewards)
         return Rollout(
             self._tape,
             torch.stack(actions),
             torch.stack(values),
             rewards,
-            *flags.unbind(),
+            terminated=on_device[0],
+            truncated=on_device[1],
+            valid=on_device[2],
             num_steps=int(np.count_nonzero(valid)),
         )
 
@@ -102,7 +104,7 @@ class Collector:
     def _to_device(self, array: npt.NDArray[Any]) -> Tensor:
         """A copy: simulators and the next rollout may reuse `array`.
 
-        On a GPU the copy goes through pinned memory (cached by torch's allocator), so that the host does not wait for it.
+        On a GPU it goes through pinned memory, which torch's allocator caches, so that the host does not wait for it.
         """
         if self._device.type == "cuda":
             return torch.from_numpy(array).pin_memory(self._device).to(self._device, non_blocking=True)

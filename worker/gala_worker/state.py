@@ -66,9 +66,7 @@ def capture(
     )
 
 
-def restore(
-    checkpoint: Checkpoint, rank: int, flat: FlatState, square_average: Tensor, *, own: bool
-) -> Counters:
+def restore(checkpoint: Checkpoint, rank: int, flat: FlatState, square_average: Tensor, *, own: bool) -> Counters:
     """Puts a captured state into place and returns its counters.
 
     From a neighbour (`own=False`) come the parameters, the optimiser's state and the run's progress; the counters of

@@ -1,7 +1,7 @@
-"""What a learner knows about itself: the record that goes to metrics.jsonl and the answer to /status.
+"""What a learner knows about itself: the records of metrics.jsonl and the answer to /status.
 
-Place in the flow: the learner thread notes every update here, which is a few additions, and builds a record every few
-seconds. `metrics` writes the records; `http` serves the last status.
+Place in the flow: the learner thread notes every update here, which costs next to nothing, and builds a record every
+few seconds. `metrics` writes the records, `http` serves the last status.
 """
 
 from __future__ import annotations
@@ -9,17 +9,20 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import asdict
+from typing import Any, Final
 
 from torch import Tensor
 
 from gala_worker.algorithms.a2c import Update
 from gala_worker.environments import Episode
-from gala_worker.gossip.peer import GossipStats, Mixing
+from gala_worker.gossip.stats import GossipStats
 from gala_worker.state import Counters
 
-EPISODES_IN_MEAN = 100
+EPISODES_IN_MEAN: Final = 100
 """`meanReturn` is over the last 100 real episodes of this learner: the usual training curve."""
+
+_RATE_HALF_LIFE_SECONDS: Final = 5.0
 
 
 class Telemetry:
@@ -28,61 +31,80 @@ class Telemetry:
     def __init__(
         self, *, run: str, rank: int, incarnation: int, total_steps: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._fixed = {"rank": rank, "incarnation": incarnation}
-        self._run = run
+        self._identity = {"run": run, "rank": rank, "incarnation": incarnation}
         self._total_steps = total_steps
         self._clock = clock
         self._returns: deque[float] = deque(maxlen=EPISODES_IN_MEAN)
-        self._lengths: deque[int] = deque(maxlen=EPISODES_IN_MEAN)
-        self._mixes = 0
-        self._skips = 0
-        self._mixing: Mixing | None = None
+        self._lengths: deque[float] = deque(maxlen=EPISODES_IN_MEAN)
         self._update: Update | None = None
         self._update_norm: float | None = None
-        self._last_rate = (clock(), 0)
+        self._last: tuple[float, int] | None = None
+        self._rate: float | None = None
         self._status: dict[str, Any] = {}
+        self.state = "starting"
+        """starting, training, waiting, stopping or finished."""
         self.evaluation: dict[str, Any] | None = None
+        """The last one: globalSteps, mode, meanReturn. Set by the evaluation's thread."""
 
-    def start(self, counters: Counters) -> None:
-        """From here on decisions per second are counted."""
-        self._last_rate = (self._clock(), counters.steps)
-
-    def note_update(self, update: Update, mixing: Mixing | None, *, offered: bool) -> None:
-        """After every update; `offered` says whether a mixing was due."""
+    def note_update(self, update: Update, episodes: Sequence[Episode], counters: Counters) -> None:
+        """After every update, with the real episodes that ended during its rollout."""
         self._update = update
         if update.step.update_norm is not None:
             self._update_norm = update.step.update_norm
-        if mixing is not None:
-            self._mixing = mixing
-            self._mixes += 1
-        elif offered:
-            self._skips += 1
-
-    def note_episodes(self, episodes: Sequence[Episode], counters: Counters) -> None:
-        """Real episodes that ended."""
         counters.episodes += len(episodes)
         for episode in episodes:
             self._returns.append(episode.return_)
             self._lengths.append(episode.steps)
 
-    def record(self, counters: Counters, stats: GossipStats, parameters: Tensor) -> dict[str, Any]:
-        """A `train` record of metrics.jsonl; `parameters` [P] is only measured."""
-        now = self._clock()
-        then, steps_then = self._last_rate
-        self._last_rate = (now, counters.steps)
-        record: dict[str, Any] = {
-            **self._fixed,
+    def publish(self, counters: Counters, stats: GossipStats) -> None:
+        """Replaces the answer to /status; call it about once a second."""
+        self._measure_rate(counters.steps)
+        self._status = {
             "epoch": counters.epoch,
             "updates": counters.updates,
             "steps": counters.steps,
             "globalSteps": counters.global_steps,
-            "stepsPerSecond": (counters.steps - steps_then) / max(now - then, 1e-9),
+            "totalSteps": self._total_steps,
+            "stepsPerSecond": self._rate or 0.0,
+            "meanReturn": _mean(self._returns),
+            "episodes": counters.episodes,
+            "stalenessUpdates": stats.staleness_updates,
+            "disagreement": stats.disagreement,
+            "relativeDisagreement": stats.relative_disagreement,
+            "inPeers": list(stats.in_peers),
+            "outPeers": list(stats.out_peers),
+        }
+
+    def status(self) -> dict[str, Any]:
+        """The answer to /status."""
+        return {**self._identity, **self._status, "state": self.state, "evaluation": self.evaluation}
+
+    def record(self, counters: Counters, stats: GossipStats, parameters: Tensor) -> dict[str, Any]:
+        """A `train` record of metrics.jsonl; `parameters` [P] is only measured."""
+        mixed = stats.mixes > 0
+        record: dict[str, Any] = {
+            "epoch": counters.epoch,
+            "updates": counters.updates,
+            "steps": counters.steps,
+            "globalSteps": counters.global_steps,
+            "stepsPerSecond": self._rate,
             "meanReturn": _mean(self._returns),
             "episodes": counters.episodes,
             "meanEpisodeSteps": _mean(self._lengths),
-            "parameterNorm": float(parameters.norm()),
             "updateNorm": self._update_norm,
-            "gossip": self._gossip(stats),
+            "parameterNorm": float(parameters.norm()),
+            "gossip": {
+                "mixes": stats.mixes,
+                "skips": stats.skips,
+                "seconds": stats.seconds,
+                "waitedSeconds": stats.waited_seconds,
+                "stalenessUpdates": stats.staleness_updates if mixed else None,
+                "stalenessSeconds": stats.staleness_seconds if mixed else None,
+                "disagreement": stats.disagreement if mixed else None,
+                "relativeDisagreement": stats.relative_disagreement if mixed else None,
+                "strangers": stats.strangers,
+                "edges": [asdict(edge) for edge in stats.edges],
+            },
         }
         if self._update is not None:
             loss = self._update.loss
@@ -95,41 +117,16 @@ class Telemetry:
             }
         return record
 
-    def publish(self, state: str, record: dict[str, Any], stats: GossipStats) -> None:
-        """Replaces the answer to /status."""
-        gossip = record["gossip"]
-        kept = ("rank", "incarnation", "epoch", "updates", "steps", "globalSteps", "stepsPerSecond", "meanReturn", "episodes")
-        self._status = {
-            "run": self._run,
-            "state": state,
-            **{key: record[key] for key in kept},
-            "totalSteps": self._total_steps,
-            "stalenessUpdates": gossip["stalenessUpdates"],
-            "disagreement": gossip["disagreement"],
-            "relativeDisagreement": gossip["relativeDisagreement"],
-            "inPeers": list(stats.in_peers),
-            "outPeers": list(stats.out_peers),
-            "evaluation": self.evaluation,
-        }
-
-    def status(self, state: str) -> dict[str, Any]:
-        """The answer to /status, as of the last `publish`."""
-        status = self._status or {"run": self._run, **self._fixed, "totalSteps": self._total_steps}
-        return {**status, "state": state}
-
-    def _gossip(self, stats: GossipStats) -> dict[str, Any]:
-        mixing = self._mixing
-        return {
-            "mixes": self._mixes,
-            "skips": self._skips,
-            "seconds": stats.learner_seconds,
-            "stalenessUpdates": None if mixing is None else mixing.staleness_updates,
-            "stalenessSeconds": None if mixing is None else mixing.staleness_seconds,
-            "disagreement": None if mixing is None else mixing.disagreement,
-            "relativeDisagreement": None if mixing is None else mixing.relative_disagreement,
-            "edges": [edge.document() for edge in stats.edges],
-        }
+    def _measure_rate(self, steps: int) -> None:
+        """Decisions per second, smoothed so that a single late update does not show."""
+        now = self._clock()
+        if self._last is not None and now > self._last[0]:
+            elapsed = now - self._last[0]
+            rate = (steps - self._last[1]) / elapsed
+            weight = 1.0 if self._rate is None else 1.0 - 0.5 ** (elapsed / _RATE_HALF_LIFE_SECONDS)
+            self._rate = rate if self._rate is None else self._rate + weight * (rate - self._rate)
+        self._last = (now, steps)
 
 
-def _mean(values: Sequence[float] | deque[float] | deque[int]) -> float | None:
+def _mean(values: deque[float]) -> float | None:
     return sum(values) / len(values) if values else None

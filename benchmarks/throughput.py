@@ -1,0 +1,319 @@
+"""Agent decisions per second, side by side: GALA-A2C, itself without gossip, Stable-Baselines3's A2C, and the roofline.
+
+    python benchmarks/throughput.py [--rounds 3] [--seconds 20] [--only NAME ...]
+
+The same work for all: Pong, 32 simulators, the nature-32 network, rollouts of 5 steps, on all cores. The contenders
+take turns, every round in another order, so that a machine that others use too slows all of them alike; the
+figures to quote are the ratios of the medians. Needs `pip install -e '.[benchmark]'`.
+
+The roofline is what would remain if everything but the emulator and the network's arithmetic cost nothing:
+1 / (emulator time + network time), both from bare loops, as many at once as there are learners.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+LEARNERS = 2
+SIMULATORS = 16
+ROLLOUT = 5
+WARM_UP_SECONDS = 5.0
+START_SECONDS = 120.0
+
+RUN = """
+apiVersion: gala.dev/v1alpha1
+kind: GalaRun
+metadata: {{name: throughput}}
+spec:
+  environment: {{id: ALE/Pong-v5, simulators: {simulators}}}
+  learners: {learners}
+  totalSteps: 1000000000
+  precision: {precision}
+  gossip: {{everyUpdates: {every}}}
+  hyperparameters: {{rolloutLength: {rollout}}}
+  worker: {{gpus: 0}}
+  evaluation: {{everySteps: null}}
+"""
+NO_GOSSIP = 1_000_000
+
+
+def gala(precision: str, every: int) -> Callable[[float], float]:
+    """A real run: the launcher, its workers, their metrics; measured from outside by /status."""
+
+    def measure(seconds: float) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "run.yaml"
+            file.write_text(
+                RUN.format(simulators=SIMULATORS, learners=LEARNERS, precision=precision, every=every, rollout=ROLLOUT)
+            )
+            command = [sys.executable, "-P", "-m", "gala.cli", "run", str(file), "--output", folder]
+            with running(command) as process:
+                statuses = wait_for_training(process, Path(folder) / "throughput" / "plan.json")
+                time.sleep(WARM_UP_SECONDS)
+                before, started = [steps(url) for url in statuses], time.perf_counter()
+                time.sleep(seconds)
+                after, elapsed = [steps(url) for url in statuses], time.perf_counter() - started
+        return (sum(after) - sum(before)) / elapsed
+
+    return measure
+
+
+def wait_for_training(process: subprocess.Popen[bytes], plan_file: Path) -> list[str]:
+    """The learners' /status addresses, once all of them train."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            plan = json.loads(plan_file.read_text())
+            urls = [f"http://{learner['address']['http']}/status" for learner in plan["learners"]]
+            if all(status(url)["state"] == "training" and steps(url) for url in urls):
+                return urls
+        time.sleep(0.2)
+    raise SystemExit(f"the run did not start training: exit code {process.poll()}")
+
+
+def status(url: str) -> dict[str, object]:
+    """What a worker says of itself."""
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        content: dict[str, object] = json.load(answer)
+        return content
+
+
+def steps(url: str) -> int:
+    """Decisions that a learner has made."""
+    return int(str(status(url).get("steps", 0)))
+
+
+@contextlib.contextmanager
+def running(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a session of its own, interrupted in the end as a user would."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def roofline(precision: str) -> Callable[[float], float]:
+    """Bare loops of the emulator and of the network, one after the other."""
+
+    def measure(seconds: float) -> float:
+        times = [bare(name, precision, seconds / 2) for name in ("emulator", "network")]
+        return LEARNERS * SIMULATORS * ROLLOUT / sum(times)
+
+    return measure
+
+
+def bare(name: str, precision: str, seconds: float) -> float:
+    """Seconds per update of LEARNERS bare loops that run at once, on average."""
+    command = [sys.executable, "-P", __file__, "--bare", name, "--precision", precision, "--seconds", str(seconds)]
+    loops = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(LEARNERS)]
+    return statistics.mean(float(loop.communicate()[0]) for loop in loops)
+
+
+def bare_emulator(seconds: float) -> float:
+    """Random actions, nothing else."""
+    import numpy as np
+
+    from gala.spec import Environment
+    from gala_worker.environments import make_simulators
+
+    simulators = make_simulators(Environment(id="ALE/Pong-v5"), SIMULATORS)
+    simulators.reset(1)
+    actions = np.random.default_rng(1).integers(0, 6, (1000, SIMULATORS))
+
+    def update(i: int) -> None:
+        for t in range(ROLLOUT):
+            simulators.step(actions[(i * ROLLOUT + t) % len(actions)])
+
+    return time_per_call(update, seconds)
+
+
+def bare_network(seconds: float, precision: str) -> float:
+    """Forward passes to act and to bootstrap, one backward pass, one optimiser step, on random images."""
+    import gymnasium
+    import numpy as np
+    import torch
+
+    from gala.spec import Hyperparameters, Policy
+    from gala_worker.algorithms.rmsprop import RMSprop
+    from gala_worker.device import prepare
+    from gala_worker.flat import FlatState
+    from gala_worker.model import Tape, make_policy
+
+    prepare(torch.device("cpu"), 1)
+    images = gymnasium.spaces.Box(0, 255, (4, 84, 84), np.uint8)
+    policy = make_policy(images, gymnasium.spaces.Discrete(6), Policy(), seed=1)
+    flat = FlatState(policy, policy.gossiped_buffers())
+    hyper = Hyperparameters()
+    optimizer = RMSprop(flat.trainable, decay=hyper.rms_prop_decay, epsilon=hyper.rms_prop_epsilon)
+    tape = Tape(policy, ROLLOUT, SIMULATORS, getattr(torch, precision))
+    observations = torch.randint(0, 255, (ROLLOUT + 1, SIMULATORS, 4, 84, 84), dtype=torch.uint8)
+    starts = torch.zeros(SIMULATORS, dtype=torch.bool)
+
+    def update(_: int) -> None:
+        tape.begin()
+        for t in range(ROLLOUT):
+            tape.act(observations[t], starts)
+        tape.bootstrap(observations[-1], starts)
+        parameters, values = tape.replay()
+        flat.gradient.zero_()
+        (parameters.square().mean() + values.square().mean()).backward()
+        optimizer.step(flat.gradient, learning_rate=1e-6, max_gradient_norm=0.5)
+
+    return time_per_call(update, seconds)
+
+
+def time_per_call(function: Callable[[int], None], seconds: float) -> float:
+    """Seconds per call, after a tenth of the time to warm up."""
+    calls = 0
+    warm = time.perf_counter() + seconds / 10
+    while time.perf_counter() < warm:
+        function(0)
+    started = time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < seconds:
+        function(calls)
+        calls += 1
+    return elapsed / calls
+
+
+def stable_baselines3(vectorisation: str) -> Callable[[float], float]:
+    """Stable-Baselines3's A2C with its own wrappers, in its default precision and threads."""
+
+    def measure(seconds: float) -> float:
+        command = [sys.executable, "-P", __file__, "--sb3", vectorisation, "--seconds", str(seconds)]
+        output = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
+        return float(output.split()[-1])
+
+    return measure
+
+
+def run_stable_baselines3(seconds: float, vectorisation: str) -> float:
+    """Decisions per second of a training of so many seconds, after a warm-up."""
+    import ale_py
+    import gymnasium
+    import torch
+    from stable_baselines3 import A2C
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.env_util import make_atari_env
+    from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+    from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack
+    from torch import nn
+
+    gymnasium.register_envs(ale_py)
+
+    class Nature32(BaseFeaturesExtractor):
+        """The same network as GALA's, whose last convolution is half as wide as Stable-Baselines3's own."""
+
+        def __init__(self, space: gymnasium.spaces.Box) -> None:
+            super().__init__(space, 512)
+            self.layers = nn.Sequential(
+                *(nn.Conv2d(4, 32, 8, 4), nn.ReLU(), nn.Conv2d(32, 64, 4, 2), nn.ReLU()),
+                *(nn.Conv2d(64, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1568, 512), nn.ReLU()),
+            )
+
+        def forward(self, observations: torch.Tensor) -> torch.Tensor:
+            return self.layers(observations)  # type: ignore[no-any-return]
+
+    class Window(BaseCallback):
+        """Counts decisions between the end of the warm-up and the end of the time."""
+
+        def _on_training_start(self) -> None:
+            self.opened: tuple[float, int] | None = None
+            self.begin = time.perf_counter() + WARM_UP_SECONDS
+
+        def _on_step(self) -> bool:
+            now = time.perf_counter()
+            if self.opened is None and now >= self.begin:
+                self.opened = (now, self.num_timesteps)
+            if self.opened is not None and now >= self.opened[0] + seconds:
+                self.rate = (self.num_timesteps - self.opened[1]) / (now - self.opened[0])
+                return False
+            return True
+
+    kind = {"dummy": DummyVecEnv, "subprocess": SubprocVecEnv}[vectorisation]
+    simulators = make_atari_env("PongNoFrameskip-v4", n_envs=LEARNERS * SIMULATORS, seed=1, vec_env_cls=kind)
+    keywords = {"features_extractor_class": Nature32}
+    model = A2C("CnnPolicy", VecFrameStack(simulators, 4), policy_kwargs=keywords, n_steps=ROLLOUT, device="cpu")
+    window = Window()
+    model.learn(10**9, callback=window)
+    simulators.close()
+    return window.rate
+
+
+CONTENDERS: dict[str, Callable[[float], float]] = {
+    "GALA-A2C bfloat16": gala("bfloat16", 1),
+    "GALA-A2C bfloat16, no gossip": gala("bfloat16", NO_GOSSIP),
+    "roofline bfloat16": roofline("bfloat16"),
+    "GALA-A2C float32": gala("float32", 1),
+    "GALA-A2C float32, no gossip": gala("float32", NO_GOSSIP),
+    "roofline float32": roofline("float32"),
+    "Stable-Baselines3 A2C, in one process": stable_baselines3("dummy"),
+    "Stable-Baselines3 A2C, subprocesses": stable_baselines3("subprocess"),
+}
+
+
+def compare(names: list[str], rounds: int, seconds: float) -> None:
+    """Measures in turn, and prints a row per contender and the ratios that matter."""
+    results: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        for name in random.Random(number).sample(names, len(names)):
+            results[name].append(CONTENDERS[name](seconds))
+            print(f"round {number + 1} of {rounds}: {name}: {results[name][-1]:,.0f} decisions/s", flush=True)
+    medians = {name: statistics.median(values) for name, values in results.items()}
+    print(f"\n{'agent decisions/s':<40}{'median':>9}{'min':>9}{'max':>9}")
+    for name, values in results.items():
+        print(f"{name:<40}{medians[name]:>9,.0f}{min(values):>9,.0f}{max(values):>9,.0f}")
+    yardstick = max((v for name, v in medians.items() if name.startswith("Stable")), default=None)
+    print()
+    for precision in ("bfloat16", "float32"):
+        own = medians.get(f"GALA-A2C {precision}")
+        others = {
+            "Stable-Baselines3 (the faster one)": yardstick,
+            "itself without gossip": medians.get(f"GALA-A2C {precision}, no gossip"),
+            "the roofline": medians.get(f"roofline {precision}"),
+        }
+        for label, other in others.items():
+            if own and other:
+                print(f"GALA-A2C {precision}: {own / other:.2f} x {label}")
+
+
+def main() -> None:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=20.0, help="measured, of each contender in each round")
+    parser.add_argument("--only", nargs="*", default=list(CONTENDERS), choices=list(CONTENDERS), metavar="NAME")
+    parser.add_argument("--bare", choices=["emulator", "network"], help=argparse.SUPPRESS)
+    parser.add_argument("--precision", default="float32", help=argparse.SUPPRESS)
+    parser.add_argument("--sb3", choices=["dummy", "subprocess"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.bare == "emulator":
+        print(bare_emulator(options.seconds))
+    elif options.bare == "network":
+        print(bare_network(options.seconds, options.precision))
+    elif options.sb3:
+        print(run_stable_baselines3(options.seconds, options.sb3))
+    else:
+        compare(options.only, options.rounds, options.seconds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,340 @@
+"""The main path of an actor-learner, to be read from top to bottom.
+
+    act in the simulators -> one A2C update -> offer the parameters -> mix what the neighbours sent -> repeat
+
+`__main__` makes a `Worker` and calls `run`. All of this happens on the learner thread; the network and HTTP live on an
+asyncio thread of their own (`gossip.loop_thread`), evaluations on a third (`evaluation`).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from torch import Tensor
+
+from gala import names
+from gala.errors import CheckpointError, GalaError, UsageError
+from gala_worker import checkpoint
+from gala_worker.algorithms.a2c import A2C
+from gala_worker.config import WorkerConfig
+from gala_worker.device import choose_compute_type, choose_device, prepare
+from gala_worker.environments import make_simulators
+from gala_worker.evaluation import BackgroundEvaluator, EvaluationResult
+from gala_worker.flat import FlatState
+from gala_worker.gossip.grpc_transport import GrpcTransport
+from gala_worker.gossip.loop_thread import LoopThread
+from gala_worker.gossip.peer import GossipPeer
+from gala_worker.health import Heartbeat
+from gala_worker.http import StatusServer
+from gala_worker.metrics import MetricsWriter
+from gala_worker.model import make_policy
+from gala_worker.model.network import Nature32
+from gala_worker.model_file import export_model
+from gala_worker.rollout import Collector
+from gala_worker.state import ACTION_GENERATOR, Counters, capture, restore
+from gala_worker.telemetry import Telemetry
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 1.0
+"""How often the learner looks at the plan file and changes what /status says."""
+RECORD_SECONDS = 5.0
+"""How often a record goes to metrics.jsonl."""
+JOIN_SECONDS = 10.0
+"""How long a starting learner waits for a neighbour's state. Where nobody listens the answer comes at once."""
+MEASURE_EVERY_UPDATES = 20
+"""How often the length of an update is measured: it costs a pass over the parameters."""
+
+
+class Worker:
+    """One actor-learner, from its start to its farewell."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        """Reads the plan, chooses the device and builds policy and optimiser; touches neither network nor simulators.
+
+        Raises:
+            UsageError: the plan cannot be read, or has no such rank.
+            GalaError: the plan asks for what cannot be built.
+        """
+        self._config = config
+        self._plan = config.load_plan()
+        if config.rank not in self._plan.ranks:
+            raise UsageError(f"rank {config.rank} is not in the plan, which has the ranks {list(self._plan.ranks)}")
+        self._spec = self._plan.spec
+        self._me = self._plan.learner(config.rank)
+        self._stopping = False
+        self._left = False
+        self._counters = Counters(epoch=self._plan.epoch)
+        self._generator_state: Tensor | None = None
+        self._wall_before = 0.0
+        self._started = time.monotonic()
+        self._next_record = 0.0
+        self._device = choose_device(config.rank, self._spec.worker.gpus)
+        prepare(self._device, config.threads)
+
+    def stop(self) -> None:
+        """Ends the work after the current update, with checkpoint and farewell. Signal handlers may call it."""
+        self._stopping = True
+
+    def run(self) -> bool:
+        """Trains until the run has its steps, this rank is no longer in the plan, or `stop`.
+
+        Returns: True when there is nothing more to do for this rank, False when it was stopped.
+        """
+        with ExitStack() as resources:
+            self._build()
+            self._serve(resources)
+            self._find_start()
+            self._begin(resources)
+            self._train()
+            return self._finish()
+
+    def _build(self) -> None:
+        """The policy as one vector, its optimiser, and simulators to act in."""
+        spec = self._spec
+        self._simulators = make_simulators(spec.environment, spec.environment.simulators, threads=self._config.threads)
+        policy = make_policy(
+            self._simulators.observation_space, self._simulators.action_space, spec.policy, seed=self._plan.seed
+        )
+        self._policy = policy.to(self._device)
+        self._flat = FlatState(self._policy, self._policy.gossiped_buffers())
+        self._algorithm = A2C(self._policy, self._flat, spec.hyperparameters)
+
+    def _serve(self, resources: ExitStack) -> None:
+        """Metrics, HTTP and gossip: from here on neighbours and launchers are answered."""
+        config, plan = self._config, self._plan
+        self._telemetry = Telemetry(
+            run=plan.run_name,
+            rank=config.rank,
+            incarnation=config.incarnation,
+            total_steps=self._spec.total_steps,
+        )
+        self._heartbeat = Heartbeat()
+        self._metrics = MetricsWriter(
+            config.learner_dir,
+            run=plan.run_name,
+            rank=config.rank,
+            incarnation=config.incarnation,
+            wall_seconds=self._wall_seconds,
+        )
+        resources.callback(self._metrics.close)
+        loop = LoopThread()
+        resources.callback(loop.stop)
+        server = StatusServer(
+            self._me.address.http,
+            status=self._telemetry.status,
+            exposition=self._metrics.exposition,
+            heartbeat=self._heartbeat,
+        )
+        loop.run(server.start())
+        resources.callback(lambda: loop.run(server.stop(), timeout_seconds=5.0))
+        self._gossip = GossipPeer(
+            config.rank,
+            plan,
+            self._flat.schema.hash,
+            self._flat.schema.num_elements,
+            transport=GrpcTransport(loop),
+            incarnation=config.incarnation,
+            pinned=self._device.type == "cuda",
+        )
+        self._gossip.start()
+        resources.callback(self._gossip.close)
+
+    def _find_start(self) -> None:
+        """The neighbours' state if it is ahead of this learner's own checkpoint; else that; else the seed.
+
+        A learner that was away has an old checkpoint, and mixing it in would pull its neighbours back. After a stop of
+        the whole run nobody is ahead of anybody, and every learner takes its own.
+        """
+        own = checkpoint.load_latest(self._checkpoints, self._flat.schema.hash)
+        theirs = self._fetch()
+        event = "seeded"
+        candidates = [found for found in (own, theirs) if found is not None]
+        for found in sorted(candidates, key=lambda found: found.global_steps, reverse=True):
+            try:
+                counters = restore(
+                    found, self._config.rank, self._flat, self._algorithm.optimizer.square_average, own=found is own
+                )
+            except CheckpointError as error:
+                log.warning("cannot start from a state: %s", error)
+                continue
+            counters.epoch = self._plan.epoch
+            self._counters = counters
+            self._gossip.merge_progress(counters.progress)
+            self._generator_state = found.tensors.get(ACTION_GENERATOR)
+            event = "resumed" if found is own else "joined"
+            break
+        self._metrics.event(event, globalSteps=self._counters.global_steps, device=str(self._device))
+        log.info("%s at %s global steps", event, f"{self._counters.global_steps:,}")
+
+    def _fetch(self) -> checkpoint.Checkpoint | None:
+        """The state of a live neighbour; None if nobody answers."""
+        content = self._gossip.fetch_state(JOIN_SECONDS)
+        if content is None:
+            return None
+        try:
+            return checkpoint.loads(content, self._flat.schema.hash)
+        except CheckpointError as error:
+            log.warning("a neighbour's state is not usable: %s", error)
+            return None
+
+    def _begin(self, resources: ExitStack) -> None:
+        """Starts the simulators and the evaluator, and joins the ring."""
+        spec = self._spec
+        clip = spec.hyperparameters.reward_clipping
+        self._collector = Collector(
+            self._simulators,
+            self._policy,
+            rollout_length=spec.hyperparameters.rollout_length,
+            clip_rewards=spec.environment.id.startswith("ALE/") if clip is None else clip,
+            compute_type=choose_compute_type(
+                spec.precision, convolutional=isinstance(self._policy.trunk, Nature32), device=self._device
+            ),
+            device=self._device,
+            # A later life starts other games than the one before, within this rank's own range of seeds.
+            seed=self._me.seed + self._counters.updates % (names.MAX_SIMULATORS - self._simulators.num_simulators + 1),
+        )
+        resources.callback(self._simulators.close)
+        if self._generator_state is not None:
+            self._collector.generator.set_state(self._generator_state)
+        self._evaluator = BackgroundEvaluator(
+            spec,
+            schema_hash=self._flat.schema.hash,
+            seed=self._me.seed + names.MAX_SIMULATORS,
+            on_result=self._evaluated,
+        )
+        resources.callback(self._evaluator.close)
+        self._wall_before = self._counters.wall_seconds
+        self._started = time.monotonic()
+        self._gossip.join()
+        self._telemetry.state = "training"
+        self._metrics.event("started", epoch=self._plan.epoch, precision=spec.precision)
+
+    def _train(self) -> None:
+        """Until the run has its steps, this rank is no longer in the plan, or somebody says stop."""
+        counters, flat, gossip = self._counters, self._flat, self._gossip
+        total, every = self._spec.total_steps, self._spec.gossip.every_updates
+        next_tick = 0.0
+        next_checkpoint = _next_multiple(self._spec.checkpoint.every_steps, counters.global_steps)
+        next_evaluation = _next_multiple(self._spec.evaluation.every_steps, counters.global_steps)
+        while not (self._stopping or self._left or counters.global_steps >= total):
+            measure = counters.updates % MEASURE_EVERY_UPDATES == 0
+            rollout = self._collector.collect()
+            update = self._algorithm.update(rollout, counters.global_steps / total, measure_update=measure)
+            counters.updates += 1
+            counters.steps += rollout.num_steps
+            if counters.updates % every == 0:
+                gossip.offer(flat.vector, version=counters.updates, steps=counters.steps)
+                gossip.mix(flat.vector)
+            counters.progress = {**gossip.progress(), self._config.rank: counters.steps}
+            self._telemetry.note_update(update, self._collector.pop_episodes(), counters)
+            gossip.answer_state_requests(self._state_for_joiner)
+            if counters.global_steps >= next_evaluation:
+                self._evaluate(next_evaluation)
+                next_evaluation = _next_multiple(self._spec.evaluation.every_steps, counters.global_steps)
+            if counters.global_steps >= next_checkpoint:
+                self._save()
+                next_checkpoint = _next_multiple(self._spec.checkpoint.every_steps, counters.global_steps)
+            self._heartbeat.beat()
+            if (now := time.monotonic()) >= next_tick:
+                next_tick = now + TICK_SECONDS
+                self._tick(now)
+
+    def _finish(self) -> bool:
+        """Checkpoint, final model and farewell. True when there is nothing more to do for this rank."""
+        reached = self._counters.global_steps >= self._spec.total_steps
+        self._telemetry.state = "finished" if reached else "stopping"
+        with self._heartbeat.paused("saving", seconds=60.0):
+            self._save()
+            if reached:
+                self._export()
+            self._tick(math.inf)
+            self._metrics.event("finished" if reached else "stopped", globalSteps=self._counters.global_steps)
+        return reached or self._left
+
+    def _tick(self, now: float) -> None:
+        """What is due about once a second: the plan, what the gossip noticed, /status and, less often, a record."""
+        self._follow_plan()
+        for event in self._gossip.events():
+            self._metrics.event(**event)
+        stats = self._gossip.stats()
+        self._counters.wall_seconds = self._wall_seconds()
+        self._telemetry.publish(self._counters, stats)
+        if now >= self._next_record:
+            self._next_record = now + RECORD_SECONDS
+            self._metrics.train(self._telemetry.record(self._counters, stats, self._flat.trainable))
+
+    def _follow_plan(self) -> None:
+        """A changed epoch in the plan file is a changed ring."""
+        try:
+            plan = self._config.load_plan()
+        except GalaError as error:
+            log.warning("keeping the plan of epoch %d: %s", self._plan.epoch, error)
+            return
+        if plan.epoch <= self._plan.epoch or plan.run_uid != self._plan.run_uid:
+            return
+        self._plan = plan
+        self._counters.epoch = plan.epoch
+        self._left = self._config.rank not in plan.ranks
+        if not self._left:
+            self._gossip.set_plan(plan)
+        self._metrics.event("ring", epoch=plan.epoch, learners=len(plan.ranks), left=self._left)
+
+    def _evaluate(self, milestone: float) -> None:
+        """Evaluation number k is the job of the k-th learner of the ring, round and round: no rank is special."""
+        ranks = self._plan.ranks
+        number = int(milestone // (self._spec.evaluation.every_steps or milestone))
+        if ranks[number % len(ranks)] == self._config.rank:
+            self._evaluator.submit(self._flat.vector, global_steps=self._counters.global_steps)
+
+    def _evaluated(self, result: EvaluationResult, global_steps: int) -> None:
+        """On the evaluation's thread."""
+        self._metrics.evaluation(result, global_steps=global_steps)
+        self._telemetry.evaluation = {
+            "globalSteps": global_steps,
+            "mode": result.mode,
+            "meanReturn": result.mean_return,
+        }
+
+    def _save(self) -> None:
+        self._counters.wall_seconds = self._wall_seconds()
+        content = capture(
+            self._flat, self._algorithm.optimizer.square_average, self._counters, self._collector.generator
+        )
+        try:
+            path = checkpoint.save(self._checkpoints, content, self._spec.checkpoint.keep)
+        except CheckpointError as error:
+            # A full disk must not end the training of a learner that is otherwise well.
+            log.error("%s; training goes on without it", error)
+            return
+        self._metrics.event("checkpoint", globalSteps=self._counters.global_steps, path=path.name)
+
+    def _state_for_joiner(self) -> bytes:
+        return checkpoint.dumps(capture(self._flat, self._algorithm.optimizer.square_average, self._counters))
+
+    def _export(self) -> None:
+        record = {
+            "run": self._plan.run_name,
+            "rank": self._config.rank,
+            "globalSteps": self._counters.global_steps,
+            "steps": self._counters.steps,
+            "wallSeconds": self._counters.wall_seconds,
+        }
+        directory = self._config.learner_dir / names.FINAL_DIRECTORY
+        export_model(directory, self._policy, schema_hash=self._flat.schema.hash, spec=self._spec, record=record)
+
+    def _wall_seconds(self) -> float:
+        return self._wall_before + time.monotonic() - self._started
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self._config.learner_dir / names.CHECKPOINTS_DIRECTORY
+
+
+def _next_multiple(every: int | None, steps: int) -> float:
+    """The first multiple of `every` above `steps`; infinity where there is no `every`."""
+    return math.inf if every is None else (steps // every + 1) * every
