@@ -12,7 +12,7 @@ from gala.local import ending
 FINALIZE = """
 import json, pathlib, sys
 run = pathlib.Path(sys.argv[1])
-if (run / "fake-finalize").exists():
+if (run.parent.parent / "fake-finalize").exists():
     sys.exit("no simulators left")
 (run / "final").mkdir()
 score = {"episodes": 10, "meanReturn": 19.5, "stdReturn": 0.5, "humanNormalised": 1.14}

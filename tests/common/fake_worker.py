@@ -1,6 +1,7 @@
 """Stands in for `python -m gala_worker` in the launcher's tests: serves /status, watches the plan, obeys signals.
 
-It does what `<run directory>/fake-<rank>` (or fake-all) says, one word a line, read again all the time:
+It does what `fake-<rank>` (or fake-all) says, beside the folder of all runs, one word a
+line, read again all the time:
 
     finish          reach the total steps and exit 0          crash           exit 1
     mistake TEXT    write TEXT to stderr and exit 2           deaf            ignore SIGTERM from now on
@@ -13,7 +14,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import FrameType
@@ -61,7 +61,7 @@ def terminate(number: int, frame: FrameType | None) -> None:
 def script() -> list[str]:
     for name in (f"fake-{rank}", "fake-all"):
         try:
-            return (run_directory / name).read_text().split("\n")
+            return (run_directory.parent.parent / name).read_text().split("\n")
         except FileNotFoundError:
             continue
     return []
@@ -80,10 +80,6 @@ threading.Thread(target=server.serve_forever, daemon=True).start()
 note("started")
 sys.stderr.write(f"fake worker {rank} started\n")
 while True:
-    if stop.wait(0.02):
-        checkpoint = run_directory / f"learner-{rank}" / "checkpoints" / "step-000000000001"
-        checkpoint.mkdir(parents=True, exist_ok=True)
-        leave("stopped", 143)
     steps += 1
     for line in script():
         word, _, rest = line.partition(" ")
@@ -96,11 +92,13 @@ while True:
             leave("mistaken", 2)
         elif word == "deaf":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        elif word == "wait":
-            time.sleep(0.01)
     epoch = plan["epoch"]
     plan = json.loads(plan_file.read_text())
     if plan["epoch"] != epoch:
         note("replanned")
     if rank not in [entry["rank"] for entry in plan["learners"]]:
         leave("left", 0)
+    if stop.wait(0.02):
+        checkpoint = run_directory / f"learner-{rank}" / "checkpoints" / "step-000000000001"
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        leave("stopped", 143)

@@ -63,8 +63,7 @@ class Machine:
 
     def script(self, rank: int | str, *lines: str) -> None:
         """What the fake worker of a rank (or of "all") does from now on."""
-        self.run.mkdir(parents=True, exist_ok=True)
-        path = self.run / f"fake-{rank}"
+        path = self.folder / f"fake-{rank}"
         path.with_suffix(".new").write_text("\n".join(lines))
         path.with_suffix(".new").rename(path)
 
@@ -210,11 +209,9 @@ def test_ctrl_c_in_a_terminal_reaches_the_launcher_only_and_leaves_the_table(mac
 
 
 def test_a_second_ctrl_c_kills_workers_that_do_not_stop(machine: Machine) -> None:
-    machine.run.mkdir(parents=True)
+    machine.script(0, "deaf")
     launcher = machine.gala()
     machine.started(0, 1)
-    machine.script(0, "deaf")
-    # The fake reads its script again every 20 ms; it is deaf when its signal mask says so.
     eventually(lambda: ignores_sigterm(machine.pid(0)))
     launcher.send_signal(signal.SIGINT)
     eventually(lambda: machine.notes(1, "stopped"))
@@ -248,11 +245,12 @@ def test_a_worker_beyond_its_restarts_is_given_up_and_the_others_reach_the_end(m
     launcher = machine.gala()
     machine.started(0, 1)
     machine.script(1, "crash")
-    eventually(lambda: len(machine.notes(1, "crashed")) == 4)  # the first life and three restarts
+    assert launcher.stdout is not None
+    given_up = next(line for line in launcher.stdout if "given up" in line)
+    assert "learner 1 crashed with exit code 1 and is given up after 3 restarts; 1 go on" in given_up
     machine.script(0, "finish")
-    text = machine.ends(launcher, 0)
-    assert "learner 1 crashed with exit code 1 and is given up after 3 restarts; 1 go on" in text
-    assert len(machine.notes(1, "started")) == 4
+    machine.ends(launcher, 0)
+    assert len(machine.notes(1, "started")) == 4  # the first life and three restarts
 
 
 def test_a_run_without_learners_left_fails_with_exit_code_1(machine: Machine) -> None:
@@ -276,12 +274,12 @@ def test_a_users_mistake_that_a_worker_finds_ends_the_run_with_its_message(machi
 
 
 def test_after_such_a_mistake_the_corrected_file_runs_under_the_same_name(machine: Machine) -> None:
-    launcher = machine.gala()
-    machine.started(0, 1)
     machine.script("all", "mistake error: no such environment")
-    machine.ends(launcher, 2)
+    machine.ends(machine.gala(), 2)
+    uid = machine.record()["uid"]
+    machine.script("all")
     launcher = machine.gala("--set", "spec.environment.id=CartPole-v2")
-    eventually(lambda: machine.run.exists() and not (machine.run / "fake-all").exists())
+    eventually(lambda: (machine.run / "run.json").exists() and machine.record()["uid"] != uid)
     machine.started(0, 1)
     launcher.send_signal(signal.SIGINT)
     machine.ends(launcher, 130)
@@ -300,6 +298,7 @@ def test_a_finished_run_is_not_overwritten_without_force(machine: Machine) -> No
     assert len(error.splitlines()) == 1
     assert machine.record()["uid"] == uid
 
+    machine.script("all")
     launcher = machine.gala("--name", "pole-2")
     eventually(lambda: (machine.folder / "runs/pole-2/learner-1/notes.jsonl").exists())
     launcher.send_signal(signal.SIGINT)
@@ -451,12 +450,12 @@ def test_a_hanging_worker_of_a_killed_launcher_is_cleared_away_by_the_next(machi
 def test_a_failing_final_evaluation_is_an_error_that_the_same_command_repeats(machine: Machine) -> None:
     launcher = machine.gala()
     machine.started(0, 1)
-    (machine.run / "fake-finalize").touch()
+    (machine.folder / "fake-finalize").touch()
     machine.script("all", "finish")
     text = machine.ends(launcher, 1)
     assert "the evaluation of the final model has failed: no simulators left" in text
     assert machine.record()["state"] == "failed"
-    (machine.run / "fake-finalize").unlink()
+    (machine.folder / "fake-finalize").unlink()
     machine.ends(machine.gala(), 0)
     assert machine.record()["state"] == "finished"
 
