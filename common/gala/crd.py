@@ -60,7 +60,7 @@ def definition() -> dict[str, Any]:
     }
 
 
-def text() -> str:
+def render() -> str:
     """The CustomResourceDefinition as the YAML file that is committed."""
     return _HEADER + yaml.safe_dump(definition(), sort_keys=False, width=120, allow_unicode=True)
 
@@ -83,8 +83,8 @@ def _schema() -> Schema:
                 {
                     # The root is the one place from where CEL sees metadata.
                     "rule": f"self.metadata.name.size() <= {MAX_NAME} && self.metadata.name.matches('{RFC1035_LABEL}')",
-                    "message": f"metadata.name must have at most {MAX_NAME} characters: lower-case letters, digits and inner"
-                    " dashes, beginning with a letter; pods and Services are named after it",
+                    "message": f"metadata.name must have at most {MAX_NAME} characters: lower-case letters, digits and"
+                    " inner dashes, beginning with a letter; pods and Services are named after it",
                 }
             ],
         }
@@ -92,7 +92,7 @@ def _schema() -> Schema:
 
 
 def _ordered(node: Schema) -> Schema:
-    """Says first what a reader wants to know first, and `{}` for the default of a section, whose fields say the rest."""
+    """Says first what a reader wants to know first, and `{}` for a section's default: its fields say the rest."""
     node = dict(sorted(node.items(), key=lambda item: _ORDER.index(item[0]) if item[0] in _ORDER else len(_ORDER)))
     for key, inner in list(node.items()):
         if key == "properties":
@@ -155,7 +155,7 @@ def _status() -> Schema:
             "observedGeneration": field("integer", "The spec's generation that this status is about.", format="int64"),
             "conditions": field(
                 "array",
-                "The run in detail: Accepted, PodsReady, RingFormed, Progressing, Degraded, Suspended, Succeeded, Failed.",
+                "In detail: Accepted, PodsReady, RingFormed, Progressing, Degraded, Suspended, Succeeded, Failed.",
                 maxItems=32,
                 items={
                     "description": "One aspect of the run.",

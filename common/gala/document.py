@@ -1,8 +1,8 @@
 """Reading a YAML file strictly, and the `a.b=c` overrides of the command line. Knows nothing of GalaRun.
 
-Stricter than PyYAML where PyYAML is silent (duplicate keys, keys that are not text), and like the YAML reader of kubectl
-where PyYAML differs from it: `7e-4` is a number, `2024-01-01` and `12:30` are text. Whatever is wrong, the answer is one
-SpecError; a hostile file costs bounded time and memory.
+Stricter than PyYAML where PyYAML is silent (duplicate keys, keys that are not text), and like the YAML reader of
+kubectl where PyYAML differs from it: `7e-4` is a number, `2024-01-01` and `12:30` are text. Whatever is wrong, the
+answer is one SpecError; a hostile file costs bounded time and memory.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class Problem:
     """
 
     path: str
-    """Where, in the document's own words: `spec.environment.id`, `spec.worker.env[0].name`; a file name for the whole."""
+    """Where, in the document's own words: `spec.environment.id`, `spec.worker.env[0].name`; a file name for all."""
     value: object = MISSING
     """What stands there, or MISSING."""
     message: str

@@ -1,8 +1,8 @@
 """GalaRun: everything a run can be told, with defaults, bounds and the rules across fields.
 
 This is the source: `gala.crd` generates the CRD from these models and `gala.reference` the field reference. A model is
-frozen; attributes are snake_case, the document is camelCase. The way in is `load` (a file) or `parse` (a mapping, such as
-what an API server delivers); both raise one SpecError with everything that is wrong.
+frozen; attributes are snake_case, the document is camelCase. The way in is `load` (a file) or `parse` (a mapping, such
+as what an API server delivers); both raise one SpecError with everything that is wrong.
 """
 
 from __future__ import annotations
@@ -38,21 +38,12 @@ MAX_NAME: Final = 50
 """Characters of a run's name: `<name>-<rank>` and the Service's name must fit into a DNS label of 63."""
 MAX_LEARNERS: Final = 1024
 OTHER_METADATA: Final = frozenset(
-    [
-        "generateName",
-        "uid",
-        "resourceVersion",
-        "generation",
-        "creationTimestamp",
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
-        "ownerReferences",
-        "finalizers",
-        "managedFields",
-        "selfLink",
-    ]
+    {
+        *("generateName", "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp"),
+        *("deletionGracePeriodSeconds", "ownerReferences", "finalizers", "managedFields", "selfLink"),
+    }
 )
-"""What an API server adds to metadata: accepted and dropped, so that `kubectl get -o yaml` output is a valid document."""
+"""What an API server adds to metadata: accepted and dropped, so that `kubectl get -o yaml` gives a valid document."""
 
 
 class Metadata(Section):
@@ -79,7 +70,7 @@ class Environment(Section):
     """What is learned."""
 
     id: Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=SIMULATOR_ID)] = Field(
-        description="A Gymnasium id, such as ALE/Pong-v5 or CartPole-v1; package.module:Name-v0 imports the module first."
+        description="A Gymnasium id, such as ALE/Pong-v5 or CartPole-v1; package.module:Name-v0 imports the module."
     )
     simulators: Annotated[Integer, Field(ge=1, le=4096)] = Field(
         default=16, description="Simulators that each learner steps together: the batch of one decision."
@@ -87,8 +78,8 @@ class Environment(Section):
     preset: Literal["paper", "modern"] = Field(
         default="paper",
         description="Atari protocol. paper: up to 30 no-ops, losing a life ends an episode for the learner, no sticky"
-        " actions, minimal action set. modern: sticky actions with probability 0.25, no life-loss signal, full action set"
-        " (Machado et al. 2018). Other environments do not read it.",
+        " actions, minimal action set. modern: sticky actions with probability 0.25, no life-loss signal, full action"
+        " set (Machado et al. 2018). Other environments do not read it.",
     )
     kwargs: FreeObject = Field(default={}, description="Keyword arguments for the environment's constructor.")
 
@@ -98,8 +89,8 @@ class Topology(Section):
 
     type: Literal["Ring", "Exponential", "OnePeerExponential", "Complete"] = Field(
         default="Ring",
-        description="Ring: to the next ranks. Exponential: to the ranks 1, 2, 4, ... further. OnePeerExponential: to one of"
-        " those in turn. Complete: to everyone.",
+        description="Ring: to the next ranks. Exponential: to the ranks 1, 2, 4, ... further. OnePeerExponential: to one"
+        " of those in turn. Complete: to everyone.",
         json_schema_extra=IMMUTABLE,
     )
     peers: Annotated[Integer, Field(ge=1, le=MAX_LEARNERS - 1)] | None = Field(
@@ -134,7 +125,7 @@ class Gossip(Section):
             holds=lambda gossip: gossip.max_staleness is None or gossip.max_staleness >= gossip.every_updates - 1,
             cel="!has(self.maxStaleness) || self.maxStaleness >= self.everyUpdates - 1",
             message="must be at least everyUpdates - 1",
-            remedy="raise it or lower everyUpdates: between two exchanges a learner makes everyUpdates - 1 updates alone",
+            remedy="raise it or lower everyUpdates: a learner makes everyUpdates - 1 updates between two exchanges",
         ),
     )
 
@@ -200,8 +191,8 @@ class Checkpoint(Section):
     keep: Annotated[Integer, Field(ge=1, le=1000)] = Field(default=2, description="Checkpoints kept per learner.")
     volume: CheckpointVolume | None = Field(
         default=None,
-        description="Where checkpoints live in a cluster. Unset = in the pod, gone with it; a replaced learner then takes its"
-        " state from a neighbour. `gala run` keeps them in the run's folder.",
+        description="Where checkpoints live in a cluster. Unset = in the pod, gone with it; a replaced learner then takes"
+        " its state from a neighbour. `gala run` keeps them in the run's folder.",
     )
 
 
@@ -223,7 +214,7 @@ class RunPolicy(Section):
     )
     backoff_limit: Annotated[Integer, Field(ge=0, le=1000)] = Field(
         default=6,
-        description="Restarts of one learner before it is left out of the ring. Disruptions by the cluster do not count.",
+        description="Restarts of one learner before it is left out. Disruptions by the cluster do not count.",
     )
     active_deadline_seconds: Annotated[Integer, Field(ge=1, le=2**31 - 1)] | None = Field(
         default=None, description="Seconds that the run may be active before it is failed; unset = no limit."
@@ -249,13 +240,13 @@ class RunSpec(Section):
         description="GALA-A2C: gossiping advantage actor-critic. The others are the baselines to compare it with.",
         json_schema_extra=IMMUTABLE,
     )
-    environment: Environment = Field(description="What is learned.", json_schema_extra=IMMUTABLE)
+    environment: Environment = Field(description="What is learned, by its Gymnasium id.", json_schema_extra=IMMUTABLE)
     learners: Annotated[Integer, Field(ge=1, le=MAX_LEARNERS)] = Field(
         default=4, description="Actor-learners in the ring; the scale subresource. May change while the run is active."
     )
     total_steps: Annotated[Integer, Field(ge=1, le=10**15)] = Field(
         default=40_000_000,
-        description="Agent decisions over all learners together, after which the run is finished. For Atari times 4 = frames.",
+        description="Agent decisions over all learners together, after which the run is finished. Atari: times 4 = frames.",
     )
     seed: Annotated[Integer, Field(ge=0, le=2**31 - 1)] = Field(
         default=1,

@@ -1,7 +1,7 @@
 """The models' JSON schema in the plain form that the CRD, the field reference and the error messages share.
 
-Plain means: no `$ref`, no `anyOf` with null (a `nullable` in its place where null says something that leaving the field
-out does not), no titles, defaults on every field that has one, and booleans for exclusive bounds, as OpenAPI v3.0 has it.
+Plain means: no `$ref`, no `anyOf` with null (a `nullable` in its place where null says something that leaving the
+field out does not), no titles, and booleans for exclusive bounds, as OpenAPI v3.0 has it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The part of GalaRun that is about pods: `spec.worker` and `spec.checkpoint.volume`. Ignored by `gala run`.
 
-Fields that a GalaRun's author may set in a learner's pod are listed one by one. That is a security boundary: whoever may
-create a GalaRun must not get the node's namespaces, files or privileges through it.
+Fields that a GalaRun's author may set in a learner's pod are listed one by one. That is a security boundary: whoever
+may create a GalaRun must not get the node's namespaces, files or privileges through it.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ class VolumeMount(Section):
 
 
 class PodSecurityContext(Section):
-    """User and groups of a learner's pod; every other security setting is fixed to the restricted Pod Security Standard."""
+    """User and groups of a learner's pod; all else is fixed to the restricted Pod Security Standard."""
 
     run_as_user: Annotated[Integer, Field(ge=1, le=2**31 - 1)] | None = Field(
         default=None, description="User id of the learner; never 0 (root). Unset = the image's user."
@@ -296,7 +296,7 @@ class Worker(Section):
     priority_class_name: ObjectName | None = Field(default=None, description="PriorityClass of the pods.")
     service_account_name: ObjectName | None = Field(
         default=None,
-        description="ServiceAccount of the pods; its token is never mounted. Unset = the namespace's default.",
+        description="ServiceAccount of the pods; its token is not mounted. Unset = the namespace's default.",
     )
     env: Annotated[tuple[EnvironmentVariable, ...], Field(max_length=64), _ONE_PER_NAME] = Field(
         default=(), description="Environment variables of the learners, each name once.", json_schema_extra=_BY_NAME

@@ -16,10 +16,11 @@ from typing import Any
 import celpy
 import pytest
 from celpy.adapter import json_to_cel
-from gala import crd, spec
-from gala.errors import SpecError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from gala import crd, spec
+from gala.errors import SpecError
 
 TYPES = {"object": dict, "array": list, "string": str, "boolean": bool, "integer": int, "number": (int, float)}
 
@@ -165,14 +166,14 @@ MINIMAL: dict[str, Any] = {
     "metadata": {"name": "pong"},
     "spec": {"environment": {"id": "ALE/Pong-v5"}},
 }
-WORDS = ["a", "A", "", "pong", "a.b/c", "ALE/Pong-v5", "GALA_X", "gala-x", "gala.dev/x", "nvidia.com/gpu", "500m", "4Gi",
-         "Exists", "-1", "7e-4", "a\n", "/data", "/a:b", "x" * 64, "x" * 260, "ü", "Ring"]  # fmt: skip
+WORDS = ["a", "A", "", "pong", "a.b/c", "ALE/Pong-v5", "GALA_X", "gala-x", "gala.dev/x", "nvidia.com/gpu", "500m",
+         "4Gi", "Exists", "-1", "7e-4", "a\n", "/data", "/a:b", "x" * 64, "x" * 260, "ü", "Ring"]  # fmt: skip
 ODD = st.sampled_from([None, True, 0, 1, -1, 2.0, 0.5, "", "a", "1", [], {}, [None], {"a": None}])
 JSON = st.recursive(st.sampled_from([None, True, 1, 0.5, "a"]), lambda inner: st.dictionaries(st.just("k"), inner))
 
 
 def values(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
-    """Values around what a schema accepts: mostly just inside its bounds, now and then just outside, or of another type."""
+    """Values around what a schema accepts: mostly just inside its bounds, now and then outside, or of another type."""
     usual = _usual(schema)
     return st.integers(0, 29).flatmap(lambda luck: ODD if luck == 0 else usual)
 
@@ -298,7 +299,7 @@ def with_spec(more: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("broken", CASES.values(), ids=CASES.keys())
 def test_a_broken_rule_is_one_problem_in_the_same_words_on_both_sides(broken: dict[str, Any]) -> None:
     (server,), (python,) = both(with_spec(broken))
-    path, _, sentence = server.partition(": ")
+    _path, _, sentence = server.partition(": ")
     message, _, remedy = sentence.partition("; ")
     assert message in python
     assert python.endswith(remedy)
