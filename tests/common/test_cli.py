@@ -1,0 +1,167 @@
+"""`gala` from the outside: what it prints, which exit code it ends with, and that mistakes cost one line each."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from gala import cli
+from gala.plan import RunPlan
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+Gala = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def gala(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Gala:
+    """Run a command through the console script's own entry; returns (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["gala", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capfd.readouterr()
+        return int(end.value.code or 0), out, err
+
+    return run
+
+
+def write(path: Path, **spec: object) -> str:
+    document = {"apiVersion": "gala.dev/v1alpha1", "kind": "GalaRun", "metadata": {"name": "pole"}}
+    path.write_text(yaml.safe_dump({**document, "spec": {"environment": {"id": "CartPole-v1"}, **spec}}))
+    return str(path)
+
+
+def test_help_lists_every_command_with_a_sentence(gala: Gala) -> None:
+    code, out, _ = gala("--help")
+    assert code == 0
+    for command in ("run", "validate", "plan", "evaluate", "report", "crd"):
+        line = next(line for line in out.splitlines() if line.split()[:1] == [command])
+        assert len(line.split()) > 4
+
+
+def test_the_version_is_the_installed_one(gala: Gala) -> None:
+    assert gala("--version") == (0, f"gala {version('gala')}\n", "")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys\nfrom gala import cli\ntry: cli.app(['--help'])\nexcept SystemExit: pass\n"
+    code += (
+        "sys.exit(str([m for m in ('pydantic', 'yaml', 'torch', 'numpy', 'matplotlib', 'grpc') if m in sys.modules]))"
+    )
+    ended = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    assert ended.stderr == "[]\n"
+
+
+def test_valid_documents_are_valid(gala: Gala) -> None:
+    files = [str(path) for path in sorted(EXAMPLES.glob("*.yaml"))]
+    code, out, err = gala("validate", *files)
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [f"{file}: valid" for file in files]
+
+
+def test_validate_lists_every_problem_of_every_file(gala: Gala, tmp_path: Path) -> None:
+    good = write(tmp_path / "good.yaml")
+    bad = write(tmp_path / "bad.yaml", learners=-3, algorithm="PPO")
+    code, out, err = gala("validate", good, bad, "missing.yaml")
+    assert code == 2
+    assert out == f"{good}: valid\n"
+    first, second, third = sorted(err.splitlines())
+    assert first.startswith(f"{bad}: spec.algorithm: ")
+    assert second.startswith(f"{bad}: spec.learners: must be at least 1, got -3")
+    assert third.startswith("missing.yaml: ")
+
+
+def test_plan_shows_the_ring(gala: Gala, tmp_path: Path) -> None:
+    file = write(tmp_path / "pole.yaml", learners=3)
+    code, out, _ = gala("plan", file)
+    assert code == 0
+    assert "Ring of 3: beta = 0.5000" in out
+    assert out.splitlines()[-1].split()[:3] == ["2", "0", "1"]
+
+
+def test_plan_as_json_is_what_workers_read(gala: Gala, tmp_path: Path) -> None:
+    _, out, _ = gala("plan", write(tmp_path / "pole.yaml"), "--json", "--learners", "2", "--name", "on")
+    plan = RunPlan.from_json(out)
+    assert (plan.run_name, plan.ranks) == ("on", (0, 1))
+
+
+def test_options_win_over_the_file_and_the_last_word_wins(gala: Gala, tmp_path: Path) -> None:
+    arguments = ["--set", "spec.learners=5", "--set", "spec.topology.type=Complete"]
+    _, out, _ = gala("plan", write(tmp_path / "pole.yaml", learners=3), *arguments, "--json")
+    document = json.loads(out)
+    assert len(document["learners"]) == 5
+    assert document["learners"][0]["outPeers"] == [1, 2, 3, 4]
+
+
+BROKEN = {
+    "wrong enum": "spec: {environment: {id: CartPole-v1}, algorithm: PPO}",
+    "negative number": "spec: {environment: {id: CartPole-v1}, learners: -3}",
+    "unknown field": "spec: {environment: {id: CartPole-v1}, lerners: 3}",
+    "missing env id": "spec: {environment: {}}",
+    "duplicate key": "spec: {environment: {id: CartPole-v1}, learners: 3, learners: 4}",
+    "wrong kind": "spec: {environment: {id: CartPole-v1}}\nkind: Deployment",
+    "not yaml": "spec: [",
+    "not a mapping": "- spec",
+    "empty": "",
+}
+
+
+@pytest.mark.parametrize("body", BROKEN.values(), ids=BROKEN.keys())
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_a_broken_document_costs_one_line_and_exit_code_2(gala: Gala, tmp_path: Path, command: str, body: str) -> None:
+    file = tmp_path / "broken.yaml"
+    kind = "" if "kind" in body or not body.startswith("spec: {") else "kind: GalaRun\n"
+    head = "apiVersion: gala.dev/v1alpha1\nmetadata: {name: pole}\n" if body.startswith("spec: {") else ""
+    file.write_text(head + kind + body)
+    code, out, err = gala(command, str(file))
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1, err
+    assert err.startswith("error: ")
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("command", [("evaluate", "nothing"), ("report", "nothing")])
+def test_a_run_that_is_not_there_is_named(gala: Gala, command: tuple[str, ...]) -> None:
+    code, _, err = gala(*command)
+    assert code == 2
+    assert err == "error: nothing is not a run: no run.json in nothing or in runs/nothing\n"
+
+
+def test_evaluate_passes_its_options_on_and_its_exit_code_back(
+    gala: Gala, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs/pole").mkdir(parents=True)
+    (tmp_path / "runs/pole/run.json").touch()
+    called: list[list[str]] = []
+
+    def fake(command: list[str], *, check: bool) -> subprocess.CompletedProcess[bytes]:
+        called.append(command)
+        return subprocess.CompletedProcess(command, 2)
+
+    monkeypatch.setattr(subprocess, "run", fake)
+    code, _, _ = gala("evaluate", "pole", "--episodes", "3", "--video", "a.gif", "--sampled", "--seed", "7")
+    assert code == 2
+    expected = "-P -m gala_worker.evaluate runs/pole --episodes 3 --video a.gif --sampled --seed 7"
+    assert called == [[sys.executable, *expected.split()]]
+
+
+def test_a_misspelt_option_is_the_users_mistake() -> None:
+    ended = CliRunner().invoke(cli.app, ["run", "--lerners", "3"])
+    assert ended.exit_code == 2
+    assert "Traceback" not in ended.output
+
+
+def test_the_crd_is_the_committed_one(gala: Gala) -> None:
+    code, out, _ = gala("crd")
+    assert code == 0
+    assert out == (EXAMPLES.parent / "crds/galarun.yaml").read_text()
