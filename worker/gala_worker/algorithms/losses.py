@@ -28,11 +28,13 @@ def a2c_loss(
     value_coefficient: float,
     entropy_coefficient: float,
 ) -> A2CLoss:
-    """total = policy + value_coefficient * value - entropy_coefficient * entropy, each a mean over the valid transitions.
+    """total = policy + value_coefficient * value - entropy_coefficient * entropy, means over the valid transitions.
 
-    policy = mean(-log_prob * advantage), value = mean((return - value)^2), entropy = mean(entropy). Only log_prob, entropy and values
-    are differentiated; targets are constants. Transitions that are not valid (autoreset's dummy steps) count nowhere, whatever
-    they contain; with none valid the loss and its gradient are zero.
+    policy = mean(-log_prob * advantage), value = mean((return - value)^2), entropy = mean(entropy).
+
+    Only log_prob, entropy and values are differentiated; targets are constants. Transitions that are not valid
+    (autoreset's dummy steps) count nowhere, whatever they contain; with none valid the loss and its gradient are zero.
+
     Shapes: all [T, B]; valid is bool.
     Raises: ValueError on unequal shapes.
     """

@@ -1,7 +1,8 @@
 """Targets of one rollout: n-step returns and generalised advantages.
 
-Shapes, once for all: T steps, B simulators, time first. The index t runs over transitions: `observations[t]`, action, `rewards[t]`,
-`observations[t + 1]`; so `values[t]` belongs to the state acted in, and `values` has T + 1 rows, the last for the state after the rollout.
+Shapes, once for all: T steps, B simulators, time first. The index t runs over transitions: `observations[t]`, action,
+`rewards[t]`, `observations[t + 1]`; so `values[t]` belongs to the state acted in, and `values` has T + 1 rows, the last
+for the state after the rollout.
 
 Two ways in which an episode stops at t:
 - terminated: nothing can be earned any more, the return is the reward alone;
@@ -34,7 +35,7 @@ def targets(
     discount: float,
     gae_lambda: float | None = None,
 ) -> Targets:
-    """Returns and advantages of a rollout: n-step when `gae_lambda` is None, generalised advantage estimation otherwise.
+    """Returns and advantages of a rollout: n-step when `gae_lambda` is None, else generalised advantage estimation.
 
     Shapes: rewards, terminated, truncated [T, B]; values [T + 1, B].
     """
@@ -71,7 +72,8 @@ def gae(
 ) -> Tensor:
     """Generalised advantage estimation (arXiv 1506.02438, equation 16): [T, B] float32.
 
-    A[t] = sum over l of (discount * lambda)^l * delta[t + l], delta[t] = r[t] + discount * V[t + 1] * (not terminated[t]) - V[t];
+    A[t] = sum over l of (discount * lambda)^l * delta[t + l], where
+    delta[t] = r[t] + discount * V[t + 1] * (not terminated[t]) - V[t];
     the sum stops with the episode, whichever way it ended. With lambda = 1 it is `n_step_returns - values`.
     Raises: ValueError on shapes that do not fit each other.
     """

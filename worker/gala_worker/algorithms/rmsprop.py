@@ -1,7 +1,8 @@
 """RMSprop on one flat vector, with clipping by the global gradient norm.
 
-The learner's parameters, gradients and optimiser state are one contiguous tensor each, so a step is a handful of in-place passes
-instead of a loop over layers. The arithmetic is torch's: epsilon outside the square root (TensorFlow has it inside), no momentum.
+The learner's parameters, gradients and optimiser state are one contiguous tensor each, so a step is a handful of
+in-place passes instead of a loop over layers. The arithmetic is torch's: epsilon outside the square root (TensorFlow
+has it inside), no momentum.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ class RMSprop:
     def step(
         self, gradient: Tensor, *, learning_rate: float, max_gradient_norm: float, measure_update: bool = False
     ) -> Step:
-        """One update with the gradient scaled down to `max_gradient_norm` where it is longer; `gradient` [P] is left as it is.
+        """One update with `gradient` [P], scaled down to `max_gradient_norm` where it is longer; it is left as it is.
 
-        A gradient that is not finite changes nothing: one bad rollout must not destroy the parameters of the whole ring. The
-        caller sees it in the norm returned.
+        A gradient that is not finite changes nothing: one bad rollout must not destroy the parameters of the whole
+        ring. The caller sees it in the norm returned.
         """
         if gradient.shape != self._parameters.shape:
             raise ValueError(f"gradient must be {list(self._parameters.shape)}, got {list(gradient.shape)}")

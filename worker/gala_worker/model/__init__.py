@@ -1,7 +1,7 @@
 """The policy and value networks of a learner.
 
-`make_policy` builds an `ActorCritic` for the spaces of an environment; its `actions` turn numbers into actions and back;
-a `Tape` keeps what acting computed for learning.
+`make_policy` builds an `ActorCritic` for the spaces of an environment; its `actions` turn numbers into actions and
+back; a `Tape` keeps what acting computed for learning.
 """
 
 from gala_worker.model.distributions import ActionDistribution

@@ -105,7 +105,7 @@ class _KnownConvolution(torch.autograd.Function):
         return output.view_as(output)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inputs, weight, output = ctx.saved_tensors
         into = torch.ops.aten.threshold_backward(gradient, output, 0)
@@ -123,7 +123,7 @@ class _KnownLinear(torch.autograd.Function):
         return output.view_as(output)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inputs, weight, output = ctx.saved_tensors
         into = torch.ops.aten.threshold_backward(gradient, output, 0)

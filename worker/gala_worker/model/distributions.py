@@ -1,20 +1,22 @@
 """Action heads: how the numbers a network puts out become actions, log-probabilities and entropies.
 
-Shapes: parameters [..., A'], actions [..., *event] where event is () for Discrete and (D,) otherwise; log_prob and entropy [...].
-Leading dimensions are free: [B] while acting, [T, B] while learning. Everything is float32.
+Shapes: parameters [..., A'], actions [..., *event] where event is () for Discrete and (D,) otherwise; log_prob and
+entropy [...]. Leading dimensions are free: [B] while acting, [T, B] while learning. Parameters are float32.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
-from gala.errors import SimulatorError
 from torch import Generator, Tensor
 from torch.nn import functional
+
+from gala.errors import SimulatorError
 
 _HALF_LOG_TAU = 0.5 * math.log(2.0 * math.pi)
 
@@ -64,7 +66,7 @@ class Categorical(ActionDistribution):
 
     @torch.no_grad()
     def sample(self, parameters: Tensor, generator: Generator | None = None) -> Tensor:
-        # Gumbel-max: argmax(logits - log(Exp(1))) is a draw from softmax(logits); three small kernels, no normalisation.
+        # Gumbel-max: argmax(logits - log(Exp(1))) is a draw from softmax(logits); few small kernels, no normalisation.
         noise = torch.empty_like(parameters).exponential_(generator=generator)
         return (parameters - noise.log_()).argmax(-1)
 
@@ -120,7 +122,7 @@ class DiagonalGaussian(ActionDistribution):
     def to_environment(self, actions: Tensor) -> np.ndarray:
         space = self._space
         shaped = actions.cpu().numpy().reshape(-1, *space.shape)
-        return np.clip(shaped, space.low, space.high).astype(space.dtype, copy=False)
+        return np.asarray(np.clip(shaped, space.low, space.high), dtype=space.dtype)
 
 
 class Bernoulli(ActionDistribution):
@@ -152,7 +154,7 @@ class Bernoulli(ActionDistribution):
         return actions.cpu().numpy().reshape(-1, *self._space.shape).astype(self._space.dtype)
 
 
-def make_distribution(space: gymnasium.Space) -> ActionDistribution:
+def make_distribution(space: gymnasium.Space[Any]) -> ActionDistribution:
     """The distribution for an action space. Raises: SimulatorError for a space without one."""
     if isinstance(space, gymnasium.spaces.Discrete):
         return Categorical(space)

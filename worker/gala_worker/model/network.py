@@ -77,8 +77,8 @@ class Nature32(nn.Module):
     def weights(self, dtype: torch.dtype) -> NatureWeights:
         """The parameters for computing in `dtype`."""
         out, channels = self.conv1.weight.shape[:2]
-        # The weights are scaled instead of the pixels: thousands of products instead of half a million, and bfloat16 holds
-        # a byte exactly but not its 255th part.
+        # The weights are scaled instead of the pixels: thousands of products instead of half a million, and bfloat16
+        # holds a byte exactly but not its 255th part.
         first = (self.conv1.weight * self._scale).view(out, channels, 2, _PATCH, 2, _PATCH)
         first = first.permute(0, 1, 3, 5, 2, 4).reshape(out, channels * _PATCH * _PATCH, 2, 2)
 

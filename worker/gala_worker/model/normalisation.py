@@ -10,10 +10,10 @@ _EPSILON = 1e-8
 
 
 class RunningNormalisation(nn.Module):
-    """Scales observations to mean 0 and variance 1 with statistics of everything observed so far, and clips them to +-10.
+    """Scales observations to mean 0 and variance 1 by all that was observed so far, and clips them to +-10.
 
-    The statistics are float32 buffers so that they live in the flat vector: neighbours average them like parameters, and checkpoints
-    and the final model hold them. They are only ever changed in place.
+    The statistics are float32 buffers so that they live in the flat vector: neighbours average them like parameters,
+    and checkpoints and the final model hold them. They are only ever changed in place.
     """
 
     mean: Tensor

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium
 import numpy as np
 import torch
-from gala.errors import Problem, SimulatorError, SpecError
 from torch import Tensor, nn
 
+from gala.errors import Problem, SimulatorError, SpecError
 from gala_worker.model.distributions import ActionDistribution, DiagonalGaussian, make_distribution
 from gala_worker.model.network import IMAGE_SIZE, Mlp, Nature32, orthogonal
 from gala_worker.model.normalisation import RunningNormalisation
@@ -36,7 +36,8 @@ class PolicyOutput(NamedTuple):
 class ActorCritic(nn.Module):
     """Trunk, optional GRU, and two heads.
 
-    An image trunk is shared by both heads; vector policies have a trunk each, as is usual for them, unless they are recurrent.
+    An image trunk is shared by both heads; vector policies have a trunk for each, as is usual for them, unless they are
+    recurrent.
     """
 
     normalisation: RunningNormalisation | None
@@ -68,8 +69,8 @@ class ActorCritic(nn.Module):
     def forward(self, observations: Tensor, state: Tensor | None = None, starts: Tensor | None = None) -> PolicyOutput:
         """One step of every simulator.
 
-        Shapes: observations [B, ...]; state [B, H] and starts bool [B] for recurrent policies, ignored by others. Where `starts`, the
-        observation is the first of an episode and the state is forgotten.
+        Shapes: observations [B, ...]; state [B, H] and starts bool [B] for recurrent policies, ignored by others. Where
+        `starts`, the observation is the first of an episode and the state is forgotten.
         """
         inputs = self.prepare(observations)
         judged = None if self.critic_trunk is None else self.critic_trunk(inputs)
@@ -101,7 +102,7 @@ class ActorCritic(nn.Module):
     def heads(self, features: Tensor, judged: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Parameters [B, A'] and values [B] from the trunk's features [B, H], and the critic's where it has its own.
 
-        Always in float32: bfloat16 would round a value of 100 to the next half, and these layers are too small to matter.
+        Always in float32: bfloat16 would round a value of 100 to the next half, and these layers cost next to nothing.
         """
         with torch.autocast(features.device.type, enabled=False):
             features = features.to(torch.float32)
@@ -136,7 +137,7 @@ class ActorCritic(nn.Module):
 
 
 def make_policy(
-    observation_space: gymnasium.Space, action_space: gymnasium.Space, policy: Policy, *, seed: int
+    observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any], policy: Policy, *, seed: int
 ) -> ActorCritic:
     """The policy that suits the spaces of one simulator; equal seeds give equal parameters.
 
@@ -195,7 +196,7 @@ def _check(space: gymnasium.spaces.Box, policy: Policy, network: str, *, image: 
             Problem(
                 path="spec.policy.network",
                 value=policy.network,
-                message=f"works on stacked 84x84 images [channels, 84, 84], but the environment's observations are {space}",
+                message=f"works on images [channels, 84, 84], but the environment's observations are {space}",
                 remedy="set mlp, or wrap the environment so that it resizes its images",
             )
         )

@@ -1,8 +1,9 @@
 """Acting's forward passes, kept for learning.
 
-Parameters do not change within a rollout, so what the policy computed to act is what learning needs. `Tape.act` remembers
-it, `Tape.replay` gives it back as a differentiable batch: images are not sent through the convolutions a second time.
-The heads, the memory and the small trunks of vector policies are cheap and are simply computed again, all steps at once.
+Parameters do not change within a rollout, so what the policy computed to act is what learning needs. `Tape.act`
+remembers it, `Tape.replay` gives it back as a differentiable batch: images are not sent through the convolutions a
+second time. The heads, the memory and the small trunks of vector policies are cheap and are simply computed again, all
+steps at once.
 
 Place in the flow: `rollout` acts with a tape; `algorithms.a2c` differentiates what it replays.
 """
@@ -88,7 +89,7 @@ class Tape:
                 output = policy.decide(features, judged, None, None)
                 parameters, values = output.parameters, output.value
             else:
-                parameters, values = self._replay_memory(features.unflatten(0, (self._length, self._batch)))
+                parameters, values = self._replay_memory(features.reshape(self._length, self._batch, -1))
         shape = (self._length, self._batch)
         return Replay(parameters.reshape(*shape, -1), values.reshape(shape))
 
