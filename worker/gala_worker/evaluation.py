@@ -159,9 +159,9 @@ def evaluate(
             counted += ~resetting
             over = (transition.terminated | transition.truncated) & ~resetting
             ended = over | (counted >= max_episode_steps)
-            resetting = over
             if watch is not None:
                 watch(float(scored[0]), int(counted[0]))
+            resetting = over
             for i in np.flatnonzero(ended):
                 if len(returns[i]) < shares[i]:
                     returns[i].append(float(scored[i]))

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from ale_py.vector_env import AtariVectorEnv
-from gala.errors import SimulatorError
-from gala.spec import Environment
-from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
+from gala.errors import SimulatorError
+from gala.spec import Environment
 from gala_worker.environments import atari, games
-from gala_worker.environments.simulators import Simulators
+from gala_worker.environments.simulators import Observations, Simulators, Transition
 from gala_worker.environments.vector import VectorSimulators
 
 Frame = npt.NDArray[np.uint8]
 """[H, W, 3]"""
+USUAL_FRAMES_PER_SECOND: Final = 30.0
 
 
 class Camera(Protocol):
@@ -36,7 +36,7 @@ def make_filmed_simulator(environment: Environment) -> tuple[Simulators, Camera]
     Raises:
         SimulatorError: the environment cannot be made, or shows no pictures.
     """
-    if atari.is_atari(environment.id):
+    if games.is_atari(environment.id):
         atari_simulators = _FilmedAtari(environment)
         return atari_simulators, atari_simulators
     return _rendered(environment)
@@ -91,34 +91,57 @@ class _Twins:
         self.picture = np.array(observations, np.uint8).reshape(210, 160, 3)
 
 
-def _rendered(environment: Environment) -> tuple[Simulators, Camera]:
-    with_pictures = environment.model_copy(update={"kwargs": {**environment.kwargs, "render_mode": "rgb_array"}})
-    try:
-        simulators = VectorSimulators(with_pictures, 1)
-        simulators.reset(0)
-        camera = _RenderCamera(simulators)
-        camera.frame()
-    except Exception as error:  # anybody's code, and an optional dependency of it may be missing
-        plain = VectorSimulators(environment, 1)  # says what is wrong if it is not the rendering
-        space = plain.observation_space
-        if isinstance(space, spaces.Box) and len(space.shape) == 3:
-            return plain, _ObservationCamera(plain)
-        plain.close()
-        raise SimulatorError(
-            f"{environment.id} shows no pictures to film: {_reason(error)}; its render mode rgb_array must work"
-        ) from error
-    return simulators, camera
+class _FilmedVector(VectorSimulators):
+    """Asks the environment itself for pictures."""
 
-
-class _RenderCamera:
-    """Asks the environment itself."""
-
-    def __init__(self, simulators: VectorSimulators) -> None:
-        self._env = simulators.unwrapped
-        self.frames_per_second = float(self._env.metadata.get("render_fps") or 30.0)
+    def __init__(self, environment: Environment) -> None:
+        kwargs = {**environment.kwargs, "render_mode": "rgb_array"}
+        super().__init__(environment.model_copy(update={"kwargs": kwargs}), 1)
+        self.frames_per_second = float(self._open().metadata.get("render_fps") or USUAL_FRAMES_PER_SECOND)
 
     def frame(self) -> Frame:
-        pictures = self._env.render()
+        pictures = self._open().render()
         if not pictures or np.ndim(pictures[0]) != 3:
-            raise SimulatorError("it does not render")
+            raise SimulatorError("it renders nothing")
         return np.array(pictures[0], np.uint8)
+
+
+class _FilmedObservations(VectorSimulators):
+    """Shows what the policy sees, where that is an image and the environment has nothing better."""
+
+    frames_per_second = USUAL_FRAMES_PER_SECOND
+
+    def __init__(self, environment: Environment) -> None:
+        super().__init__(environment, 1)
+        self._seen: Observations = np.zeros((1, *(self.observation_space.shape or ())), np.uint8)
+
+    def reset(self, seed: int) -> Observations:
+        self._seen = super().reset(seed)
+        return self._seen
+
+    def step(self, actions: npt.NDArray[Any]) -> Transition:
+        transition = super().step(actions)
+        self._seen = transition.observations
+        return transition
+
+    def frame(self) -> Frame:
+        image = self._seen[0]  # [C, H, W]
+        colours = image if len(image) == 3 else np.repeat(image[-1:], 3, 0)
+        return np.ascontiguousarray(np.moveaxis(colours, 0, -1))
+
+
+def _rendered(environment: Environment) -> tuple[Simulators, Camera]:
+    try:
+        filmed = _FilmedVector(environment)
+        filmed.reset(0)
+        filmed.frame()
+        return filmed, filmed
+    except Exception as error:  # anybody's code, which may lack an optional dependency
+        seen = _FilmedObservations(environment)  # raises what is wrong, if it is not the rendering
+        space = seen.observation_space
+        if space.dtype == np.uint8 and len(space.shape or ()) == 3:
+            return seen, seen
+        seen.close()
+        raise SimulatorError(
+            f"{environment.id} cannot be filmed: its render mode rgb_array does not work: {error}"
+        ) from error
