@@ -71,7 +71,7 @@ class Worker:
         self._counters = Counters(epoch=self._plan.epoch)
         self._generator_state: Tensor | None = None
         self._wall_before = 0.0
-        self._started = time.monotonic()
+        self._training_since: float | None = None
         self._next_record = 0.0
         self._device = choose_device(config.rank, self._spec.worker.gpus)
         prepare(self._device, config.threads)
@@ -186,14 +186,14 @@ class Worker:
         """Starts the simulators and the evaluator, and joins the ring."""
         spec = self._spec
         clip = spec.hyperparameters.reward_clipping
+        convolutional = isinstance(self._policy.trunk, Nature32)
+        compute_type = choose_compute_type(spec.precision, convolutional=convolutional, device=self._device)
         self._collector = Collector(
             self._simulators,
             self._policy,
             rollout_length=spec.hyperparameters.rollout_length,
             clip_rewards=spec.environment.id.startswith("ALE/") if clip is None else clip,
-            compute_type=choose_compute_type(
-                spec.precision, convolutional=isinstance(self._policy.trunk, Nature32), device=self._device
-            ),
+            compute_type=compute_type,
             device=self._device,
             # A later life starts other games than the one before, within this rank's own range of seeds.
             seed=self._me.seed + self._counters.updates % (names.MAX_SIMULATORS - self._simulators.num_simulators + 1),
@@ -209,10 +209,10 @@ class Worker:
         )
         resources.callback(self._evaluator.close)
         self._wall_before = self._counters.wall_seconds
-        self._started = time.monotonic()
+        self._training_since = time.monotonic()
         self._gossip.join()
         self._telemetry.state = "training"
-        self._metrics.event("started", epoch=self._plan.epoch, precision=spec.precision)
+        self._metrics.event("started", epoch=self._plan.epoch, precision=str(compute_type).removeprefix("torch."))
 
     def _train(self) -> None:
         """Until the run has its steps, this rank is no longer in the plan, or somebody says stop."""
@@ -328,7 +328,10 @@ class Worker:
         export_model(directory, self._policy, schema_hash=self._flat.schema.hash, spec=self._spec, record=record)
 
     def _wall_seconds(self) -> float:
-        return self._wall_before + time.monotonic() - self._started
+        """In training since the run's first start; counted on after a restart, without the time in between."""
+        if self._training_since is None:
+            return self._wall_before
+        return self._wall_before + time.monotonic() - self._training_since
 
     @property
     def _checkpoints(self) -> Path:

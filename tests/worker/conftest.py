@@ -1,0 +1,103 @@
+"""A real run for tests: `gala run` as a user starts it, its workers as processes, watched from outside."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+START_SECONDS = 120.0
+
+
+class LiveRun:
+    """A `gala run` in the background."""
+
+    def __init__(self, folder: Path, document: dict[str, Any], *options: str) -> None:
+        self.name = str(document["metadata"]["name"])
+        self.file = folder / f"{self.name}.yaml"
+        self.file.write_text(yaml.safe_dump(document))
+        self.directory = folder / "runs" / self.name
+        self.log = folder / f"{self.name}.log"
+        self.command = [sys.executable, "-P", "-m", "gala.cli", "run", str(self.file), "--output", str(folder / "runs")]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*self.command, *options], stdout=log, stderr=log, start_new_session=True, stdin=subprocess.DEVNULL
+            )
+
+    def plan(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.directory / "plan.json").read_text())
+        return content
+
+    def address(self, rank: int, kind: str) -> tuple[str, int]:
+        learner = next(learner for learner in self.plan()["learners"] if learner["rank"] == rank)
+        host, _, port = learner["address"][kind].rpartition(":")
+        return host, int(port)
+
+    def status(self, rank: int) -> dict[str, Any]:
+        """/status of a learner; empty while it does not answer."""
+        with contextlib.suppress(OSError, ValueError, StopIteration):
+            host, port = self.address(rank, "http")
+            with urllib.request.urlopen(f"http://{host}:{port}/status", timeout=2) as answer:
+                content: dict[str, Any] = json.load(answer)
+                return content
+        return {}
+
+    def records(self, rank: int, kind: str) -> list[dict[str, Any]]:
+        """Lines of a learner's metrics.jsonl of one kind."""
+        file = self.directory / f"learner-{rank}" / "metrics.jsonl"
+        lines = file.read_text().splitlines() if file.exists() else []
+        records = [json.loads(line) for line in lines if line.endswith("}")]
+        return [record for record in records if record["kind"] == kind]
+
+    def events(self, rank: int, *names: str) -> list[dict[str, Any]]:
+        return [record for record in self.records(rank, "event") if record["event"] in names]
+
+    def pid(self, rank: int) -> int:
+        """Of the worker that runs now."""
+        for folder in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                environment = (folder / "environ").read_bytes().split(b"\0") if folder.name.isdigit() else []
+                if {f"GALA_RANK={rank}".encode(), f"GALA_OUTPUT_DIR={self.directory}".encode()} <= set(environment):
+                    return int(folder.name)
+        raise AssertionError(f"learner {rank} does not run:\n{self.log.read_text()}")
+
+    def until(self, condition: Callable[[], object], what: str, seconds: float = START_SECONDS) -> None:
+        """Waits for a condition; fails when it does not come true, or the run ends before it does."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"not within {seconds} s: {what}\n{self.log.read_text()[-3000:]}")
+            time.sleep(0.05)
+
+    def stop(self) -> int:
+        """Ctrl-C; the exit code."""
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(60)
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def live_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., LiveRun]]:
+    """Starts runs; whatever still runs in the end is killed."""
+    runs: list[LiveRun] = []
+
+    def start(document: dict[str, Any], *options: str) -> LiveRun:
+        runs.append(LiveRun(tmp_path_factory.mktemp("run"), document, *options))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        run.kill()

@@ -1,0 +1,166 @@
+"""Four real learners in a ring, over gRPC, under a launcher: what one of them suffers does not stop the others."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import LiveRun
+
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
+
+PEER_TIMEOUT_SECONDS = 4.0
+# One poll of /status, and what a busy machine adds: a pause that the ring causes would last the peer timeout or more.
+SLACK_SECONDS = 2.0
+RANKS = range(4)
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    spec: dict[str, Any] = {
+        "environment": {"id": "CartPole-v1", "simulators": 4},
+        "learners": 4,
+        "totalSteps": 1_000_000_000,
+        "gossip": {"peerTimeoutSeconds": PEER_TIMEOUT_SECONDS},
+        "worker": {"gpus": 0},
+        "evaluation": {"everySteps": None},
+        "checkpoint": {"everySteps": 1_000_000_000},
+    }
+    return {
+        "apiVersion": "gala.dev/v1alpha1",
+        "kind": "GalaRun",
+        "metadata": {"name": "ring"},
+        "spec": spec | changes,
+    }
+
+
+@pytest.fixture(scope="module")
+def ring(live_run: Callable[..., LiveRun]) -> LiveRun:
+    """Four learners that have learnt something and do not end by themselves."""
+    run = live_run(document())
+    run.until(lambda: all((run.status(r).get("meanReturn") or 0) > 100 for r in RANKS), "all four learn", 150)
+    return run
+
+
+def knitted(run: LiveRun, edges: dict[int, int]) -> bool:
+    """Whether every one of these learners pushes to just that one, and hears from just its predecessor."""
+    statuses = {rank: run.status(rank) for rank in edges}
+    return all(
+        statuses[rank].get("outPeers") == [peer] and statuses[peer].get("inPeers") == [rank]
+        for rank, peer in edges.items()
+    )
+
+
+WHOLE = {0: 1, 1: 2, 2: 3, 3: 0}
+
+
+class Watch:
+    """Looks at learners again and again, and knows the longest time in which one made no update."""
+
+    def __init__(self, run: LiveRun, ranks: list[int]) -> None:
+        self._run = run
+        self._last = {rank: (time.monotonic(), run.status(rank)["updates"]) for rank in ranks}
+        self.longest_pause = 0.0
+        self.incarnations = {rank: run.status(rank)["incarnation"] for rank in ranks}
+
+    def look(self) -> None:
+        for rank, (since, updates) in self._last.items():
+            status = self._run.status(rank)
+            now = time.monotonic()
+            if status.get("updates", updates) != updates:
+                self._last[rank] = (now, status["updates"])
+            self.longest_pause = max(self.longest_pause, now - since)
+            assert status.get("incarnation", self.incarnations[rank]) == self.incarnations[rank], "it was restarted"
+
+    def until(self, condition: Callable[[], object], what: str) -> None:
+        self._run.until(lambda: (self.look(), condition())[1], what, 90)
+
+
+def test_a_killed_learner_comes_back_with_the_ring_s_state_and_nobody_waited(ring: LiveRun) -> None:
+    ring.until(lambda: knitted(ring, WHOLE), "the ring is whole")
+    before = ring.status(2)
+    steps_then = before["globalSteps"]
+    watch = Watch(ring, [0, 1, 3])
+    os.kill(ring.pid(2), signal.SIGKILL)
+    watch.until(lambda: knitted(ring, {0: 1, 1: 3, 3: 0}), "the ring closes without it")
+    watch.until(lambda: ring.status(2).get("incarnation", 0) > before["incarnation"], "it is back")
+    watch.until(lambda: knitted(ring, WHOLE), "the ring is whole again")
+    assert watch.longest_pause < PEER_TIMEOUT_SECONDS + SLACK_SECONDS
+    start = ring.events(2, "joined", "resumed", "seeded")[-1]
+    assert start["event"] == "joined"
+    assert start["globalSteps"] >= steps_then
+    watch.until(lambda: ring.status(2).get("episodes", 0) >= 8, "it has finished some episodes")
+    # A policy at the start balances for about 22 steps.
+    assert ring.status(2)["meanReturn"] > 60
+    assert ring.status(2)["steps"] >= before["steps"]
+
+
+def test_a_frozen_learner_is_left_out_and_taken_back_when_it_thaws(ring: LiveRun) -> None:
+    ring.until(lambda: knitted(ring, WHOLE), "the ring is whole")
+    watch = Watch(ring, [0, 2, 3])
+    frozen = ring.pid(1)
+    os.kill(frozen, signal.SIGSTOP)
+    try:
+        watch.until(lambda: knitted(ring, {0: 2, 2: 3, 3: 0}), "the ring closes without it")
+        steps = ring.status(0)["globalSteps"]
+        watch.until(lambda: ring.status(0)["globalSteps"] > steps + 5000, "the others go on")
+    finally:
+        os.kill(frozen, signal.SIGCONT)
+    watch.until(lambda: knitted(ring, WHOLE), "the ring is whole again")
+    assert watch.longest_pause < PEER_TIMEOUT_SECONDS + SLACK_SECONDS
+    assert ring.pid(1) == frozen
+    gone = [event["peer"] for event in ring.events(2, "peer-gone") if event["direction"] == "in"]
+    assert 1 in gone
+
+
+@contextmanager
+def strangers(address: tuple[str, int]) -> Iterator[None]:
+    """Open connections that send noise, a header a byte at a time, or nothing."""
+    noise = random.Random(1)
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_connection(address, timeout=5)) for _ in range(40)]
+        for number, connection in enumerate(sockets):
+            content = (noise.randbytes(1 << 16), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + noise.randbytes(4096), b"P", b"")
+            connection.setblocking(False)
+            try:
+                connection.send(content[number % 4])
+            except OSError:
+                continue  # the learner has hung up already, which is its right
+        yield
+
+
+def test_noise_on_the_gossip_port_does_not_disturb_the_ring(ring: LiveRun) -> None:
+    ring.until(lambda: knitted(ring, WHOLE), "the ring is whole")
+    watch = Watch(ring, list(RANKS))
+    gone_before = len(ring.events(0, "peer-gone"))
+    with strangers(ring.address(0, "gossip")), strangers(ring.address(0, "http")):
+        mixes = ring.records(0, "train")[-1]["gossip"]["mixes"]
+        watch.until(lambda: ring.records(0, "train")[-1]["gossip"]["mixes"] > mixes + 20, "it goes on mixing")
+    watch.until(lambda: knitted(ring, WHOLE), "the ring is whole")
+    assert len(ring.events(0, "peer-gone")) == gone_before
+    assert watch.longest_pause < PEER_TIMEOUT_SECONDS + SLACK_SECONDS
+
+
+def test_a_stopped_run_goes_on_where_it_was(ring: LiveRun) -> None:
+    """Last in this file: it ends the ring."""
+    steps = {rank: ring.status(rank)["steps"] for rank in RANKS}
+    assert ring.stop() == 130
+    again = type(ring)(ring.file.parent, document(), "--set", f"spec.totalSteps={sum(steps.values()) + 40_000}")
+    try:
+        again.until(lambda: all(again.status(r).get("state") == "training" for r in RANKS), "all train again")
+        assert all(again.status(rank)["steps"] >= steps[rank] for rank in RANKS)
+        assert {again.events(rank, "joined", "resumed", "seeded")[-1]["event"] for rank in RANKS} <= {
+            "resumed",
+            "joined",
+        }
+        assert again.process.wait(120) == 0, again.log.read_text()
+    finally:
+        again.kill()

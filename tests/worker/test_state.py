@@ -1,0 +1,76 @@
+"""What outlives a process, and what a joiner takes over from a neighbour."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from gala.errors import CheckpointError
+from gala_worker import checkpoint
+from gala_worker.flat import FlatState
+from gala_worker.state import ACTION_GENERATOR, Counters, capture, restore
+
+
+def learner(value: float) -> tuple[FlatState, torch.Tensor]:
+    flat = FlatState(nn.Linear(3, 2))
+    flat.vector.fill_(value)
+    return flat, torch.full_like(flat.trainable, value + 0.5)
+
+
+COUNTERS = Counters(updates=7, steps=560, episodes=3, wall_seconds=12.5, epoch=2, progress={0: 560, 1: 640})
+
+
+def test_a_resumed_learner_has_everything_it_had() -> None:
+    flat, average = learner(1.0)
+    generator = torch.Generator().manual_seed(4)
+    stored = checkpoint.loads(checkpoint.dumps(capture(flat, average, COUNTERS, generator)), flat.schema.hash)
+    other, other_average = learner(9.0)
+    counters = restore(stored, 0, other, other_average, own=True)
+    assert counters == COUNTERS
+    assert torch.equal(other.vector, flat.vector)
+    assert torch.equal(other_average, average)
+    assert torch.equal(stored.tensors[ACTION_GENERATOR], generator.get_state())
+
+
+def test_a_capture_does_not_change_with_the_learner() -> None:
+    flat, average = learner(1.0)
+    stored = capture(flat, average, COUNTERS)
+    flat.vector.fill_(3.0)
+    average.fill_(3.0)
+    other, other_average = learner(9.0)
+    restore(stored, 0, other, other_average, own=True)
+    assert torch.equal(other.vector, torch.ones_like(other.vector))
+
+
+def test_a_joiner_takes_parameters_and_progress_but_counts_its_own_steps() -> None:
+    flat, average = learner(1.0)
+    stored = capture(flat, average, COUNTERS)
+    counters = restore(stored, 1, *learner(9.0), own=False)
+    assert counters.steps == 640  # what the ring knows of rank 1, not the 560 of the neighbour
+    assert counters.episodes == 0
+    assert counters.global_steps == 1200
+    assert restore(stored, 5, *learner(9.0), own=False).steps == 0
+
+
+@pytest.mark.parametrize(
+    "breakage",
+    [
+        pytest.param(lambda s: s.tensors.pop("vector"), id="no vector"),
+        pytest.param(lambda s: s.tensors.update(vector=torch.zeros(3)), id="short vector"),
+        pytest.param(lambda s: s.tensors.update({"optimizer.square_average": torch.zeros(8).double()}), id="type"),
+        pytest.param(lambda s: s.counters.pop("updates"), id="no updates"),
+        pytest.param(lambda s: s.counters.update(steps=-1), id="negative steps"),
+        pytest.param(lambda s: s.counters.update(progress=[1, 2]), id="progress is a list"),
+        pytest.param(lambda s: s.counters.update(progress={"a": 1}), id="rank is a word"),
+        pytest.param(lambda s: s.counters.update(wallSeconds="long"), id="time is a word"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(breakage) -> None:  # type: ignore[no-untyped-def]
+    stored = dataclasses.replace(capture(*learner(1.0), COUNTERS))
+    breakage(stored)
+    flat, average = learner(9.0)
+    with pytest.raises(CheckpointError):
+        restore(stored, 0, flat, average, own=True)
+    assert torch.equal(flat.vector, torch.full_like(flat.vector, 9.0))
+    assert torch.equal(average, torch.full_like(average, 9.5))
