@@ -247,7 +247,10 @@ def test_a_worker_beyond_its_restarts_is_given_up_and_the_others_reach_the_end(m
     machine.script(1, "crash")
     assert launcher.stdout is not None
     given_up = next(line for line in launcher.stdout if "given up" in line)
-    assert "learner 1 crashed with exit code 1 and is given up after 3 restarts; 1 go on" in given_up
+    assert (
+        "learner 1 crashed with exit code 1 (fake worker 1 started) and is given up after 3 restarts; 1 go on"
+        in given_up
+    )
     machine.script(0, "finish")
     machine.ends(launcher, 0)
     assert len(machine.notes(1, "started")) == 4  # the first life and three restarts

@@ -107,7 +107,7 @@ class TestSupervisor:
             ring.ends(0, code=1, at=at)
             ring.supervisor.step(at + 5)
         assert ring.phases()[0] == "running"
-        assert "restart 1 of 2 in 1 s" in ring.said[-1]
+        assert ring.said[-1] == "learner 0 crashed with exit code 1 (the last line); restart 1 of 2 in 1 s"
 
     def test_a_learner_beyond_its_limit_is_given_up_and_the_rest_can_finish(self) -> None:
         ring = Ring()

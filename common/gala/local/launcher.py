@@ -330,8 +330,8 @@ class Launcher:
             return self._stopped()
         self._note = ""
         self._observe(time.monotonic(), always=True)
-        report = ending.write_report(self.directory)
         self._write_record("finished")
+        report = ending.write_report(self.directory)
         self._display.close()
         for line in ending.summary(self.directory, self.source, self._record.wall_seconds, report):
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)

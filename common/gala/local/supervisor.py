@@ -23,6 +23,8 @@ from gala.plan import LearnerPlan, RunPlan
 
 EXIT_FINISHED: Final = 0
 EXIT_USER_MISTAKE: Final = 2
+MAX_LAST_WORDS: Final = 200
+"""Characters of a crashed worker's last line that are shown; its log has the rest."""
 
 Outcome = Literal["finished", "failed", "stopped"]
 Phase = Literal["running", "backing off", "given up", "finished", "leaving", "stopped"]
@@ -118,7 +120,7 @@ class Supervisor:
             if learner.process is not None:
                 code = learner.process.exit_code()
                 if code is not None:
-                    self._ended(learner, code, now)
+                    self._ended(learner, learner.process, code, now)
                 else:
                     self._press(learner, now)
             elif learner.phase == "backing off" and now >= learner.retry_at:
@@ -171,10 +173,10 @@ class Supervisor:
         learner.asked_to_stop = None
         learner.returns = False
 
-    def _ended(self, learner: Learner, code: int, now: float) -> None:
-        process, learner.process = learner.process, None
+    def _ended(self, learner: Learner, process: Process, code: int, now: float) -> None:
+        learner.process = None
         rank = learner.plan.rank
-        if code == EXIT_USER_MISTAKE and self.mistake is None and process is not None:
+        if code == EXIT_USER_MISTAKE and self.mistake is None:
             self.mistake = process.last_line() or f"learner {rank} says that it cannot run, without saying why"
             learner.phase = "given up"
             self.stop(now)
@@ -194,21 +196,23 @@ class Supervisor:
             # The total steps are reached: nothing is left for it to do.
             learner.phase = "finished" if learner.asked_to_stop is not None else "given up"
         else:
-            self._crashed(learner, code, now)
+            self._crashed(learner, process, code, now)
 
-    def _crashed(self, learner: Learner, code: int, now: float) -> None:
+    def _crashed(self, learner: Learner, process: Process, code: int, now: float) -> None:
         rank, backoff = learner.plan.rank, learner.backoff
         how = f"was killed by signal {-code}" if code < 0 else f"crashed with exit code {code}"
+        last_words = process.last_line() if code > 0 else ""
+        why = f" ({last_words[:MAX_LAST_WORDS]})" if last_words else ""
         delay = backoff.crashed(now - learner.started)
         if delay is None:
             learner.phase = "given up"
             survivors = sum(other.phase in ("running", "backing off") for other in self.learners.values())
             rest = f"{survivors} go on" if survivors else "none is left"
-            self.report(f"learner {rank} {how} and is given up after {backoff.limit} restarts; {rest}")
+            self.report(f"learner {rank} {how}{why} and is given up after {backoff.limit} restarts; {rest}")
         else:
             learner.phase = "backing off"
             learner.retry_at = now + delay
-            self.report(f"learner {rank} {how}; restart {backoff.restarts} of {backoff.limit} in {delay:.3g} s")
+            self.report(f"learner {rank} {how}{why}; restart {backoff.restarts} of {backoff.limit} in {delay:.3g} s")
 
     def _press(self, learner: Learner, now: float) -> None:
         if learner.asked_to_stop is not None:
