@@ -89,8 +89,8 @@ class Topology(Section):
 
     type: Literal["Ring", "Exponential", "OnePeerExponential", "Complete"] = Field(
         default="Ring",
-        description="Ring: to the next ranks. Exponential: to the ranks 1, 2, 4, ... further. OnePeerExponential: to one"
-        " of those in turn. Complete: to everyone.",
+        description="Ring: to the next ranks. Exponential: to the ranks 1, 2, 4, ... further. OnePeerExponential: to"
+        " one of those in turn. Complete: to everyone.",
         json_schema_extra=IMMUTABLE,
     )
     peers: Annotated[Integer, Field(ge=1, le=MAX_LEARNERS - 1)] | None = Field(
@@ -191,8 +191,8 @@ class Checkpoint(Section):
     keep: Annotated[Integer, Field(ge=1, le=1000)] = Field(default=2, description="Checkpoints kept per learner.")
     volume: CheckpointVolume | None = Field(
         default=None,
-        description="Where checkpoints live in a cluster. Unset = in the pod, gone with it; a replaced learner then takes"
-        " its state from a neighbour. `gala run` keeps them in the run's folder.",
+        description="Where checkpoints live in a cluster. Unset = in the pod, gone with it; a replaced learner then"
+        " takes its state from a neighbour. `gala run` keeps them in the run's folder.",
     )
 
 
@@ -246,7 +246,7 @@ class RunSpec(Section):
     )
     total_steps: Annotated[Integer, Field(ge=1, le=10**15)] = Field(
         default=40_000_000,
-        description="Agent decisions over all learners together, after which the run is finished. Atari: times 4 = frames.",
+        description="Agent decisions over all learners together, after which the run ends. Atari: times 4 = frames.",
     )
     seed: Annotated[Integer, Field(ge=0, le=2**31 - 1)] = Field(
         default=1,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 
 import pytest
+
 from gala import errors
 from gala.errors import MISSING, GalaError, GossipError, MessageError, Problem, RefusedError, SpecError
 
