@@ -59,7 +59,7 @@ def gala(precision: str, every: int) -> Callable[[float], float]:
             file.write_text(
                 RUN.format(simulators=SIMULATORS, learners=LEARNERS, precision=precision, every=every, rollout=ROLLOUT)
             )
-            command = [sys.executable, "-P", "-m", "gala.cli", "run", str(file), "--output", folder]
+            command = [sys.executable, "-P", "-m", "gala", "run", str(file), "--output", folder]
             with running(command) as process:
                 statuses = wait_for_training(process, Path(folder) / "throughput" / "plan.json")
                 time.sleep(WARM_UP_SECONDS)

@@ -27,7 +27,7 @@ class LiveRun:
         self.file.write_text(yaml.safe_dump(document))
         self.directory = folder / "runs" / self.name
         self.log = folder / f"{self.name}.log"
-        self.command = [sys.executable, "-P", "-m", "gala.cli", "run", str(self.file), "--output", str(folder / "runs")]
+        self.command = [sys.executable, "-P", "-m", "gala", "run", str(self.file), "--output", str(folder / "runs")]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*self.command, *options], stdout=log, stderr=log, start_new_session=True, stdin=subprocess.DEVNULL

@@ -211,6 +211,7 @@ class Worker:
         self._wall_before = self._counters.wall_seconds
         self._training_since = time.monotonic()
         self._gossip.join()
+        self._telemetry.publish(self._counters, self._gossip.stats())
         self._telemetry.state = "training"
         self._metrics.event("started", epoch=self._plan.epoch, precision=str(compute_type).removeprefix("torch."))
 

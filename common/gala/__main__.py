@@ -1,0 +1,5 @@
+"""`python -m gala`: the same as `gala`."""
+
+from gala.cli import main
+
+main()
