@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import http.server
 import io
@@ -23,7 +24,7 @@ from gala.local.console import Display
 from gala.local.cores import available_cores, threads_per_learner
 from gala.local.polling import fetch_status
 from gala.local.ports import PortReservation
-from gala.local.process import WorkerProcess, kill_leftovers
+from gala.local.process import WorkerProcess, clear_leftovers
 from gala.local.rundir import RunDirectory, RunRecord, changed_fields
 from gala.local.table import LearnerRow, Snapshot, duration, plain_line
 from gala.spec import GalaRun, parse
@@ -153,7 +154,7 @@ class TestProcesses:
         theirs = self.run(tmp_path, "import time; time.sleep(600)", GALA_OUTPUT_DIR="/runs/theirs")
         try:
             gone = 2**22 + 1  # above the kernel's largest pid
-            assert kill_leftovers([ours.pid, theirs.pid, gone], {"GALA_OUTPUT_DIR": "/runs/ours"}) == [ours.pid]
+            assert clear_leftovers([ours.pid, theirs.pid, gone], {"GALA_OUTPUT_DIR": "/runs/ours"}, 0.1) == [ours.pid]
             assert ours.wait() == -9
             assert theirs.exit_code() is None
         finally:
@@ -268,6 +269,15 @@ class TestDisplay:
             "[not markup]",
         ):
             assert expected in text
+
+    def test_a_ring_that_is_higher_than_the_terminal_shares_a_line(self) -> None:
+        rows = [LearnerRow(rank=rank, state="training" if rank % 2 else "starting") for rank in range(100)]
+        screen = io.StringIO()
+        console = Console(file=screen, force_terminal=True, width=120, height=20, color_system=None)
+        with Display(console) as display:
+            display.show(dataclasses.replace(SNAPSHOT, learners=rows), now=0)
+        assert "45 of 89 more active" in screen.getvalue()
+        assert "ETA" in screen.getvalue()
 
     def test_a_pipe_gets_a_line_now_and_then(self) -> None:
         pipe = io.StringIO()

@@ -416,6 +416,10 @@ def test_a_run_past_its_deadline_fails(machine: Machine) -> None:
     assert "activeDeadlineSeconds" in text
     assert [len(machine.notes(rank, "stopped")) for rank in (0, 1)] == [1, 1]
     assert machine.record()["state"] == "failed"
+    code, _, error = machine.says("--set", "spec.runPolicy.activeDeadlineSeconds=1")
+    assert code == 2
+    assert "raise it to resume" in error
+    assert len(machine.notes(0, "started")) == 1
 
 
 def test_workers_stop_when_their_launcher_is_killed_and_the_run_resumes(machine: Machine) -> None:

@@ -200,6 +200,14 @@ class TestSupervisor:
         ring.ends(2, code=143, at=221)
         assert ring.supervisor.outcome == "finished"
 
+    def test_once_one_has_finished_nobody_is_started_again(self) -> None:
+        ring = Ring(2)
+        ring.ends(1, code=1, at=99.5)
+        ring.ends(0, code=0, at=100)
+        assert ring.supervisor.outcome == "finished"
+        ring.supervisor.step(200)
+        assert len(ring.lives[1]) == 1
+
     def test_after_a_stop_a_plan_starts_everyone_again(self) -> None:
         ring = Ring(2)
         ring.supervisor.stop(10)

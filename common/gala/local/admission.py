@@ -9,7 +9,7 @@ from typing import Any
 
 from gala import names
 from gala.errors import UsageError
-from gala.local.process import kill_leftovers
+from gala.local.process import clear_leftovers
 from gala.local.rundir import IMMUTABLE, LIVE, RunDirectory, RunRecord, changed_fields, is_below
 from gala.spec import GalaRun
 
@@ -35,8 +35,11 @@ def refuse_unsupported(run: GalaRun) -> None:
         )
 
 
-def admit(directory: RunDirectory, run: GalaRun, *, force: bool) -> Admission:
+def admit(directory: RunDirectory, run: GalaRun, *, force: bool, grace_seconds: float) -> Admission:
     """Decide about a directory whose lock the caller holds.
+
+    Args:
+        grace_seconds: for workers that a killed launcher has left behind, before they are killed too.
 
     Raises: UsageError when the name is taken by a finished run, another run, or something that is no run.
     """
@@ -55,8 +58,15 @@ def admit(directory: RunDirectory, run: GalaRun, *, force: bool) -> Admission:
             f"run {name} is finished, its results are in {directory.path}; "
             f"start over with --force (removes them) or keep both with --name {name}-2"
         )
+    if not directory.spec_file.exists():  # its launcher was killed in its first moments
+        return _afresh()
     # A launcher that was killed leaves workers behind which are stopping, or hanging: two of a rank must never write.
-    kill_leftovers(record.worker_pids, {names.ENV_OUTPUT_DIR: str(directory.path)})
+    clear_leftovers(record.worker_pids, {names.ENV_OUTPUT_DIR: str(directory.path)}, grace_seconds)
+    deadline = run.spec.run_policy.active_deadline_seconds
+    if deadline is not None and record.wall_seconds >= deadline:
+        raise UsageError(
+            f"run {name} has used up its spec.runPolicy.activeDeadlineSeconds: {deadline}; raise it to resume the run"
+        )
     changes = changed_fields(directory.run(), run)
     frozen = [path for path in changes if is_below(path, IMMUTABLE)]
     if frozen and directory.has_results():
@@ -81,6 +91,8 @@ def amend(directory: RunDirectory, run: GalaRun, *, force: bool) -> str:
         raise UsageError(
             f"run {name} is running; stop it with Ctrl-C in its terminal before starting over with --force"
         )
+    if not directory.spec_file.exists():
+        raise UsageError(f"run {name} is just being started; try again in a moment")
     changes = changed_fields(directory.run(), run)
     if not changes:
         raise UsageError(
@@ -90,8 +102,8 @@ def amend(directory: RunDirectory, run: GalaRun, *, force: bool) -> str:
     rigid = not_live(changes)
     if rigid:
         raise UsageError(
-            f"run {name} is running and cannot change this on the fly: {describe(changes, rigid)}; stop it with "
-            f"Ctrl-C, then run the changed file to resume, or use --name {name}-2 for a run beside it"
+            f"run {name} is running and cannot change this on the fly: {describe(changes, rigid)}; give the "
+            f"options of the first call again, or stop it with Ctrl-C and resume it so, or use --name {name}-2"
         )
     directory.write_run(run)
     return f"run {name} is running; handed to its launcher: {describe(changes, list(changes))}"

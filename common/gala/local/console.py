@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
+from typing import Final
 
 from rich.console import Console
 from rich.live import Live
 
 from gala.local.table import Snapshot, live_view, plain_line
+
+LINES_AROUND_ROWS: Final = 8
+"""Title, borders, headings, progress and hint. Rich cuts off what is higher than the terminal: the progress."""
 
 
 class Display:
@@ -50,7 +54,9 @@ class Display:
     def show(self, snapshot: Snapshot, *, now: float, always: bool = False) -> None:
         """Show the state of the run; plain lines come at most every `line_seconds`, unless `always`."""
         if self._live is not None:
-            self._live.update(live_view(snapshot), refresh=True)
+            self._live.update(
+                live_view(snapshot, max_rows=max(4, self._console.height - LINES_AROUND_ROWS)), refresh=True
+            )
         elif always or now - self._last_line >= self._line_seconds:
             self._last_line = now
             self.say(plain_line(snapshot))

@@ -34,7 +34,9 @@ class Interrupts:
         return sum(number != signal.SIGHUP for number in self.received) >= 2
 
     def __enter__(self) -> Interrupts:
-        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        os.set_blocking(self._writer, False)
         # Written by the interpreter's own C handler: waking up through a lock (threading.Event) can deadlock when the
         # signal comes while the main thread holds it.
         self._previous_wakeup = signal.set_wakeup_fd(self._writer)

@@ -78,7 +78,7 @@ def start(
         RunError: the run did not reach its total steps.
     """
     refuse_unsupported(run)
-    console = console or Console()
+    console, patience = console or Console(), patience or Patience()
     directory = RunDirectory(output / run.metadata.name)
     if not directory.acquire():
         console.print(amend(directory, run, force=force), markup=False, highlight=False, soft_wrap=True)
@@ -91,11 +91,11 @@ def start(
         launcher = Launcher(
             run=run,
             directory=directory,
-            admission=admit(directory, run, force=force),
+            admission=admit(directory, run, force=force, grace_seconds=patience.leave),
             console=console,
             source=source,
             commands=commands or Commands(),
-            patience=patience or Patience(),
+            patience=patience,
             rhythm=rhythm or Rhythm(),
         )
         return launcher.run_to_end()
@@ -139,9 +139,9 @@ class Launcher:
         try:
             with self._interrupts, self._display:
                 self._greet()
+                self._write_record("running")
                 self.directory.write_run(self.run)
                 self._document_signature = self._signature()
-                self._write_record("running")
                 self._follow_plan()
                 try:
                     return self._end(self._watch())
@@ -166,7 +166,7 @@ class Launcher:
             self._supervisor.step(now)
             outcome = self._supervisor.outcome
             self._observe(now, always=outcome is not None)
-            if now >= self._next_record:
+            if now >= self._next_record or self._supervisor.pids != self._record.worker_pids:
                 self._write_record(self._record.state)
             if outcome is not None and not (self._parked and self._stay_parked(now)):
                 return outcome
@@ -218,7 +218,9 @@ class Launcher:
     def _mind_deadline(self, now: float) -> None:
         deadline = self.run.spec.run_policy.active_deadline_seconds
         if deadline is not None and not self._failure and self._record.wall_seconds >= deadline:
-            self._failure = f"spec.runPolicy.activeDeadlineSeconds: the run has used up its {deadline:,} s"
+            self._failure = (
+                f"spec.runPolicy.activeDeadlineSeconds: the run has used up its {deadline:,} s; raise it to resume"
+            )
             self._note = "stopping: the deadline has passed"
             self._supervisor.stop(now)
 
@@ -304,8 +306,10 @@ class Launcher:
             return self._stopped()
         self._write_record("failed")
         logs = ending.shown(self.directory.learner(0) / names.LOG_FILE)
-        reason = self._failure or f"no learner of {name} is left; the log of the first: {logs}"
-        raise RunError(f"{reason}; the same command resumes from the checkpoints")
+        raise RunError(
+            self._failure
+            or f"no learner of {name} is left; the first one's log is {logs}; the same command resumes the run"
+        )
 
     def _stopped(self) -> int:
         self._write_record("stopped")

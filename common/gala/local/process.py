@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -69,23 +70,29 @@ class WorkerProcess:
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-def kill_leftovers(pids: Sequence[int], marker: Mapping[str, str]) -> list[int]:
-    """Kill those of `pids` that are still workers of this run, left by a launcher that was killed.
+def clear_leftovers(pids: Sequence[int], marker: Mapping[str, str], grace_seconds: float) -> list[int]:
+    """See to it that none of `pids` is a worker of this run any more, left behind by a launcher that was killed.
 
-    A pid may have been given to another program since, so a process counts only if its environment holds `marker`.
-    Returns the pids that were killed, after they are gone.
+    Such a worker has got its SIGTERM already, when the launcher died: it gets time to write its checkpoint, unless it
+    is frozen. A pid may have been given to another program since, so a process counts only if its environment holds
+    `marker`. Returns the pids that had to be killed, after they are gone.
     """
+    if not hasattr(os, "pidfd_open"):  # not Linux: no PR_SET_PDEATHSIG and no /proc either
+        return []
     killed = []
+    deadline = time.monotonic() + grace_seconds
     for pid in pids:
         try:
             handle = os.pidfd_open(pid)
         except OSError:
             continue
         try:
-            if _has_environment(pid, marker):
+            if not _has_environment(pid, marker):
+                continue
+            grace = 0.0 if _is_frozen(pid) else max(0.0, deadline - time.monotonic())
+            if not _ended_within(handle, grace):
                 _kill_group(pid)
-                # A pidfd becomes readable when the process has ended; poll knows no limit of 1024 descriptors.
-                _wait_readable(handle)
+                _ended_within(handle, 10.0)
                 killed.append(pid)
         finally:
             os.close(handle)
@@ -100,10 +107,18 @@ def _has_environment(pid: int, marker: Mapping[str, str]) -> bool:
     return all(f"{key}={value}".encode() in entries for key, value in marker.items())
 
 
-def _wait_readable(descriptor: int) -> None:
+def _is_frozen(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+    except OSError:
+        return False
+
+
+def _ended_within(handle: int, seconds: float) -> bool:
+    # A pidfd becomes readable when its process has ended; poll, unlike select, takes any descriptor's number.
     poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    poll.poll(10_000)
+    poll.register(handle, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 def _kill_group(pid: int) -> None:

@@ -131,8 +131,9 @@ class RunDirectory:
                 entry.unlink()
 
     def is_empty(self) -> bool:
-        """Whether nothing but the lock is here."""
-        return all(entry.name == names.LOCK_FILE for entry in self.path.iterdir())
+        """Whether nothing but the lock is here (and what a launcher killed in its first moments may leave)."""
+        ours = (names.LOCK_FILE, f".{names.RUN_FILE}.")
+        return all(entry.name.startswith(ours) for entry in self.path.iterdir())
 
     def has_results(self) -> bool:
         """Whether a learner has left a checkpoint or a model here: something to lose."""

@@ -192,6 +192,9 @@ class Supervisor:
             learner.phase = "finished"
             if self._first_finish is None:
                 self._first_finish = now
+                for other in self.learners.values():
+                    if other.phase == "backing off":
+                        other.phase = "given up"  # nothing is left for it to do
         elif self._first_finish is not None:
             # The total steps are reached: nothing is left for it to do.
             learner.phase = "finished" if learner.asked_to_stop is not None else "given up"

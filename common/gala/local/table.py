@@ -22,6 +22,7 @@ STATE_STYLES = {
     "silent": "red",
     "given up": "bold red",
 }
+ACTIVE_STATES = ("training", "waiting")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,11 +79,11 @@ class Snapshot:
     @property
     def num_active(self) -> int:
         """Learners at work."""
-        return sum(row.state in ("training", "waiting") for row in self.learners)
+        return sum(row.state in ACTIVE_STATES for row in self.learners)
 
 
-def live_view(snapshot: Snapshot) -> RenderableType:
-    """The table of the learners over the progress of the run."""
+def live_view(snapshot: Snapshot, max_rows: int = 1024) -> RenderableType:
+    """The table of the learners over the progress of the run; learners beyond `max_rows` share a line."""
     table = Table(
         title=f"{snapshot.name}: {snapshot.environment}, {snapshot.topology}", title_justify="left", expand=False
     )
@@ -90,7 +91,9 @@ def live_view(snapshot: Snapshot) -> RenderableType:
     table.add_column("state")
     for heading in ("decisions", "decisions/s", "return", "staleness", "disagreement", "restarts"):
         table.add_column(heading, justify="right")
-    for row in snapshot.learners:
+    rows = list(snapshot.learners)
+    hidden = rows[max(1, max_rows - 1) :] if len(rows) > max_rows else []
+    for row in rows[: len(rows) - len(hidden)]:
         table.add_row(
             str(row.rank),
             Text(row.state, style=STATE_STYLES.get(row.state, "")),
@@ -101,6 +104,9 @@ def live_view(snapshot: Snapshot) -> RenderableType:
             _fraction(row.disagreement),
             Text(str(row.restarts), style="red" if row.restarts else "dim"),
         )
+    if hidden:
+        active = sum(row.state in ACTIVE_STATES for row in hidden)
+        table.add_row("...", f"{active} of {len(hidden)} more active")
     share = min(1.0, snapshot.global_steps / max(1, snapshot.total_steps))
     progress = Table.grid(padding=(0, 1))
     progress.add_row(
