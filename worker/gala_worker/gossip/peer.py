@@ -296,9 +296,14 @@ class GossipPeer:
             if not enough(edge.inbox.is_fresh for edge in counted):
                 return False
         # Synchronous: what the neighbour has not taken yet must not be replaced by what follows.
-        return self._hood.plan.spec.gossip.max_staleness != 0 or not any(
+        return not self._is_synchronous() or not any(
             edge.outbox.is_waiting and not edge.outbox.excused for edges in self._hood.routes for edge in edges
         )
+
+    def _is_synchronous(self) -> bool:
+        """Whether every exchange is waited for."""
+        gossip = self._hood.plan.spec.gossip
+        return gossip.max_staleness is not None and gossip.max_staleness < gossip.every_updates
 
     def _has_fresh(self) -> bool:
         return any(edge.inbox.is_fresh for edge in self._hood.in_edges.values())

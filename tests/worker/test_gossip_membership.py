@@ -1,0 +1,279 @@
+"""Plans change, learners leave and join, progress spreads: without a centre."""
+
+from __future__ import annotations
+
+import pytest
+
+from gala.errors import GossipError
+from gala_worker.gossip import neighbourhood
+from gala_worker.gossip.fleet import Fleet, FleetLearner, small_plan
+from gala_worker.gossip.messages import Farewell, Heartbeat, Hello, Leaving, Reason, Refusal, Welcome
+
+GOSSIP = {"peerTimeoutSeconds": 2}
+
+
+def running_fleet(learners: int, **kwargs) -> Fleet:
+    fleet = Fleet(small_plan(learners=learners, gossip=GOSSIP, **kwargs))
+    fleet.connect()
+    for rank in fleet.plan.ranks:
+        fleet.run(rank, period_seconds=0.02)
+    fleet.network.advance(0.5)
+    return fleet
+
+
+def set_plan(fleet: Fleet, plan) -> None:
+    fleet.plan = plan
+    for learner in fleet.learners.values():
+        learner.peer.set_plan(plan)
+
+
+def events(learner: FleetLearner, kind: str) -> list[dict]:
+    return [event for event in learner.peer.events() if event["event"] == kind]
+
+
+# ------------------------------------------------------------------ epochs
+
+
+def test_a_grown_plan_knits_newcomers_into_the_ring_of_the_running():
+    fleet = running_fleet(2)
+    set_plan(fleet, small_plan(learners=4, gossip=GOSSIP, epoch=1))
+    for rank in (2, 3):
+        fleet.learners[rank] = FleetLearner(fleet, rank, 1)
+        assert fleet.learners[rank].peer.fetch_state(2.0) is not None
+        fleet.learners[rank].peer.join()
+        fleet.run(rank, period_seconds=0.02)
+    assert fleet.network.run_until(fleet.is_connected, 6.0)
+    fleet.network.advance(1.0)
+    assert all(len(learner.mixings) > 10 for learner in fleet.learners.values())
+
+
+def test_a_shrunken_plan_closes_the_ring_and_nobody_waits_for_those_who_left():
+    fleet = running_fleet(4)
+    smaller = small_plan(learners=2, gossip=GOSSIP, epoch=1)
+    set_plan(fleet, smaller)
+    for rank in (2, 3):
+        fleet.learners[rank].stopped = True
+        fleet.learners.pop(rank).peer.close()
+    assert fleet.network.run_until(fleet.is_connected, 1.0)
+    assert fleet.learners[0].peer.progress().keys() == {0, 1, 2, 3}  # what the leavers did still counts
+
+
+def test_an_older_plan_and_a_plan_of_another_run_change_nothing():
+    fleet = running_fleet(3)
+    learner = fleet.learners[0]
+    learner.peer.set_plan(small_plan(learners=2, gossip=GOSSIP, epoch=0))
+    learner.peer.set_plan(small_plan(learners=2, gossip=GOSSIP, epoch=7, uid="another run"))
+    fleet.network.advance(0.5)
+    assert fleet.is_connected()
+
+
+def test_who_follows_an_older_plan_is_refused_until_it_has_read_the_newer():
+    fleet = Fleet(small_plan(learners=2, gossip=GOSSIP))
+    fleet.learners[1].peer.set_plan(small_plan(learners=2, gossip=GOSSIP, epoch=1))
+    for learner in fleet.learners.values():
+        learner.peer.join()
+    fleet.network.advance(1.0)
+    assert fleet.learners[0].peer.stats().out_peers == ()
+    assert fleet.learners[1].peer.stats().out_peers == (0,)  # the newer may speak to the older
+    assert events(fleet.learners[0], "refused")[0]["reason"] == "STALE_EPOCH"
+    fleet.learners[0].peer.set_plan(fleet.learners[1].peer._hood.plan)
+    assert fleet.network.run_until(fleet.is_connected, 6.0)
+
+
+# ------------------------------------------------------------------ incarnations and strangers
+
+
+class Stranger:
+    """Says what it likes to rank 0."""
+
+    def __init__(self, fleet: Fleet, address: str = "rank-0:1") -> None:
+        self.heard: list[object] = []
+        self.finished = False
+        self.closed = False
+        self.to_say: list[object] = []
+        self._network = fleet.network
+        transport = fleet.network.transport(99)
+        transport.connect(address, self._attach)
+
+    def _attach(self, link):
+        self.link = link
+        return self
+
+    def next_frame(self, now):
+        return self.to_say.pop(0) if self.to_say else None
+
+    def receive(self, frame, now):
+        self.heard.append(frame)
+
+    def reject(self, problem):
+        raise AssertionError(problem)
+
+    def ended(self, now, why):
+        self.closed = True
+
+    def say(self, *frames) -> list[object]:
+        self.to_say += frames
+        self.link.wake()
+        self._network.advance(0.1)
+        return self.heard
+
+
+def hello(**changes) -> Hello:
+    proper = {
+        "run_uid": "a run",
+        "rank": 1,
+        "receiver": 0,
+        "incarnation": 1,
+        "epoch": 0,
+        "schema_hash": "schema",
+        "num_elements": 8,
+        "precision": 1,
+    }
+    return Hello(**{**proper, **changes})
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (hello(run_uid="another run"), Reason.WRONG_RUN),
+        (hello(receiver=1), Reason.WRONG_RECEIVER),
+        (hello(rank=0), Reason.NOT_MY_PEER),
+        (hello(rank=7), Reason.NOT_MY_PEER),
+        (hello(schema_hash="other"), Reason.WRONG_SCHEMA),
+        (hello(num_elements=9), Reason.WRONG_SCHEMA),
+        (hello(precision=2), Reason.WRONG_PRECISION),
+        (hello(precision=77), Reason.WRONG_PRECISION),
+        (hello(incarnation=0), Reason.STALE_INCARNATION),
+        (Heartbeat(0), Reason.MALFORMED),
+        (Farewell(Leaving.STOPPED), Reason.MALFORMED),
+    ],
+)
+def test_a_hello_that_is_not_acceptable_is_refused_with_its_reason_and_disturbs_nobody(said, reason):
+    fleet = running_fleet(2)
+    stranger = Stranger(fleet)
+    heard = stranger.say(said)
+    assert [type(frame) for frame in heard] == [Refusal]
+    assert heard[0].reason is reason
+    assert stranger.closed
+    assert fleet.learners[0].peer.stats().strangers == {reason.name: 1}
+    assert fleet.is_connected()
+
+
+def test_a_younger_process_of_a_rank_takes_its_place():
+    fleet = running_fleet(2)
+    stranger = Stranger(fleet)
+    assert isinstance(stranger.say(hello(incarnation=2))[0], Welcome)
+    assert fleet.learners[0].peer.stats().in_peers == (1,)
+    older = Stranger(fleet)
+    assert older.say(hello(incarnation=1))[0] == Refusal(Reason.STALE_INCARNATION, Reason.STALE_INCARNATION.text)
+
+
+def test_a_restart_whose_clock_is_behind_is_let_in_after_the_timeout():
+    fleet = running_fleet(2)
+    fleet.kill(1)
+    fleet.network.advance(0.1)
+    assert isinstance(Stranger(fleet).say(hello(incarnation=0))[0], Refusal)
+    fleet.network.advance(2.0)
+    assert isinstance(Stranger(fleet).say(hello(incarnation=0))[0], Welcome)
+
+
+def test_a_crowd_at_the_door_is_turned_away_and_forgotten():
+    fleet = running_fleet(2)
+    crowd = [Stranger(fleet) for _ in range(3 * neighbourhood.MAX_STRANGERS)]
+    fleet.network.advance(0.1)
+    assert sum(stranger.closed for stranger in crowd) == 2 * neighbourhood.MAX_STRANGERS
+    fleet.network.advance(neighbourhood.HELLO_SECONDS + 1)
+    assert all(stranger.closed for stranger in crowd)
+    assert len(fleet.learners[0].peer._hood._receiving) == 1
+    assert fleet.is_connected()
+
+
+def test_a_port_that_is_taken_is_a_clear_error():
+    fleet = running_fleet(2)
+    with pytest.raises(GossipError, match="cannot listen on rank-0:1"):
+        FleetLearner(fleet, 0, 5)
+
+
+# ------------------------------------------------------------------ farewell and state
+
+
+@pytest.mark.parametrize("staleness", [None, 0])
+def test_after_a_farewell_nobody_waits(staleness):
+    fleet = Fleet(small_plan(learners=3, gossip={**GOSSIP, "maxStaleness": staleness}))
+    fleet.connect()
+    fleet.lockstep(3)
+    fleet.learners.pop(1).peer.close()
+    began = fleet.network.now
+    fleet.network.advance(0.1)
+    for _ in range(10):
+        fleet.lockstep(1)
+        fleet.network.advance(0.01)
+    assert fleet.network.now - began < 0.5
+    assert fleet.learners[0].peer.stats().out_peers == (2,)
+    assert {"event": "peer-gone", "peer": 1, "direction": "out", "reason": "stopped"} in fleet.learners[0].peer.events()
+    assert fleet.learners[2].mixings[-1].peers == (0,)
+
+
+def test_a_finished_run_says_so():
+    fleet = running_fleet(2)
+    fleet.learners[1].peer.merge_progress({1: 10**9})
+    fleet.learners[1].peer.close()
+    fleet.network.advance(0.1)
+    assert [event["reason"] for event in events(fleet.learners[0], "peer-gone")] == ["finished", "finished"]
+    assert fleet.learners[0].peer.progress()[1] == 10**9  # the farewell carries the last progress
+
+
+def test_closing_twice_is_closing_once():
+    fleet = running_fleet(2)
+    fleet.learners[1].peer.close()
+    fleet.learners[1].peer.close()
+
+
+def test_nobody_gives_state_before_its_first_update():
+    fleet = Fleet(small_plan(learners=3, gossip=GOSSIP))
+    assert fleet.learners[0].peer.fetch_state(5.0) is None
+    assert fleet.network.now == 0.0  # and says so at once
+
+
+def test_a_neighbour_whose_learner_hangs_costs_a_joiner_a_part_of_its_patience():
+    fleet = running_fleet(3)
+    fleet.kill(0)
+    fleet.learners[2].stopped = True  # in-peer of 0, and its process lives
+    began = fleet.network.now
+    joiner = fleet.restart(0)
+    assert joiner.peer.fetch_state(8.0) == b"state of 1"
+    assert fleet.network.now - began < 3.0
+
+
+# ------------------------------------------------------------------ progress
+
+
+def test_everybody_learns_what_everybody_has_done():
+    fleet = running_fleet(6)
+    for rank in range(6):
+        fleet.learners[rank].stopped = True
+    fleet.network.advance(5.0)  # heartbeats carry it when messages do not
+    done = {rank: learner.updates for rank, learner in fleet.learners.items()}
+    for learner in fleet.learners.values():
+        assert learner.peer.progress() == done
+        assert learner.peer.global_steps() == sum(done.values())
+
+
+def test_progress_never_shrinks():
+    fleet = running_fleet(2)
+    peer = fleet.learners[0].peer
+    peer.merge_progress({1: 10**6, 5: 3})
+    peer.merge_progress({1: 10, 5: 2})
+    assert (peer.progress()[1], peer.progress()[5]) == (10**6, 3)
+    fleet.learners[0].updates = 0  # resumed from an older checkpoint
+    before = peer.progress()[0]
+    fleet.learners[0].offer()
+    assert peer.progress()[0] == before
+
+
+def test_progress_of_impossible_ranks_is_refused():
+    fleet = running_fleet(2)
+    stranger = Stranger(fleet)
+    heard = stranger.say(hello(incarnation=9), Heartbeat(0, {5000: 1}))
+    assert heard[-1].reason is Reason.MALFORMED
+    assert 5000 not in fleet.learners[0].peer.progress()
