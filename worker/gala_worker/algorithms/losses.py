@@ -39,14 +39,16 @@ def a2c_loss(
     Raises: ValueError on unequal shapes.
     """
     _check(log_prob, entropy, values, returns, advantages, valid)
-    # A select, not a product: whatever an invalid entry holds (even NaN) must not reach the sums.
-    weight = valid.to(torch.float32) / valid.sum().clamp(min=1)
-    zero = weight.new_zeros(())
-    surrogate = torch.where(valid, log_prob * advantages.detach(), zero)
-    error = torch.where(valid, returns.detach() - values, zero)
-    policy = -(surrogate * weight).sum()
-    value = (error.square() * weight).sum()
-    spread = (torch.where(valid, entropy, zero) * weight).sum()
+    # Invalid entries are taken out before any arithmetic: what they hold, even NaN, then reaches no sum or gradient.
+    zero = values.new_zeros(())
+    log_prob, entropy, values, returns, advantages = (
+        torch.where(valid, tensor, zero)
+        for tensor in (log_prob, entropy, values, returns.detach(), advantages.detach())
+    )
+    count = valid.sum().clamp(min=1)
+    policy = -(log_prob * advantages).sum() / count
+    value = (returns - values).square().sum() / count
+    spread = entropy.sum() / count
     total = policy + value_coefficient * value - entropy_coefficient * spread
     return A2CLoss(total, policy.detach(), value.detach(), spread.detach())
 
