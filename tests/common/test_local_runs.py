@@ -203,7 +203,7 @@ def test_ctrl_c_in_a_terminal_reaches_the_launcher_only_and_leaves_the_table(mac
             shown += os.read(master, 65_536).decode(errors="replace")
     os.close(master)
     assert launcher.wait(20) == 130
-    for heading in ("learner", "decisions/s", "return", "staleness", "disagreement", "restarts", "ETA"):
+    for heading in ("learner", "per second", "return", "staleness", "disagreement", "restarts", "ETA"):
         assert heading in shown
     assert [note["word"] for note in machine.notes(0)] == ["started", "stopped"]
 

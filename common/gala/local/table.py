@@ -84,12 +84,18 @@ class Snapshot:
 
 def live_view(snapshot: Snapshot, max_rows: int = 1024) -> RenderableType:
     """The table of the learners over the progress of the run; learners beyond `max_rows` share a line."""
+    # Fits 80 columns: rich would rather cut words than do without padding.
     table = Table(
-        title=f"{snapshot.name}: {snapshot.environment}, {snapshot.topology}", title_justify="left", expand=False
+        title=f"{snapshot.name}: {snapshot.environment}, {snapshot.topology}",
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        padding=(0, 1, 0, 0),
+        header_style="dim",
     )
     table.add_column("learner", justify="right")
-    table.add_column("state")
-    for heading in ("decisions", "decisions/s", "return", "staleness", "disagreement", "restarts"):
+    table.add_column("state", min_width=11)
+    for heading in ("decisions", "per second", "return", "staleness", "disagreement", "restarts"):
         table.add_column(heading, justify="right")
     rows = list(snapshot.learners)
     hidden = rows[max(1, max_rows - 1) :] if len(rows) > max_rows else []
@@ -108,17 +114,18 @@ def live_view(snapshot: Snapshot, max_rows: int = 1024) -> RenderableType:
         active = sum(row.state in ACTIVE_STATES for row in hidden)
         table.add_row("...", f"{active} of {len(hidden)} more active")
     share = min(1.0, snapshot.global_steps / max(1, snapshot.total_steps))
-    progress = Table.grid(padding=(0, 1))
+    progress = Table.grid(padding=(0, 2, 0, 0))
     progress.add_row(
-        ProgressBar(total=1.0, completed=share, width=28),
-        Text(f"{share:6.1%}", style="bold"),
-        Text(f"{_count(snapshot.global_steps)} of {_count(snapshot.total_steps)} decisions"),
-        Text(f"{_count(snapshot.steps_per_second)}/s", style="cyan"),
+        ProgressBar(total=1.0, completed=share, width=24, complete_style="green"),
+        Text(f"{share:.1%}", style="bold"),
+        Text(f"{_count(snapshot.steps_per_second)} decisions/s", style="cyan"),
         Text(f"return {_decimal(snapshot.mean_return)}", style="magenta"),
         Text(f"ETA {duration(snapshot.eta_seconds)}"),
     )
-    hint = snapshot.note or f"{duration(snapshot.wall_seconds)} so far; Ctrl-C stops, the same command resumes"
-    return Group(table, progress, Text(hint, style="yellow" if snapshot.note else "dim"))
+    so_far = f"{_count(snapshot.global_steps)} of {_count(snapshot.total_steps)} decisions"
+    hint = snapshot.note or "Ctrl-C stops, the same again resumes"
+    footer = Text(f"{so_far} in {duration(snapshot.wall_seconds)}; ").append(hint, "yellow" if snapshot.note else "dim")
+    return Group(table, progress, footer)
 
 
 def plain_line(snapshot: Snapshot) -> str:
