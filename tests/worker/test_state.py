@@ -26,7 +26,7 @@ def test_a_resumed_learner_has_everything_it_had() -> None:
     generator = torch.Generator().manual_seed(4)
     stored = checkpoint.loads(checkpoint.dumps(capture(flat, average, COUNTERS, generator)), flat.schema.hash)
     other, other_average = learner(9.0)
-    counters = restore(stored, 0, other, other_average, own=True)
+    counters = restore(stored, 0, other, other_average)
     assert counters == COUNTERS
     assert torch.equal(other.vector, flat.vector)
     assert torch.equal(other_average, average)
@@ -39,18 +39,26 @@ def test_a_capture_does_not_change_with_the_learner() -> None:
     flat.vector.fill_(3.0)
     average.fill_(3.0)
     other, other_average = learner(9.0)
-    restore(stored, 0, other, other_average, own=True)
+    restore(stored, 0, other, other_average)
     assert torch.equal(other.vector, torch.ones_like(other.vector))
 
 
 def test_a_joiner_takes_parameters_and_progress_but_counts_its_own_steps() -> None:
     flat, average = learner(1.0)
     stored = capture(flat, average, COUNTERS)
-    counters = restore(stored, 1, *learner(9.0), own=False)
+    counters = restore(stored, 1, *learner(9.0))
     assert counters.steps == 640  # what the ring knows of rank 1, not the 560 of the neighbour
     assert counters.episodes == 0
     assert counters.global_steps == 1200
-    assert restore(stored, 5, *learner(9.0), own=False).steps == 0
+    assert restore(stored, 5, *learner(9.0)).steps == 0
+
+
+def test_progress_is_the_most_that_either_state_has_heard() -> None:
+    theirs = capture(*learner(1.0), COUNTERS)
+    own = capture(*learner(2.0), Counters(steps=700, progress={1: 700, 2: 50}))
+    counters = restore(theirs, 1, *learner(9.0), also=own)
+    assert counters.progress == {0: 560, 1: 700, 2: 50}
+    assert counters.steps == 700
 
 
 @pytest.mark.parametrize(
@@ -71,6 +79,6 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(breakage) -> N
     breakage(stored)
     flat, average = learner(9.0)
     with pytest.raises(CheckpointError):
-        restore(stored, 0, flat, average, own=True)
+        restore(stored, 0, flat, average)
     assert torch.equal(flat.vector, torch.full_like(flat.vector, 9.0))
     assert torch.equal(average, torch.full_like(average, 9.5))

@@ -66,11 +66,13 @@ def capture(
     )
 
 
-def restore(checkpoint: Checkpoint, rank: int, flat: FlatState, square_average: Tensor, *, own: bool) -> Counters:
+def restore(
+    checkpoint: Checkpoint, rank: int, flat: FlatState, square_average: Tensor, *, also: Checkpoint | None = None
+) -> Counters:
     """Puts a captured state into place and returns its counters.
 
-    From a neighbour (`own=False`) come the parameters, the optimiser's state and the run's progress; the counters of
-    this rank follow from that progress.
+    What `also` knows of the run's progress counts too: of a joiner's own checkpoint and a neighbour's state, either may
+    have heard more of some rank. A neighbour's state has no generator, so its episodes are not this learner's.
 
     Raises:
         CheckpointError: it lacks something, or has other shapes. Nothing was changed.
@@ -78,8 +80,11 @@ def restore(checkpoint: Checkpoint, rank: int, flat: FlatState, square_average: 
     vector = _tensor(checkpoint, VECTOR, flat.vector)
     average = _tensor(checkpoint, SQUARE_AVERAGE, square_average)
     counters = _counters(checkpoint.counters)
-    counters.steps = max(counters.steps if own else 0, counters.progress.get(rank, 0))
-    if not own:
+    if also is not None:
+        for other, steps in _counters(also.counters).progress.items():
+            counters.progress[other] = max(steps, counters.progress.get(other, 0))
+    counters.steps = counters.progress.get(rank, 0)
+    if ACTION_GENERATOR not in checkpoint.tensors:
         counters.episodes = 0
     flat.vector.copy_(vector)
     square_average.copy_(average)

@@ -153,11 +153,11 @@ class Worker:
         own = checkpoint.load_latest(self._checkpoints, self._flat.schema.hash)
         theirs = self._fetch()
         event = "seeded"
-        candidates = [found for found in (own, theirs) if found is not None]
-        for found in sorted(candidates, key=lambda found: found.global_steps, reverse=True):
+        candidates = [(found, other) for found, other in ((own, theirs), (theirs, own)) if found is not None]
+        for found, other in sorted(candidates, key=lambda pair: pair[0].global_steps, reverse=True):
             try:
                 counters = restore(
-                    found, self._config.rank, self._flat, self._algorithm.optimizer.square_average, own=found is own
+                    found, self._config.rank, self._flat, self._algorithm.optimizer.square_average, also=other
                 )
             except CheckpointError as error:
                 log.warning("cannot start from a state: %s", error)
@@ -318,15 +318,7 @@ class Worker:
         return checkpoint.dumps(capture(self._flat, self._algorithm.optimizer.square_average, self._counters))
 
     def _export(self) -> None:
-        record = {
-            "run": self._plan.run_name,
-            "rank": self._config.rank,
-            "globalSteps": self._counters.global_steps,
-            "steps": self._counters.steps,
-            "wallSeconds": self._counters.wall_seconds,
-        }
-        directory = self._config.learner_dir / names.FINAL_DIRECTORY
-        export_model(directory, self._policy, schema_hash=self._flat.schema.hash, spec=self._spec, record=record)
+        export_model(self._config.learner_dir, self._flat, self._plan, self._config.rank, self._counters)
 
     def _wall_seconds(self) -> float:
         """In training since the run's first start; counted on after a restart, without the time in between."""
