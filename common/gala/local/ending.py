@@ -60,7 +60,9 @@ def write_report(directory: RunDirectory) -> tuple[Path | None, str]:
         return None, f"could not be written ({type(error).__name__}: {error})"
 
 
-def summary(directory: RunDirectory, source: str, wall_seconds: float, report: tuple[Path | None, str]) -> list[str]:
+def summary(
+    directory: RunDirectory, source: str, num_learners: int, wall_seconds: float, report: tuple[Path | None, str]
+) -> list[str]:
     """The lines that end a successful run."""
     card = _card(directory)
     path = shown(directory.path)
@@ -78,9 +80,9 @@ def summary(directory: RunDirectory, source: str, wall_seconds: float, report: t
         "Next:",
         f"  gala evaluate {path} --video {name}.gif",
         "      watch the final policy play",
-        f"  gala run {source} --name {name}-more --learners 8",
-        "      a larger ring beside this run",
-        f"  gala report {path} runs/{name}-more",
+        f"  gala run {source} --name {name}-more --learners {2 * num_learners}",
+        "      a ring of twice the size beside this run",
+        f"  gala report {path} {path}-more",
         "      both on one page",
         f"  tensorboard --logdir {path}",
         "      every curve of every learner",

@@ -337,6 +337,7 @@ class Launcher:
         self._write_record("finished")
         report = ending.write_report(self.directory)
         self._display.close()
-        for line in ending.summary(self.directory, self.source, self._record.wall_seconds, report):
+        num_learners, seconds = self.run.spec.learners, self._record.wall_seconds
+        for line in ending.summary(self.directory, self.source, num_learners, seconds, report):
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
         return 0
