@@ -169,7 +169,9 @@ def test_in_a_game_without_fire_the_next_life_starts_in_the_step_that_lost_the_l
     transitions, _ = play_a_game(simulators)
     terminated = column(transitions, "terminated")[:, 0]
     assert terminated.sum() == 3
-    assert np.array_equal(column(transitions, "starts")[:-1, 0], terminated[:-1])
+    starts = column(transitions, "starts")[:, 0]
+    assert np.array_equal(starts[:-1], terminated[:-1])
+    assert not starts[-1]  # the last life's end is the game's: its observation starts nothing
     assert column(transitions, "valid").all()
 
 
@@ -227,8 +229,12 @@ def test_a_reset_forgets_the_episode_under_way(make: Make) -> None:
     simulators.reset(0)
     play(simulators, random_actions(simulators, 8))
     simulators.reset(0)
-    assert column(play(simulators, random_actions(simulators, 10)), "valid").all()
+    play(simulators, random_actions(simulators, 10))
     assert [episode.steps for episode in simulators.pop_episodes()] == [10]
+    simulators.reset(0)  # when a dummy step was due
+    transition = simulators.step(np.array([NOOP]))
+    assert transition.valid.all()
+    assert not transition.starts.any()
 
 
 def test_presets_offer_the_minimal_and_the_full_action_set(make: Make) -> None:
@@ -293,28 +299,52 @@ def test_continuous_actions_are_clipped_to_their_bounds(make: Make) -> None:
     simulators = make("Pong", preset="modern", continuous=True, repeat_action_probability=0.0)
     assert isinstance(simulators.action_space, Box)
 
-    def last(action: list[float]) -> np.ndarray:
+    def last(radius: float, angle: float) -> np.ndarray:
         simulators.reset(0)
-        return play(simulators, np.tile(np.array(action, np.float32), (10, 1, 1)))[-1].observations
+        return play(simulators, np.tile(np.array([radius, angle, 0.0], np.float32), (20, 1, 1)))[-1].observations
 
-    assert np.array_equal(last([9.0, 0.0, -5.0]), last([1.0, 0.0, 0.0]))
+    assert np.array_equal(last(-3.0, 0.0), last(0.0, 0.0))  # a negative radius would point the other way
+    assert not np.array_equal(last(1.0, np.pi), last(0.0, 0.0))
 
 
-def test_lives_left_at_a_time_limit_are_not_lost_by_the_next_game(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A game with a bonus life is cut at its time limit; the next one starts with fewer lives."""
-    simulators = make("Breakout", 1)
-    simulators.reset(0)
-    lives = iter([6, 6, 5, 4])
-    truncated = iter([False, True, False, False])
+@pytest.fixture
+def scripted(make: Make, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Transition]]:
+    """Breakout that answers by a script of (lives, terminated, truncated), after a reset with five lives."""
 
-    def step(_: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        no, frames = np.zeros(1, np.bool_), np.zeros((1, 4, 84, 84), np.uint8)
-        info = {"lives": np.array([next(lives)], np.int32)}
-        return frames, np.zeros(1, np.int32), no, np.array([next(truncated)]), info
+    def scripted(*script: tuple[int, bool, bool]) -> list[Transition]:
+        simulators = make("Breakout")
+        simulators.reset(0)
+        answers = iter(script)
 
-    monkeypatch.setattr(AtariVectorEnv, "step", lambda self, actions: step(actions))
-    transitions = play(simulators, np.zeros((4, 1), np.int64))
+        def step(self: AtariVectorEnv, actions: np.ndarray) -> tuple[Any, ...]:
+            lives, terminated, truncated = next(answers)
+            frames, rewards = np.zeros((1, 4, 84, 84), np.uint8), np.zeros(1, np.int32)
+            info = {"lives": np.array([lives], np.int32)}
+            return frames, rewards, np.array([terminated]), np.array([truncated]), info
+
+        monkeypatch.setattr(AtariVectorEnv, "step", step)
+        return play(simulators, np.zeros((len(script), 1), np.int64))
+
+    return scripted
+
+
+def test_lives_left_at_a_time_limit_are_not_lost_by_the_next_game(scripted: Callable[..., list[Transition]]) -> None:
+    transitions = scripted((6, False, False), (6, False, True), (5, False, False), (4, False, False))
     assert list(column(transitions, "terminated")[:, 0]) == [False, False, False, True]
+    assert list(column(transitions, "truncated")[:, 0]) == [False, True, False, False]
+
+
+def test_a_bonus_life_is_no_lost_life(scripted: Callable[..., list[Transition]]) -> None:
+    assert not column(scripted((5, False, False), (6, False, False)), "terminated").any()
+
+
+@pytest.mark.parametrize("last", [(0, True, True), (4, False, True)])
+def test_an_end_in_the_last_step_before_the_time_limit_is_an_end(
+    scripted: Callable[..., list[Transition]], last: tuple[int, bool, bool]
+) -> None:
+    transition = scripted((5, False, False), last)[-1]
+    assert transition.terminated.all()
+    assert not transition.truncated.any()
 
 
 @pytest.mark.parametrize(

@@ -204,11 +204,14 @@ def test_rewards_of_dummy_steps_count_for_nothing(make: Make) -> None:
 def test_a_reset_forgets_the_episode_under_way(make: Make) -> None:
     simulators = make("GalaCount-v0", num=1)
     simulators.reset(0)
-    step(simulators, LENGTH)
+    step(simulators, LENGTH - 1)
     simulators.reset(0)
-    transition = step(simulators, LENGTH)
+    step(simulators, LENGTH)
+    assert [episode.steps for episode in simulators.pop_episodes()] == [LENGTH]
+    simulators.reset(0)  # when a dummy step was due
+    transition = step(simulators)
     assert transition.valid.all()
-    assert [episode.steps for episode in simulators.pop_episodes()] == [LENGTH, LENGTH]
+    assert not transition.starts.any()
 
 
 def test_simulators_that_end_at_different_times_are_kept_apart() -> None:

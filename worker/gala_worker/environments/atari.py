@@ -9,7 +9,7 @@ The traps of this environment that are handled here, each with a test that fails
   108,000 frames. The preset `paper` presses it for the agent; `AtariSimulators._lose` says how.
 * The step after a real end ignores its action: it is marked invalid.
 * Its default number of threads looks at the machine, not at the container's quota: it is always given.
-* `close` keeps the threads alive until the native object goes: it is dropped.
+* Its `close` keeps the threads; they end with the native object, which is dropped here.
 * Seeds of 2**31 and more are refused by the native code: they wrap around.
 
 Observations are uint8 `[B, 4, 84, 84]`: four grey frames, the newest last. Each step returns fresh arrays.
@@ -135,7 +135,7 @@ class AtariSimulators:
         if self._watches_lives:
             lost = lives < self._lives
             if lost.any():
-                self._lose(lost & ~ended, transition)
+                self._lose(lost, ended, transition)
         if ended.any():
             self._end(ended, transition)
             lives[ended] = 0  # so that a new game which starts with fewer lives than the old one had left loses none
@@ -150,11 +150,10 @@ class AtariSimulators:
         """Ends the emulator's threads."""
         if self._env is not None:
             self._env.close()
-            del self._env.ale  # the threads live as long as the native object
-            self._env = None
+            self._env = None  # its own close() keeps the threads: they live as long as the native object
 
-    def _lose(self, lost: Flags, transition: Transition) -> None:
-        """A life is lost, the game is not: an end for the learner, and FIRE at the next step.
+    def _lose(self, lost: Flags, ended: Flags, transition: Transition) -> None:
+        """Lives are lost: an end for the learner, and FIRE at the next step (which a game that is over ignores).
 
         FIRE is what the baselines' wrappers press after every lost life, hidden from the agent. Here it shows as a
         step that is not the policy's and hence not valid; the learner's new episode starts after it. In an evaluation
@@ -163,7 +162,7 @@ class AtariSimulators:
         if self._life_loss_ends:
             transition.terminated = transition.terminated | lost
         if self._fire is None:
-            transition.starts = transition.starts | lost
+            transition.starts = transition.starts | (lost & ~ended)
             return
         self._pressing = self._starting = lost
         if self._life_loss_ends:
