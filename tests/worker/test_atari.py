@@ -108,14 +108,14 @@ def test_a_lost_life_is_an_end_for_the_learner_and_the_game_goes_on_to_its_last_
 
 def test_steps_equal_those_of_a_native_environment_that_presses_fire_after_each_lost_life(make: Make) -> None:
     """The oracle is ale-py's own life-loss signal, which must not reset the game, on the same seed and actions."""
-    simulators = make("Breakout", 2)
+    simulators = make("Breakout")
     native = AtariVectorEnv(
-        "breakout", 2, num_threads=1, noop_max=31, reward_clipping=False, life_loss_info=True, episodic_life=False
+        "breakout", 1, num_threads=1, noop_max=31, reward_clipping=False, life_loss_info=True, episodic_life=False
     )
     assert np.array_equal(simulators.reset(7), native.reset(seed=7)[0])
-    press = np.zeros(2, np.bool_)
+    press = np.zeros(1, np.bool_)
     num_lost = 0
-    for row in random_actions(simulators, 300):
+    for row in random_actions(simulators, 250):
         transition = simulators.step(row)
         observations, rewards, terminated, truncated, info = native.step(np.where(press, FIRE, row))
         assert np.array_equal(transition.observations, observations)
@@ -124,7 +124,7 @@ def test_steps_equal_those_of_a_native_environment_that_presses_fire_after_each_
         assert np.array_equal(transition.truncated, truncated)
         press = terminated & (info["lives"] > 0)
         num_lost += press.sum()
-    assert num_lost >= 5
+    assert num_lost >= 4
 
 
 def test_after_a_lost_life_fire_is_pressed_in_a_step_that_is_not_the_policys(make: Make) -> None:
@@ -258,8 +258,8 @@ def test_paper_has_no_sticky_actions_and_modern_has(make: Make) -> None:
 
 def test_paper_starts_with_up_to_30_no_ops_and_modern_with_none(make: Make) -> None:
     def distinct_starts(preset: str) -> int:
-        observations = make("Breakout", 4, preset).reset(0)
-        return len(np.unique(observations.reshape(4, -1), axis=0))
+        observations = make("Breakout", 3, preset).reset(0)
+        return len(np.unique(observations.reshape(3, -1), axis=0))
 
     assert distinct_starts("paper") > 1
     assert distinct_starts("modern") == 1
@@ -278,21 +278,21 @@ def test_the_same_seed_gives_the_same_trajectory_over_several_games_and_another_
 
 
 def test_seeds_beyond_the_emulators_range_wrap_around(make: Make) -> None:
-    simulators = make("Pong", 2)
+    simulators = make("Pong", 2)  # the second simulator's seed is 2**31
     assert simulators.reset(2**31 - 1).shape == (2, 4, 84, 84)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_as_many_threads_are_started_as_asked_for_and_close_ends_them(make: Make, threads: int) -> None:
     before = threads_of_this_process()
-    simulators = make("Pong", 4, threads=threads)
+    simulators = make("Pong", threads=threads)
     assert threads_of_this_process() == before + threads
     simulators.reset(0)
     simulators.close()
     assert threads_of_this_process() == before
     simulators.close()
     with pytest.raises(RuntimeError, match="closed"):
-        simulators.step(np.zeros(4, np.int64))
+        simulators.step(np.zeros(1, np.int64))
 
 
 def test_continuous_actions_are_clipped_to_their_bounds(make: Make) -> None:
