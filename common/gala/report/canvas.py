@@ -20,7 +20,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from gala.report import formats
 
-WIDTH = 420
+WIDTH = 380
 
 # Stand-in colours; no other colour may appear in a figure. page.css gives each variable a light and a dark value.
 INK, MUTED, GRID, BACKGROUND, GOOD, BAD = "#0f0f01", "#0f0f02", "#0f0f03", "#0f0f04", "#0f0f05", "#0f0f06"
@@ -40,7 +40,7 @@ _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "gala",  # the same run gives the same page
     "text.parse_math": False,
     "font.family": "DejaVu Sans",
-    "font.size": 10.0,
+    "font.size": 10.5,
     "path.simplify": True,
     "axes.unicode_minus": True,
     "timezone": "UTC",
@@ -55,7 +55,7 @@ def style() -> AbstractContextManager[None]:
 class Canvas:
     """One figure of stacked panels that share x."""
 
-    def __init__(self, *titles: str, panel_height: int = 200) -> None:
+    def __init__(self, *titles: str, panel_height: int = 190) -> None:
         """One panel per title; a title says what y is, and in which unit."""
         top, bottom, between = 26, 40, 34
         height = top + len(titles) * panel_height + (len(titles) - 1) * between + bottom
@@ -63,20 +63,20 @@ class Canvas:
         self.panels: list[Axes] = []
         for i, title in enumerate(titles):
             y = height - top - panel_height - i * (panel_height + between)
-            box = (46 / WIDTH, y / height, (WIDTH - 46 - 14) / WIDTH, panel_height / height)
+            box = (44 / WIDTH, y / height, (WIDTH - 44 - 12) / WIDTH, panel_height / height)
             axes = self.figure.add_axes(box, sharex=self.panels[0] if self.panels else None)
             self.panels.append(axes)
             axes.set_facecolor("none")
             # Left-aligned over the tick labels instead of turned by 90 degrees: read without tilting the head.
             axes.annotate(
-                title, (0, 1), (-42, 9), xycoords="axes fraction", textcoords="offset points", color=MUTED, va="bottom"
+                title, (0, 1), (-42, 10), xycoords="axes fraction", textcoords="offset points", color=MUTED, va="bottom"
             )
             axes.grid(axis="y", color=GRID, linewidth=0.8)
             axes.set_axisbelow(True)
             for side in ("left", "right", "top"):
                 axes.spines[side].set_visible(False)
             axes.spines["bottom"].set_color(GRID)
-            axes.tick_params(length=0, colors=MUTED, labelsize=10, pad=4, labelbottom=i == len(titles) - 1)
+            axes.tick_params(length=0, colors=MUTED, labelsize=10.5, pad=4, labelbottom=i == len(titles) - 1)
             axes.yaxis.set_major_locator(MaxNLocator(5 if panel_height > 120 else 3, steps=[1, 2, 2.5, 5, 10]))
             axes.yaxis.set_major_formatter(FuncFormatter(_tick))
             axes.margins(x=0.01, y=0.07)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from gala.report.canvas import SERIES, Canvas
 from gala.report.facts import evaluation_records
-from gala.report.plots import THROUGHPUT, Plot, Quantity, band, colour, evaluation_curve, log_axis, x_axis
+from gala.report.plots import THROUGHPUT, Plot, Quantity, band, colour, evaluation_curve, log_axis, mean_line, x_axis
 from gala.report.read import Run, number
 from gala.report.series import Curve, averaged, curve, spread
 
@@ -15,7 +15,7 @@ from gala.report.series import Curve, averaged, curve, spread
 def quantity(
     runs: Sequence[Run], labels: Sequence[str], title: str, what: Quantity, x: str, caption: str, identity: str
 ) -> Plot | None:
-    """Something that learners measure: each run's mean over its learners, banded from the lowest to the highest."""
+    """Something that learners measure: each run's mean over its learners, and their band if it can be seen."""
     spreads = [spread([curve(learner, x, *what.path) for learner in run.learners]) for run in runs]
     if not any(spreads):
         return None
@@ -23,10 +23,13 @@ def quantity(
     axes = figure.panels[0]
     for i, together in enumerate(spreads):
         if together:
-            band(axes, together, what, colour(i), _dash(i))
+            # The extremes of what is noisy would cover the other runs.
+            if not what.noisy:
+                band(axes, together, colour(i))
+            mean_line(axes, together, what, colour(i), _dash(i))
     means = [together.curve for together in spreads if together]
     if what.log:
-        log_axis(axes, [Curve(s.x, s.low) for s in spreads if s] + [Curve(s.x, s.high) for s in spreads if s])
+        log_axis(axes, means)
     x_axis(figure, x, means)
     return Plot(title, figure.svg(title, identity), caption, _legend(labels))
 

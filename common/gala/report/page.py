@@ -95,11 +95,11 @@ def _tiles(run: Run, facts: RunFacts) -> Iterator[str]:
     detail = [f"of {formats.compact(facts.total_steps)}"] if facts.total_steps else []
     detail += [f"{formats.compact(facts.global_steps * frames)} frames"] if frames else []
     yield tile("Decisions", formats.compact(facts.global_steps), " · ".join(detail))
-    yield tile("Decisions per second", formats.compact(facts.steps_per_second), "all learners, whole run")
+    yield tile("Decisions per second", formats.count(facts.steps_per_second), "all learners, whole run")
     yield tile("Wall-clock", formats.duration(facts.wall_seconds), "of running")
     reporting = sum(learner.state != "no data yet" for learner in facts.learners)
     restarts = plots.plural(sum(learner.restarts for learner in facts.learners), "restart")
-    yield tile("Learners heard of", f"{reporting} of {run.num_learners}", restarts)
+    yield tile("Learners reporting", f"{reporting} of {run.num_learners}", restarts)
 
 
 def _about(score: Score) -> str:
@@ -115,9 +115,7 @@ def _about(score: Score) -> str:
 def _body(run: Run, facts: RunFacts, identity: str) -> str:
     bound = ball(run)
     drawn = "".join(figure(plot) for plot in _plots(run, identity, bound) if plot)
-    drawn = drawn or _empty(
-        "Nothing is recorded yet: the first lines appear a few seconds after a learner has started."
-    )
+    drawn = drawn or _empty("Nothing is recorded yet. The first lines appear seconds after a learner has started.")
     rows = tables.learners(facts.learners) + tables.ball_note(facts, bound) if facts.learners else ""
     rows = f"<section><h3>Learners</h3>{rows}</section>" if rows else ""
     return (
@@ -128,7 +126,7 @@ def _body(run: Run, facts: RunFacts, identity: str) -> str:
 
 def _plots(run: Run, identity: str, bound: Ball | None) -> Iterator[Plot | None]:
     ids = (f"{identity}-{i}" for i in itertools.count())
-    lines = plots.lines_note(run)
+    lines, smooth_lines = plots.lines_note(run), plots.lines_note(run, noisy=False)
     frames = plots.frames_note(run)
     seed = integer(run.spec, "seed")
     one_run = "One run." if seed is None else f"One run, seed {seed}."
@@ -137,12 +135,12 @@ def _plots(run: Run, identity: str, bound: Ball | None) -> Iterator[Plot | None]
         "Return against decisions",
         [plots.RETURN],
         "globalSteps",
-        f"{SMOOTHED}. {lines} {one_run} {frames}",
+        f"{SMOOTHED}. {smooth_lines} {one_run} {frames}",
         next(ids),
     )
     yield plots.learners(
         run, "Return against wall-clock", [plots.RETURN], "wallSeconds",
-        f"{SMOOTHED}, against the time for which the run has been running. {lines} {one_run}", next(ids),
+        f"{SMOOTHED}, against the time for which the run has been running. {smooth_lines} {one_run}", next(ids),
     )  # fmt: skip
     yield plots.evaluations(run, next(ids))
     yield plots.throughput(run, next(ids))
@@ -153,16 +151,16 @@ def _plots(run: Run, identity: str, bound: Ball | None) -> Iterator[Plot | None]
             run, "Staleness", [plots.STALENESS_UPDATES, plots.STALENESS_SECONDS], "wallSeconds",
             f"How old the neighbours' parameters were when they were mixed in. {lines}", next(ids),
         )  # fmt: skip
-    yield timeline.timeline(run, next(ids))
     yield plots.learners(
         run, "Losses", [plots.POLICY_LOSS, plots.VALUE_LOSS], "globalSteps",
         f"Of the update before each record, mean over its decisions. {lines} {frames}", next(ids),
     )  # fmt: skip
     yield plots.learners(
         run, "Entropy and gradients", [plots.ENTROPY, plots.GRADIENT_NORM], "globalSteps",
-        f"Entropy 0 is a policy that has made up its mind. The gradient's norm is that before clipping. {lines} {frames}",
-        next(ids),
+        "Entropy 0 is a policy that has made up its mind. The gradient's norm is that before clipping. "
+        f"{lines} {frames}", next(ids),
     )  # fmt: skip
+    yield timeline.timeline(run, next(ids))
 
 
 def _comparison(runs: Sequence[Run], facts: Sequence[RunFacts], labels: Sequence[str]) -> str:
@@ -182,31 +180,36 @@ def _comparison_plots(runs: Sequence[Run], labels: Sequence[str]) -> Iterator[Pl
     ids = (f"compare-{i}" for i in itertools.count())
     notes = {plots.frames_note(run) for run in runs}
     frames = notes.pop() if len(notes) == 1 else ""
-    lines = "Lines: mean over a run's learners; bands: from its lowest to its highest learner. One seed per run."
+    lines = "Lines: mean over a run's learners, averaged over eightieths of the run. One seed per run."
+    bands = "Lines: mean over a run's learners; bands: from its lowest to its highest learner. One seed per run."
     yield compare.quantity(
         runs,
         labels,
         "Return against decisions",
         plots.RETURN,
         "globalSteps",
-        f"{SMOOTHED}. {lines} {frames}",
+        f"{SMOOTHED}. {bands} {frames}",
         next(ids),
     )
     yield compare.quantity(
         runs, labels, "Return against wall-clock", plots.RETURN, "wallSeconds",
-        f"{SMOOTHED}, against the time for which a run has been running. {lines}", next(ids),
+        f"{SMOOTHED}, against the time for which a run has been running. {bands}", next(ids),
     )  # fmt: skip
     yield compare.evaluations(runs, labels, "greedy", next(ids))
     yield compare.evaluations(runs, labels, "sampled", next(ids))
     yield compare.throughput(runs, labels, next(ids))
     yield compare.quantity(
         runs, labels, "Relative disagreement", plots.RELATIVE_DISAGREEMENT, "globalSteps",
-        "Distance of a learner's parameters from the mean of its neighbours' messages, over their norm, at the moment of "
-        f"mixing. {lines} {frames}", next(ids),
+        "Distance of a learner's parameters from the mean of its neighbours' messages, over their norm, at the moment "
+        f"of mixing. {lines} {frames}", next(ids),
     )  # fmt: skip
     yield compare.quantity(
-        runs, labels, "Entropy", plots.ENTROPY, "globalSteps", f"0 is a policy that has made up its mind. {lines} {frames}",
-        next(ids),
+        runs, labels, "Staleness", plots.STALENESS_UPDATES, "globalSteps",
+        f"How old the neighbours' parameters were when they were mixed in. {lines} {frames}", next(ids),
+    )  # fmt: skip
+    yield compare.quantity(
+        runs, labels, "Entropy", plots.ENTROPY, "globalSteps",
+        f"0 is a policy that has made up its mind. {lines} {frames}", next(ids),
     )  # fmt: skip
 
 

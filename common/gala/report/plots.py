@@ -65,7 +65,7 @@ def learners(run: Run, title: str, quantities: Sequence[Quantity], x: str, capti
     drawn = [[curve(learner, x, *quantity.path) for learner in run.learners] for quantity in quantities]
     if not any(one for curves in drawn for one in curves):
         return None
-    figure = Canvas(*(quantity.axis for quantity in quantities), panel_height=200 if len(quantities) == 1 else 110)
+    figure = Canvas(*(quantity.axis for quantity in quantities), panel_height=190 if len(quantities) == 1 else 105)
     for axes, quantity, curves in zip(figure.panels, quantities, drawn, strict=True):
         thin_lines(axes, quantity, curves)
         _mean_of_learners(axes, quantity, curves)
@@ -87,10 +87,12 @@ def throughput(run: Run, identity: str) -> Plot | None:
         figure.panels[0].plot(together.x, together.total, color=INK, linewidth=2)
     figure.panels[0].set_ylim(bottom=0)
     x_axis(figure, "wallSeconds", curves)
-    caption = (
-        f"Agent decisions per second of each of {plural(len(curves), 'learner')}, and summed over those that were running. "
-        f"{frames_note(run)}"
-    )
+    caption = f"Agent decisions per second of one learner. {frames_note(run)}"
+    if len(curves) > 1:
+        caption = (
+            f"Agent decisions per second: thin, each of {len(curves)} learners, averaged over eightieths of the axis; "
+            f"thick, the sum over those that were running. {frames_note(run)}"
+        )
     return Plot("Throughput", figure.svg("Throughput", identity), caption, learners_legend(run, "all together"))
 
 
@@ -105,8 +107,8 @@ def disagreement(run: Run, bound: Ball | None, identity: str) -> Plot | None:
     _mean_of_learners(axes, DISAGREEMENT, curves)
     legend = learners_legend(run)
     caption = (
-        "Euclidean distance between a learner's parameters x and the mean m of its neighbours' messages, at the moment of "
-        f"mixing. {lines_note(run)}"
+        "Euclidean distance between a learner's parameters x and the mean m of its neighbours' messages, at the "
+        f"moment of mixing. {lines_note(run)}"
     )
     limit = _positive(bound.bound) if bound else None
     if bound and limit:
@@ -124,10 +126,10 @@ def _bound_note(bound: Ball) -> str:
     factor = "1/(1 − β)" if bound.period == 1 else f"{bound.period}/(1 − β^{bound.period})"
     every = "" if bound.every_updates == 1 else f" times the {bound.every_updates} updates between mixings"
     return (
-        f"Dashed: the bound √(2n)·u·{factor} with n = {bound.num_learners}, β = {bound.beta:.3f}{rounds}, and u the largest "
-        f"norm of a local update that any learner logged in the last two minutes{every}. It assumes synchronous mixing over "
-        "the whole, doubly stochastic topology, and that no update between two log lines was larger. Asynchrony, skipped "
-        "mixings and lost neighbours are outside this assumption and may exceed the bound."
+        f"Dashed: the bound √(2n)·u·{factor} with n = {bound.num_learners}, β = {bound.beta:.3f}{rounds}, and u the "
+        f"largest norm of a local update that any learner logged in the last two minutes{every}. It assumes "
+        "synchronous mixing over the whole, doubly stochastic topology, and that no update between two log lines was "
+        "larger. Asynchrony, skipped mixings and lost neighbours are outside this assumption and may exceed the bound."
     )
 
 
@@ -156,9 +158,10 @@ def evaluations(run: Run, identity: str) -> Plot | None:
     counts = {count for found in records.values() for record in found if (count := integer(record, "episodes"))}
     episodes = " to ".join(str(count) for count in sorted({min(counts), max(counts)})) if counts else "some"
     caption = (
-        f"Whole games in simulators of their own, scores without reward clipping, {episodes} episodes each; faint: single "
-        "episodes. Greedy takes the most likely action, sampled draws it from the policy. An evaluation plays one learner's "
-        f"parameters; the final model's, the last of a finished run, the average of all. {frames_note(run)}"
+        f"Whole games in simulators of their own, scores without reward clipping, {episodes} episodes each; faint: "
+        "single episodes. Greedy takes the most likely action, sampled draws it from the policy. An evaluation plays "
+        "one learner's parameters; the final model's, the last of a finished run, the average of all. "
+        f"{frames_note(run)}"
     )
     return Plot("Evaluation", figure.svg("Evaluation scores", identity), caption, tuple(legend))
 
@@ -173,9 +176,9 @@ def topology(run: Run, identity: str) -> Plot | None:
     legend = tuple((f"edge-{state}", name) for state, name in names.items() if state in states)
     kind = text(run.spec, "topology", "type") or "Ring"
     caption = (
-        f"{kind} of {run.num_learners} learners as they last reported it. An arrow is a stream of parameters; beside it, "
-        "where there is room, the messages and bytes that it has carried since its sender last started. A dashed circle is "
-        "a learner that has been silent for more than a minute while others were not."
+        f"{kind} of {run.num_learners} learners as they last reported it. An arrow is a stream of parameters; beside "
+        "it, where there is room, the messages and bytes that it has carried since its sender last started. A dashed "
+        "circle is a learner that has been silent for more than a minute while others were not."
     )
     return Plot("The ring" if kind == "Ring" else "The topology", drawing, caption, legend)
 
@@ -193,13 +196,15 @@ def learners_legend(run: Run, centre: str = "mean") -> tuple[tuple[str, str], ..
     return (*each, ("thick", centre)) if len(run.learners) > 1 else each
 
 
-def lines_note(run: Run) -> str:
-    """What the lines and the band are, as a sentence."""
+def lines_note(run: Run, *, noisy: bool = True) -> str:
+    """What the lines and the band are, in words."""
     count = len(run.learners)
+    averaged_over = "Long lines are averaged over eightieths of the axis"
     if count == 1:
-        return "One learner."
+        return f"One learner. {averaged_over}." if noisy else "One learner."
     some = f" ({math.ceil(count / _every(count))} of them drawn)" if _every(count) > 1 else ""
-    return f"Thin: each of {count} learners{some}; thick: their mean; band: from the lowest to the highest."
+    note = f"Thin: each of {count} learners{some}; thick: their mean; band: from the lowest to the highest."
+    return f"{note} {averaged_over}; the band keeps the extremes." if noisy else note
 
 
 def frames_note(run: Run) -> str:
@@ -226,17 +231,22 @@ def _every(count: int) -> int:
     return math.ceil(count / MAX_THIN_LINES) or 1
 
 
-def band(axes: Axes, together: Spread, quantity: Quantity, paint: str, dash: str = "-") -> None:
-    """The mean as a line over the band from the lowest to the highest."""
-    mean = averaged(together.curve) if quantity.noisy else together.curve
+def band(axes: Axes, together: Spread, paint: str) -> None:
+    """The area from the lowest to the highest."""
     axes.fill_between(together.x, together.low, together.high, color=paint, alpha=0.12, linewidth=0)
+
+
+def mean_line(axes: Axes, together: Spread, quantity: Quantity, paint: str, dash: str = "-") -> None:
+    """The mean as a thick line."""
+    mean = averaged(together.curve) if quantity.noisy else together.curve
     axes.plot(mean.x, mean.y, color=paint, linewidth=2.2, linestyle=dash)
 
 
 def _mean_of_learners(axes: Axes, quantity: Quantity, curves: Sequence[Curve]) -> None:
     together = spread(curves)
     if together and len(curves) > 1:
-        band(axes, together, quantity, INK)
+        band(axes, together, INK)
+        mean_line(axes, together, quantity, INK)
 
 
 def log_axis(axes: Axes, curves: Sequence[Curve]) -> None:
@@ -260,7 +270,7 @@ def _positive(one: Curve) -> Curve:
 
 
 def x_axis(figure: Canvas, x: str, curves: Sequence[Curve]) -> None:
-    """The x axis of a quantity in the train records: "globalSteps" or "wallSeconds", from 0 to the longest curve's end."""
+    """The x axis of train records, "globalSteps" or "wallSeconds", from 0 to the end of the longest curve."""
     longest = max((float(one.x[-1]) for one in curves if one), default=1.0) or 1.0
     figure.panels[-1].set_xlim(-0.01 * longest, 1.01 * longest)
     if x == "wallSeconds":

@@ -101,9 +101,9 @@ def draw(run: Run, identity: str) -> str | None:
         return None
     silent = silent_ranks(run)
     many = len(ranks) > MAX_LABELLED_NODES
-    radius, node = (130.0, 3.5) if many else (104.0, 17.0 if len(ranks) <= 12 else 11.0)
-    place = {rank: _on_circle(i, len(ranks), radius) for i, rank in enumerate(ranks)}
     labelled = len(drawn) <= MAX_LABELLED_EDGES
+    radius, node = 104.0 if labelled else 138.0, 3.5 if many else 17.0 if len(ranks) <= 12 else 11.5
+    place = {rank: _on_circle(i, len(ranks), radius) for i, rank in enumerate(ranks)}
     parts = [_arrow_heads(identity)]
     parts += [_edge(edge, place, node, labelled, identity) for edge in drawn]
     for i, rank in enumerate(ranks):
@@ -115,7 +115,7 @@ def draw(run: Run, identity: str) -> str | None:
             f'<g class="node {status}"><title>{title}</title><circle cx="{x:.1f}" cy="{y:.1f}" r="{node}"/>{label}</g>'
         )
     label = f"{len(ranks)} learners and {len(drawn)} directed edges"
-    return f'<svg class="ring" viewBox="-210 -165 420 330" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    return f'<svg class="ring" viewBox="-190 -162 380 324" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
 def _on_circle(index: int, size: int, radius: float) -> tuple[float, float]:
@@ -127,7 +127,7 @@ def _on_circle(index: int, size: int, radius: float) -> tuple[float, float]:
 
 def _arrow_heads(identity: str) -> str:
     heads = (
-        f'<marker id="{identity}-{state}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
+        f'<marker id="{identity}-{state}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="5" markerHeight="5" '
         f'orient="auto" class="head {state}"><path d="M0 0L8 4L0 8z"/></marker>'
         for state in ("live", "healed", "done", "gone", "unknown")
     )
@@ -158,8 +158,7 @@ def _edge(edge: Edge, place: dict[int, tuple[float, float]], node: float, labell
         distance = math.hypot(on_x, on_y) or 1.0
         out_x, out_y = on_x / distance, on_y / distance
         anchor = "middle" if abs(out_x) < 0.3 else "start" if out_x > 0 else "end"
-        gap = 20 if anchor == "middle" else 13
-        at_x, at_y = on_x + gap * out_x, on_y + gap * out_y
+        at_x, at_y = on_x + 20 * out_x, on_y + 20 * out_y
         messages = edge.sent if not math.isnan(edge.sent) else edge.received
         lines = (f"{formats.compact(messages)} msgs", formats.size(edge.bytes))
         label = "".join(

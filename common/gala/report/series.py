@@ -148,28 +148,36 @@ def spread(curves: Sequence[Curve]) -> Spread | None:
         return None
     start, stop = min(float(one.x[0]) for one in curves), max(float(one.x[-1]) for one in curves)
     grid = np.linspace(start, stop, GRID_POINTS) if stop > start else np.array([start])
-    values = np.stack([_on_grid(one, grid) for one in curves])
+    values, lows, highs = (np.stack(rows) for rows in zip(*(_on_grid(one, grid) for one in curves), strict=True))
     known = np.isfinite(values)
     count = known.sum(axis=0)
     total = np.where(known, values, 0.0).sum(axis=0)
     enough = count * 2 >= len(curves)
     mean = np.where(enough, total / np.maximum(count, 1), np.nan)
-    low = np.where(enough, np.where(known, values, np.inf).min(axis=0), np.nan)
-    high = np.where(enough, np.where(known, values, -np.inf).max(axis=0), np.nan)
+    low = np.where(enough, np.where(known, lows, np.inf).min(axis=0), np.nan)
+    high = np.where(enough, np.where(known, highs, -np.inf).max(axis=0), np.nan)
     return Spread(grid, mean, low, high, np.where(count > 0, total, np.nan))
 
 
-def _on_grid(one: Curve, grid: Array) -> Array:
-    """Interpolates within the curve; the end values hold a little beyond, as learners report at different moments."""
-    known = np.isfinite(one.y)
-    x, y = one.x, one.y
-    first, last = int(np.flatnonzero(known)[0]), int(np.flatnonzero(known)[-1])
-    x, y = x[first : last + 1], y[first : last + 1]
-    values = np.interp(grid, x, y, left=np.nan, right=np.nan)
+def _on_grid(one: Curve, grid: Array) -> tuple[Array, Array, Array]:
+    """Mean, lowest and highest value in each cell of the grid; between the points of a sparse curve, interpolated."""
+    finite = np.isfinite(one.y)
+    x, y = one.x[finite], one.y[finite]
+    first, last = np.flatnonzero(finite)[[0, -1]]
+    # With the gaps: nothing is interpolated across them.
+    between = np.interp(grid, one.x[first : last + 1], one.y[first : last + 1], left=np.nan, right=np.nan)
+    # The end values hold a little beyond the ends, since learners do not report at the same moments.
     hold = 2 * float(np.median(np.diff(x))) if x.size > 1 else 0.0
-    values[(grid < x[0]) & (grid >= x[0] - hold)] = y[0]
-    values[(grid > x[-1]) & (grid <= x[-1] + hold)] = y[-1]
-    return np.asarray(values, dtype=float)
+    between[(grid < x[0]) & (grid >= x[0] - hold)] = y[0]
+    between[(grid > x[-1]) & (grid <= x[-1] + hold)] = y[-1]
+    cell = np.searchsorted((grid[:-1] + grid[1:]) / 2, x)
+    points = np.bincount(cell, minlength=grid.size)
+    sums = np.bincount(cell, weights=y, minlength=grid.size)
+    mean = np.where(points > 0, sums / np.maximum(points, 1), between)
+    low, high = mean.copy(), mean.copy()
+    np.minimum.at(low, cell, y)
+    np.maximum.at(high, cell, y)
+    return mean, low, high
 
 
 def rolling_maximum(points: Curve, window: float) -> Curve:

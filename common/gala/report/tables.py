@@ -11,7 +11,7 @@ import yaml
 
 from gala.report import formats, ring
 from gala.report.ball import Ball, pairwise_bound, radius
-from gala.report.facts import LearnerFacts, RunFacts, Score, run_facts, seed_groups
+from gala.report.facts import LearnerFacts, RunFacts, Score, scores, seed_groups
 from gala.report.markup import escape, folded, note, table
 from gala.report.read import Record, Run, mapping, number, text
 
@@ -24,8 +24,8 @@ QUIET_EVENTS = frozenset({"checkpoint", "ring"})
 def learners(facts: Sequence[LearnerFacts]) -> str:
     """A row per learner: what it did and how it gossiped."""
     head = (
-        "Rank", "State", "Decisions", "Share", "Decisions/s", "Updates", "Return", "Staleness", "‖x − m‖", "‖x − m‖/‖x‖",
-        "Mixed after", "Gossip time", "Restarts",
+        "Rank", "State", "Decisions", "Share", "Decisions/s", "Updates", "Return", "Staleness",
+        "‖x − m‖", "‖x − m‖ / ‖x‖", "Mixed after", "Gossip time", "Restarts",
     )  # fmt: skip
     rows = [
         (
@@ -46,9 +46,9 @@ def learners(facts: Sequence[LearnerFacts]) -> str:
         for one in facts
     ]
     return table(head, rows) + note(
-        "Last values; decisions/s: mean over the whole run. Staleness in updates. Mixed after: of the updates after which a "
-        "learner could mix, those after which every live neighbour had sent something new. Gossip time: on the learner's "
-        "own thread, of its running time."
+        "Last values; decisions/s: mean over the whole run. Staleness in updates. Mixed after: of the updates after "
+        "which a learner could mix, those after which every live neighbour had sent something new. Gossip time: on the "
+        "learner's own thread, of its running time."
     )
 
 
@@ -62,10 +62,10 @@ def ball_note(facts: RunFacts, ball: Ball | None) -> str:
     update = limit / pairwise_bound(ball.num_learners, 1.0, ball.beta, ball.period)
     within = radius(ball.num_learners, update, ball.beta, ball.period)
     return note(
-        f"ε-ball: with β = {ball.beta:.3f} and local updates of at most {formats.compact(update)}, synchronous gossip keeps "
-        f"the {ball.num_learners} learners together within {formats.compact(within)} of their common mean (Frobenius norm), "
-        f"and ‖x − m‖ before a mixing below {formats.compact(limit)}. The largest of the last measurements is "
-        f"{formats.compact(max(measured))}: {formats.percent(max(measured) / limit)} of that."
+        f"ε-ball: with β = {ball.beta:.3f} and local updates of at most {formats.compact(update)}, synchronous gossip "
+        f"keeps the {ball.num_learners} learners together within {formats.compact(within)} of their common mean "
+        f"(Frobenius norm), and ‖x − m‖ before a mixing below {formats.compact(limit)}. The largest last measurement "
+        f"is {formats.compact(max(measured))}: {formats.percent(max(measured) / limit)} of that."
     )
 
 
@@ -136,7 +136,7 @@ def spec(run: Run) -> str:
 
 
 def without_secrets(spec: Record) -> dict[str, Any]:
-    """The spec without the values of the workers' environment variables: reports are passed around, tokens must not be."""
+    """The spec without the values of environment variables: reports are passed around, tokens must not be."""
     hidden = "(not shown)"
     result = dict(spec)
     worker = dict(mapping(spec, "worker"))
@@ -169,16 +169,17 @@ def origin(run: Run) -> str:
 
 def comparison(runs: Sequence[Run], facts: Sequence[RunFacts], labels: Sequence[str]) -> str:
     """A row per run: where it stands, how fast it was, what it scored."""
-    head = (
+    head = [
         "Run", "State", "Environment", "Learners", "Seed", "Decisions", "Wall-clock", "Decisions/s", "Training return",
         "Greedy", "Sampled", "Of human",
-    )  # fmt: skip
+    ]  # fmt: skip
+    one_environment = len({run.environment for run in runs}) == 1
     rows = []
     for run, fact, label in zip(runs, facts, labels, strict=True):
         greedy, sampled = fact.scores.get("greedy"), fact.scores.get("sampled")
         best = greedy or sampled
         rows.append(
-            (
+            [
                 label,
                 fact.state,
                 run.environment or formats.DASH,
@@ -191,12 +192,16 @@ def comparison(runs: Sequence[Run], facts: Sequence[RunFacts], labels: Sequence[
                 _score(greedy),
                 _score(sampled),
                 formats.percent(best.human_normalised) if best else formats.DASH,
-            )
+            ]
         )
+    if one_environment:  # the page's head says which
+        for row in (head, *rows):
+            del row[2]
     return table(head, rows, [f"series-{i % 8}" for i in range(len(runs))]) + note(
-        "Decisions of all learners together, per second over the whole running time. Training return: last 100 episodes, "
-        "mean of the learners. Greedy and sampled: raw scores of the final model, mean ± standard deviation over episodes; "
-        "* of the latest evaluation, while there is no final model. Of human: the greedy score, human-normalised."
+        "Decisions of all learners together, per second over the whole running time. Training return: last 100 "
+        "episodes, mean of the learners. Greedy and sampled: raw scores of the final model, mean ± standard deviation "
+        "over episodes; * of the latest evaluation, while there is no final model. Of human: the greedy score, "
+        "human-normalised."
     )
 
 
@@ -208,14 +213,14 @@ def _score(score: Score | None) -> str:
 
 
 def seeds(runs: Sequence[Run]) -> str:
-    """Scores over runs that differ in nothing but the seed; "" if there are no such runs."""
+    """Final scores over runs that differ in nothing but the seed; "" if there are no such runs."""
     rows = []
     for group in seed_groups(runs):
-        facts = [run_facts(run) for run in group]
         for mode in ("greedy", "sampled"):
-            found = [fact.scores[mode].mean for fact in facts if mode in fact.scores]
-            if len(found) > 1:
-                names = ", ".join(run.name for run in group)
-                rows.append((names, mode, str(len(found)), formats.score(mean(found)), formats.score(stdev(found))))
-    head = ("Runs that differ in the seed only", "Mode", "Seeds", "Mean score", "Standard deviation")
+            ended = [(run.name, score.mean) for run in group if (score := scores(run).get(mode)) and score.final]
+            if len(ended) > 1:
+                names, means = zip(*ended, strict=True)
+                row = (", ".join(names), mode, str(len(ended)), formats.score(mean(means)), formats.score(stdev(means)))
+                rows.append(row)
+    head = ("Runs that differ in the seed only", "Mode", "Runs", "Mean final score", "Standard deviation")
     return f"<h3>Over seeds</h3>{table(head, rows)}" if rows else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,51 +19,60 @@ def timeline(run: Run, identity: str) -> Plot | None:
     if not any(one.train or one.events for one in run.learners):
         return None
     rows = len(run.learners)
-    row_height = max(3.0, min(30.0, 420 / rows))
+    row_height = max(3.0, min(30.0, 300 / rows))
     figure = Canvas("learner", panel_height=round(max(rows * row_height, 46)))
     axes = figure.panels[0]
-    longest = 1.0
+    bars: list[tuple[float, float, int]] = []
+    marks: dict[str, list[tuple[float, int]]] = {name: [] for name in EVENT_MARKS}
     for row, learner in enumerate(run.learners):
-        for start, stop in running_intervals(learner.train):
-            longest = max(longest, stop)
-            axes.plot(
-                [start, stop], [row, row], color=colour(row if rows <= len(SERIES) else 0),
-                linewidth=min(7.0, row_height * 0.6), solid_capstyle="butt", alpha=0.45,
-            )  # fmt: skip
-        size = max(2.5, min(6.5, row_height * 0.35))
-        for name, (marker, paint, _) in EVENT_MARKS.items():
+        bars += [(start, stop, row) for start, stop in running_intervals(learner.train)]
+        for name, places in marks.items():
             at = [number(event, "wallSeconds") for event in learner.events if text(event, "event") == name]
             at = [moment for moment in at if not math.isnan(moment)]
-            longest = max([longest, *at])
             # Thousands of checkpoints or refusals on one row are a bar, whatever their number.
-            at = at[:: max(1, len(at) // 200)]
-            axes.plot(at, [row] * len(at), marker=marker, color=paint, markersize=size, linestyle="none", zorder=3)
+            places += [(moment, row) for moment in at[:: max(1, len(at) // 200)]]
+    longest = max([1.0, *(stop for _, stop, _ in bars), *(moment for at in marks.values() for moment, _ in at)])
+    axes.hlines(
+        [row for _, _, row in bars], [start for start, _, _ in bars], [stop for _, stop, _ in bars],
+        colors=[colour(row if rows <= len(SERIES) else 0) for _, _, row in bars],
+        linewidth=min(7.0, row_height * 0.6), alpha=0.45,
+    )  # fmt: skip
+    size = max(2.5, min(6.5, row_height * 0.35))
+    for name, places in marks.items():
+        x, y = [moment for moment, _ in places], [row for _, row in places]
+        look = EVENT_MARKS[name]
+        axes.plot(x, y, marker=look.marker, color=look.paint, markersize=size, linestyle="none", zorder=3)
     step = max(1, math.ceil(rows / 16))
     axes.set_yticks(range(0, rows, step), [str(one.rank) for one in run.learners[::step]])
     axes.set_ylim(rows - 0.5, -0.5)
     axes.set_xlim(-0.02 * longest, 1.02 * longest)
     axes.grid(visible=False)
     figure.wall_clock_axis(longest)
-    seen = {text(event, "event") for one in run.learners for event in one.events}
-    legend = tuple((swatch, name.replace("-", " ")) for name, (_, _, swatch) in EVENT_MARKS.items() if name in seen)
+    legend = tuple((f"mark-{name}", EVENT_MARKS[name].label) for name, places in marks.items() if places)
     caption = "A bar while a learner reports its training; marks where something happened to it."
     return Plot("Events", figure.svg("Events of every learner", identity), caption, legend)
 
 
-EVENT_MARKS: dict[str, tuple[str, str, str]] = {
-    "checkpoint": ("|", MUTED, "mark-checkpoint"),
-    "started": (">", INK, "mark-started"),
-    "seeded": (">", INK, "mark-seeded"),
-    "resumed": (">", GOOD, "mark-resumed"),
-    "joined": (">", GOOD, "mark-joined"),
-    "ring": ("d", MUTED, "mark-ring"),
-    "refused": ("x", BAD, "mark-refused"),
-    "peer-gone": ("v", BAD, "mark-peer-gone"),
-    "peer-back": ("^", GOOD, "mark-peer-back"),
-    "stopped": ("s", MUTED, "mark-stopped"),
-    "finished": ("o", GOOD, "mark-finished"),
+class Mark(NamedTuple):
+    """How an event is drawn. The CSS class of its swatch is `mark-<event>`."""
+
+    marker: str
+    paint: str
+    label: str
+
+
+EVENT_MARKS = {
+    "checkpoint": Mark("|", MUTED, "checkpoint"),
+    "seeded": Mark(">", INK, "started from the seed"),
+    "resumed": Mark(">", GOOD, "resumed from a checkpoint"),
+    "joined": Mark("D", GOOD, "joined from a neighbour"),
+    "refused": Mark("x", BAD, "refused"),
+    "peer-gone": Mark("v", BAD, "a peer gone"),
+    "peer-back": Mark("^", GOOD, "a peer back"),
+    "stopped": Mark("s", MUTED, "stopped"),
+    "finished": Mark("o", GOOD, "finished"),
 }
-"""Event -> marker, colour, CSS class of its swatch; later ones are drawn over earlier ones."""
+"""Later ones are drawn over earlier ones. "started" always comes with one of seeded, resumed and joined."""
 
 
 def running_intervals(train: Sequence[Record]) -> list[tuple[float, float]]:
