@@ -125,13 +125,14 @@ class Gif:
 
     def __init__(self, path: Path, frames_per_second: float) -> None:
         self._path = path
-        self._milliseconds = round(1000 / frames_per_second)
+        # GIFs count hundredths of a second, and players slow down what claims to be faster than two of them.
+        self._milliseconds = 10 * max(2, round(100 / frames_per_second))
         self._pictures: list[Image] = []
 
     def add(self, picture: Image) -> None:
-        from PIL.Image import Dither
+        from PIL.Image import Dither, Quantize
 
-        self._pictures.append(picture.quantize(PALETTE_COLOURS, dither=Dither.NONE))
+        self._pictures.append(picture.quantize(PALETTE_COLOURS, Quantize.FASTOCTREE, dither=Dither.NONE))
 
     def close(self) -> None:
         if self._pictures:
