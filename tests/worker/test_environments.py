@@ -391,6 +391,16 @@ def test_an_environment_of_ones_own_is_found_in_the_current_directory(
     assert simulators.reset(0).shape == (2, 4)
 
 
+def test_the_documented_environment_runs_as_it_stands(make: Make, own_module: Callable[[str], None]) -> None:
+    document = (Path(__file__).parents[2] / "docs" / "environments.md").read_text()
+    own_module(document.split("```python\n")[1].split("```")[0])
+    simulators = make("mine.games:Corridor-v0", num=1, length=4)
+    simulators.reset(0)
+    for _ in range(4):
+        simulators.step(np.ones(1, np.int64))
+    assert [episode.steps for episode in simulators.pop_episodes()] == [4]
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
