@@ -1,0 +1,296 @@
+"""The end of a run: which models are averaged, what is written, and what `gala evaluate` makes of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gala.errors import CheckpointError, RunError, UsageError
+from gala.plan import RunPlan, plan
+from gala.spec import parse
+from gala_worker import checkpoint, evaluate, film, finalize, model_file
+from gala_worker.environments import make_simulators
+from gala_worker.evaluation import make_evaluation_policy
+from gala_worker.flat import FlatState
+from gala_worker.players import Player, open_plan
+from gala_worker.state import Counters
+
+
+@pytest.fixture(autouse=True)
+def one_compute_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def make_plan(environment: str = "CartPole-v1", **spec: Any) -> RunPlan:
+    document = {
+        "apiVersion": "gala.dev/v1alpha1",
+        "kind": "GalaRun",
+        "metadata": {"name": "test"},
+        "spec": {"environment": {"id": environment}, "learners": 3, "evaluation": {"episodes": 2}, **spec},
+    }
+    return plan(parse(document), uid="uid-1")
+
+
+def flat_state(made: RunPlan) -> FlatState:
+    simulators = make_simulators(made.spec.environment, 1)
+    policy = make_evaluation_policy(made.spec, simulators)
+    simulators.close()
+    return FlatState(policy, policy.gossiped_buffers())
+
+
+class Run:
+    """A run's folder whose learners' parameters the test chooses."""
+
+    def __init__(self, directory: Path, made: RunPlan) -> None:
+        self.directory = directory
+        self.plan = made
+        self.flat = flat_state(made)
+        self.start = self.flat.vector.clone()
+        (directory / "plan.json").write_text(made.to_json())
+
+    def learner(self, rank: int) -> Path:
+        return self.directory / f"learner-{rank}"
+
+    def export(self, rank: int, offset: float = 0.0, *, global_steps: int = 1000, plan: RunPlan | None = None) -> Path:
+        self.flat.vector.copy_(self.start + offset)
+        counters = Counters(steps=global_steps, wall_seconds=60.0 + rank, progress={0: global_steps})
+        return model_file.export_model(self.learner(rank), self.flat, plan or self.plan, rank, counters)
+
+    def save_checkpoint(self, rank: int, offset: float, global_steps: int) -> None:
+        saved = checkpoint.Checkpoint(
+            tensors={checkpoint.VECTOR: self.start + offset},
+            schema_hash=self.flat.schema.hash,
+            global_steps=global_steps,
+        )
+        checkpoint.save(self.learner(rank) / "checkpoints", saved)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path, make_plan())
+
+
+@pytest.fixture
+def lines() -> list[dict[str, Any]]:
+    return []
+
+
+def finalized(run: Run, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    return finalize.finalize(run.directory, progress=lines.append)
+
+
+def final_vector(run: Run) -> torch.Tensor:
+    tensors = model_file.load_model(run.directory / "final" / "model.safetensors").tensors
+    return torch.cat([tensors[name].flatten() for name in run.flat.schema.names])
+
+
+def test_the_final_model_is_the_learners_average(run: Run, lines: list[dict[str, Any]]) -> None:
+    for rank, offset in enumerate([0.0, 0.25, 0.5]):
+        run.export(rank, offset)
+    card = finalized(run, lines)
+    assert torch.allclose(final_vector(run), run.start + 0.25)
+    assert card["averaged"] == [0, 1, 2]
+    assert [line["event"] for line in lines] == [
+        "averaging",
+        "evaluating",
+        "evaluated",
+        "evaluating",
+        "evaluated",
+        "done",
+    ]
+
+
+def test_the_card_says_what_the_model_is_and_how_good(run: Run, lines: list[dict[str, Any]]) -> None:
+    for rank in range(3):
+        run.export(rank, global_steps=1000 + rank)
+    finalized(run, lines)
+    card = json.loads((run.directory / "final" / "card.json").read_text())
+    assert (card["run"], card["uid"], card["seed"], card["learners"]) == ("test", "uid-1", 1, 3)
+    assert card["spec"]["environment"]["id"] == "CartPole-v1"
+    assert (card["globalSteps"], card["wallSeconds"]) == (1002, 62.0)
+    assert card["schema"] == run.flat.schema.hash
+    assert {"python", "torch", "gymnasium", "ale_py", "gala"} <= card["versions"].keys()
+    for mode in ("greedy", "sampled"):
+        assert card["evaluation"][mode]["mode"] == mode
+        assert len(card["evaluation"][mode]["returns"]) == 2
+    assert card["human"] is None
+
+
+def test_observation_statistics_are_part_of_the_final_model(run: Run, lines: list[dict[str, Any]]) -> None:
+    run.export(0)
+    finalized(run, lines)
+    names = model_file.load_model(run.directory / "final" / "model.safetensors").tensors.keys()
+    assert any(name.startswith("normalisation.") for name in names)
+
+
+def spoil_with_nan(run: Run) -> str:
+    run.export(1, math.nan)
+    return "not finite"
+
+
+def spoil_with_another_network(run: Run) -> str:
+    other = make_plan(policy={"hiddenSizes": [8]})
+    foreign = flat_state(other)
+    model_file.export_model(run.learner(1), foreign, other, 1, Counters(progress={0: 1000}))
+    return "another network"
+
+
+def spoil_by_truncation(run: Run) -> str:
+    path = run.export(1, 9.0)
+    path.write_bytes(path.read_bytes()[:-100])
+    return "truncated"
+
+
+def spoil_with_a_stranger(run: Run) -> str:
+    path = run.export(1, 9.0)
+    path.write_bytes(b"not a model at all")
+    return "no model"
+
+
+def spoil_by_absence(run: Run) -> str:
+    return "left no final model"
+
+
+def spoil_by_age(run: Run) -> str:
+    run.export(1, 9.0, global_steps=500)
+    return "ended at 500 of 1,000 steps"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        spoil_with_nan,
+        spoil_with_another_network,
+        spoil_by_truncation,
+        spoil_with_a_stranger,
+        spoil_by_absence,
+        spoil_by_age,
+    ],
+)
+def test_a_model_that_cannot_be_used_is_named_and_left_out(
+    run: Run, lines: list[dict[str, Any]], spoil: Callable[[Run], str]
+) -> None:
+    run.export(0, 0.0)
+    run.export(2, 0.5)
+    reason = spoil(run)
+    card = finalized(run, lines)
+    assert card["averaged"] == [0, 2]
+    assert torch.allclose(final_vector(run), run.start + 0.25)
+    (said,) = [line for line in lines if line["event"] in ("refused", "missing")]
+    assert said["rank"] == 1
+    assert reason in said["reason"]
+
+
+def test_a_run_without_any_model_is_an_error(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert finalize.main([str(run.directory)]) == 1
+    assert "no learner" in capsys.readouterr().err
+    assert not (run.directory / "final").exists()
+
+
+def test_the_command_prints_json_lines(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run.export(0)
+    assert finalize.main([str(run.directory)]) == 0
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert printed[0] == {"event": "missing", "rank": 1, "reason": "it has left no final model"}
+    assert printed[-1]["event"] == "done"
+
+
+def test_a_folder_that_is_no_run_is_the_users_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError, match=r"no plan\.json"):
+        open_plan(tmp_path)
+    assert finalize.main([str(tmp_path)]) == 2
+    assert "not a run's folder" in capsys.readouterr().err
+
+
+def test_averages_are_exact_where_float32_sums_are_not() -> None:
+    values = [torch.tensor([1e8]), torch.tensor([1.0]), torch.tensor([-1e8])]
+    mean = model_file.average([{"x": value, "count": torch.tensor(3)} for value in values])
+    assert mean["x"].item() == pytest.approx(1 / 3)
+    assert mean["x"].dtype == torch.float32
+    assert mean["count"].item() == 3
+
+
+def test_models_of_different_shapes_are_not_averaged() -> None:
+    with pytest.raises(CheckpointError, match="different shapes"):
+        model_file.average([{"x": torch.zeros(2)}, {"x": torch.zeros(3)}])
+
+
+def test_a_finished_run_is_evaluated_as_its_card_says(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run.export(0)
+    card = finalized(run, [])
+    arguments = [str(run.directory), "--episodes", "2", "--sampled", "--json"]
+    assert evaluate.main(arguments) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["source"] == "final model"
+    assert printed["returns"] == card["evaluation"]["sampled"]["returns"]
+
+
+def test_the_table_shows_every_episode_and_the_mean(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run.export(0)
+    card = finalized(run, [])
+    assert evaluate.main([str(run.directory), "--episodes", "2"]) == 0
+    text = capsys.readouterr().out
+    assert f"{card['evaluation']['greedy']['meanReturn']:.1f} ±" in text
+    assert "greedy" in text
+
+
+def test_an_unfinished_run_is_evaluated_by_the_average_of_its_newest_checkpoints(run: Run) -> None:
+    run.save_checkpoint(0, 5.0, 80)
+    run.save_checkpoint(0, 0.5, 160)
+    run.save_checkpoint(2, 1.0, 240)
+    with Player(run.plan.spec, 1) as player:
+        source = evaluate.load_newest(player, run.directory, run.plan)
+        assert torch.allclose(player._flat.vector, run.start + 0.75)
+    assert source == "average of 2 of 3 learners' checkpoints at 240 steps"
+
+
+def test_a_run_with_nothing_to_evaluate_says_when_there_will_be(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main([str(run.directory)]) == RunError.exit_code
+    assert "every 1,000,000 steps" in capsys.readouterr().err
+
+
+def test_an_unknown_run_is_the_users_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main(["no-such-run"]) == 2
+    assert "there is no run no-such-run" in capsys.readouterr().err
+
+
+def test_a_run_may_be_named_by_its_name(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.save_checkpoint(0, 0.0, 80)
+    monkeypatch.setattr(evaluate, "RUNS_DIR", run.directory.parent)
+    assert evaluate.main([run.directory.name, "--episodes", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["run"] == "test"
+
+
+def test_a_film_that_cannot_be_written_is_refused_before_anything_is_played(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run has nothing to play, which would be the next complaint."""
+    assert evaluate.main([str(run.directory), "--video", "play.avi"]) == 2
+    assert "must end in .gif or .mp4" in capsys.readouterr().err
+
+
+def test_the_film_is_made_with_the_runs_policy(run: Run, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    run.save_checkpoint(0, 0.5, 80)
+    filmed: dict[str, Any] = {}
+
+    def pretend(policy: Any, spec: Any, path: Path, **options: Any) -> film.Film:
+        filmed.update(options, spec=spec, weight=policy.value_head.bias.item())
+        return film.Film(path=path, num_frames=30, seconds=2.0, result=None)
+
+    monkeypatch.setattr(film, "film", pretend)
+    video = run.directory / "play.gif"
+    assert (
+        evaluate.main([str(run.directory), "--episodes", "1", "--sampled", "--seed", "9", "--video", str(video)]) == 0
+    )
+    assert filmed == {"mode": "sampled", "seed": 9, "spec": run.plan.spec, "weight": 0.5}
+    assert "longer than the film" in capsys.readouterr().out
