@@ -391,6 +391,21 @@ def test_a_damaged_document_in_the_run_folder_does_not_disturb_a_live_run(machin
     machine.ends(launcher, 130)
 
 
+def test_a_folder_that_cannot_be_written_does_not_end_the_training(machine: Machine) -> None:
+    launcher = machine.gala()
+    machine.started(0, 1)
+    eventually(lambda: machine.record()["workerPids"])
+    (machine.run / "run.json").unlink()
+    (machine.run / "run.json").mkdir()  # nothing can be put in its place, not even by root
+    assert launcher.stdout is not None
+    assert any("run.json cannot be written" in line for line in launcher.stdout)
+    assert alive(machine.pid(0))
+    (machine.run / "run.json").rmdir()
+    machine.script("all", "finish")
+    machine.ends(launcher, 0)
+    assert machine.record()["state"] == "finished"
+
+
 def test_suspending_a_live_run_stops_its_workers_until_it_is_lifted(machine: Machine) -> None:
     launcher = machine.gala()
     machine.started(0, 1)

@@ -51,12 +51,12 @@ class Display:
         stamp = time.strftime("%H:%M:%S")
         self._console.print(f"{stamp} {line}", markup=False, highlight=False, soft_wrap=True)
 
-    def show(self, snapshot: Snapshot, *, now: float, always: bool = False) -> None:
-        """Show the state of the run; plain lines come at most every `line_seconds`, unless `always`."""
+    def show(self, snapshot: Snapshot, *, now: float) -> None:
+        """Show the state of the run; plain lines come at most every `line_seconds`, and not after the last step."""
         if self._live is not None:
             self._live.update(
                 live_view(snapshot, max_rows=max(4, self._console.height - LINES_AROUND_ROWS)), refresh=True
             )
-        elif always or now - self._last_line >= self._line_seconds:
+        elif snapshot.global_steps < snapshot.total_steps and now - self._last_line >= self._line_seconds:
             self._last_line = now
             self.say(plain_line(snapshot))

@@ -99,6 +99,9 @@ def start(
             rhythm=rhythm or Rhythm(),
         )
         return launcher.run_to_end()
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise RunError(f"the launcher cannot go on: {where}{error.strerror}") from error
     finally:
         directory.release()
 
@@ -274,8 +277,12 @@ class Launcher:
         self._record.updated_time = time.time()
         self._record.launcher_pid = os.getpid()
         self._record.worker_pids = self._supervisor.pids
-        self.directory.write_record(self._record)
         self._next_record = time.monotonic() + self.rhythm.record
+        try:
+            self.directory.write_record(self._record)
+        except OSError as error:
+            # A full disk must not end a training that is otherwise well; the next attempt is a few seconds away.
+            self._display.say(f"{names.RUN_FILE} cannot be written: {error.strerror}")
 
     def _signature(self) -> tuple[int, int, int]:
         try:
