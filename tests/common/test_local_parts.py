@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from gala.cores import available_cores, threads_per_learner
 from gala.local.console import Display
-from gala.local.cores import available_cores, threads_per_learner
 from gala.local.polling import fetch_status
 from gala.local.ports import PortReservation
 from gala.local.process import WorkerProcess, clear_leftovers

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from gala import names
+from gala.cores import available_cores
 from gala.errors import UsageError
 from gala.plan import RunPlan
 
@@ -79,24 +78,3 @@ class WorkerConfig:
         except OSError as error:
             raise UsageError(f"cannot read the plan {self.plan_file}: {error.strerror}") from error
         return RunPlan.from_json(text)
-
-
-def available_cores() -> int:
-    """Cores that this process may use: the smaller of its affinity mask and its cgroup's CPU quota, at least 1."""
-    cores = float(len(os.sched_getaffinity(0)))
-    for quota in _cgroup_quotas():
-        cores = min(cores, quota)
-    return max(1, math.floor(cores))
-
-
-def _cgroup_quotas() -> list[float]:
-    quotas = []
-    v2 = Path("/sys/fs/cgroup/cpu.max")
-    v1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
-    try:
-        quota, period = v2.read_text().split() if v2.exists() else (p.read_text().strip() for p in v1)
-        if quota != "max" and int(quota) > 0:
-            quotas.append(int(quota) / int(period))
-    except (OSError, ValueError):
-        pass
-    return quotas

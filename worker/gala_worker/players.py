@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from gala import names
+from gala.cores import available_cores
 from gala.errors import CheckpointError, RunError, UsageError
 from gala.plan import SEEDS_PER_LEARNER, RunPlan
 from gala.spec import RunSpec
 from gala_worker import checkpoint, model_file
-from gala_worker.config import available_cores
 from gala_worker.evaluation import (
     EvaluationResult,
     Mode,

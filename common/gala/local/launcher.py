@@ -16,11 +16,11 @@ from pathlib import Path
 from rich.console import Console
 
 from gala import names
+from gala.cores import available_cores, threads_per_learner
 from gala.errors import RunError, SpecError, UsageError
 from gala.local import ending, observing
 from gala.local.admission import Admission, admit, amend, describe, not_live, refuse_unsupported
 from gala.local.console import Display
-from gala.local.cores import available_cores, threads_per_learner
 from gala.local.interrupts import Interrupts
 from gala.local.polling import StatusPoller
 from gala.local.ports import PortReservation

@@ -2,6 +2,8 @@
 
 `os.cpu_count()` sees the machine, not the container: a learner that starts a thread for each core of a 64-core node
 inside a 2-core container is throttled most of the time.
+
+Place in the flow: the local launcher shares the cores out among its workers; a worker that was told nothing takes all.
 """
 
 from __future__ import annotations
