@@ -47,7 +47,7 @@ spec:
   worker: {{gpus: 0}}
   evaluation: {{everySteps: null}}
 """
-NO_GOSSIP = 1_000_000
+NO_GOSSIP = 10_000
 
 
 def gala(precision: str, every: int) -> Callable[[float], float]:
