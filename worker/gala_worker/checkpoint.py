@@ -1,7 +1,7 @@
 """What a learner needs to go on after a kill -9: tensors as safetensors, everything else as JSON; never pickle.
 
     checkpoints/step-000001000000/   the global step at which it was taken, 12 digits, so that names sort by age
-        state.safetensors            flat parameters, optimiser state, random generators
+        state.safetensors            flat parameters, optimiser state, the state of the action generator
         state.json                   format, schema, counters; size and SHA-256 of state.safetensors
 
 Place in the flow: `worker.py` saves at every multiple of `checkpoint.everySteps` and when it is told to stop, and loads
@@ -25,14 +25,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import safetensors
 import safetensors.torch
 import torch
-from gala import names
-from gala.errors import CheckpointError
 from torch import Tensor
 
+from gala import names
+from gala.errors import CheckpointError
 from gala_worker import files
 
 log = logging.getLogger(__name__)
@@ -189,39 +188,6 @@ def loads(blob: bytes, schema_hash: str | None = None, *, max_bytes: int = MAX_S
         raise CheckpointError(f"refusing a state whose tensors cannot be read: {error}") from error
     except CheckpointError as error:
         raise CheckpointError(f"refusing a state: {error}") from error
-
-
-def random_state() -> dict[str, Tensor]:
-    """The states of the global generators of torch (CPU, current CUDA device) and NumPy, to go into a checkpoint."""
-    _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    state = {
-        "random.torch": torch.get_rng_state(),
-        "random.numpy.keys": torch.from_numpy(np.asarray(keys, dtype=np.int64)),
-        "random.numpy.position": torch.tensor([position, has_gauss], dtype=torch.int64),
-        "random.numpy.gauss": torch.tensor([gauss], dtype=torch.float64),
-    }
-    if torch.cuda.is_available():
-        state["random.cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def restore_random_state(tensors: Mapping[str, Tensor]) -> None:
-    """Undoes `random_state`; a generator whose state is not in `tensors` is left alone.
-
-    Raises:
-        CheckpointError: a state is there and is not one.
-    """
-    try:
-        if "random.torch" in tensors:
-            torch.set_rng_state(tensors["random.torch"].clone())
-        if "random.numpy.keys" in tensors:
-            position, has_gauss = (int(value) for value in tensors["random.numpy.position"])
-            keys = tensors["random.numpy.keys"].numpy().astype(np.uint32)
-            np.random.set_state(("MT19937", keys, position, has_gauss, float(tensors["random.numpy.gauss"])))
-        if "random.cuda" in tensors and torch.cuda.is_available():
-            torch.cuda.set_rng_state(tensors["random.cuda"].clone())
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"the random generators' states in the checkpoint cannot be used: {error}") from error
 
 
 def _tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:

@@ -40,9 +40,14 @@ def sync_directory(directory: Path) -> None:
 
 
 def plain_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`tensors` as safetensors takes them: on the CPU, contiguous, and none a window into another's storage."""
-    plain = {}
+    """`tensors` as safetensors takes them: on the CPU, contiguous, and no two in one storage."""
+    plain: dict[str, Tensor] = {}
+    storages: set[int] = set()
     for name, tensor in tensors.items():
         dense = tensor.detach().to("cpu").contiguous()
-        plain[name] = dense if dense.untyped_storage().nbytes() == dense.nbytes else dense.clone()
+        storage = dense.untyped_storage()
+        if storage.data_ptr() in storages or storage.nbytes() != dense.nbytes:
+            dense = dense.clone()
+        plain[name] = dense
+        storages.add(dense.untyped_storage().data_ptr())
     return plain
