@@ -2,8 +2,8 @@
 
 Autograd would run the backward pass once for every step of acting, on 16 images each, and convert and add up the
 gradients of all weights every time. Here acting leaves its activations in buffers that span the rollout, and learning
-builds the graph over the whole rollout from layers whose outputs are known already. Measured (docs/performance.md): a
-sixth less time per update.
+builds the graph over the whole rollout from layers whose outputs are known already. Measured on one core with 16
+simulators and 5 steps: a sixth less time per update, in float32 and in bfloat16.
 """
 
 from __future__ import annotations
