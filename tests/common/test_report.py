@@ -11,12 +11,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from gala import report
 from gala.errors import UsageError
-from gala.report import facts, read, series
+from gala.report import ball, clock, facts, read, ring, series
 
 LINKS = (("out", "open", 1), ("in", "live", -1))
 STARTED = 1_750_000_000.0
@@ -297,7 +298,7 @@ def test_events_and_edges_are_listed(pong: tuple[SyntheticRun, Page]) -> None:
     assert "resumed 2" in page.text
     assert "checkpoint 0" not in page.text  # too frequent for a list
     assert "Edges (4)" in page.text
-    assert "3 → 0 live" in page.text
+    assert "3 → 0 done" in page.text  # the run has finished
 
 
 def test_several_runs_are_compared_and_shown_each(tmp_path: Path) -> None:
@@ -388,6 +389,7 @@ def test_a_run_that_has_just_started_says_so(tmp_path: Path) -> None:
     page = write(tmp_path, tmp_path / "fresh")
     assert "Nothing is recorded yet" in page.text
     assert "0 of 1" in page.text
+    assert "The ring" not in page.headings()
     both = write(tmp_path, tmp_path / "fresh", SyntheticRun(tmp_path, learners=1, seconds=50))
     assert "Return against decisions" in both.headings()
 
@@ -417,6 +419,7 @@ def test_an_edge_around_a_gap_and_a_gone_one_are_drawn_as_such(tmp_path: Path) -
         if tag == "path" and "edge" in (attributes.get("class") or "")
     ]
     assert looks == ["edge live", "edge healed", "edge live", "edge live", "edge gone"]
+    assert "0 → 2 live, not in the plan" in page.text
     assert "0 → 2: healed, 7 messages sent" in page.text
 
 
@@ -536,3 +539,48 @@ def test_the_callers_matplotlib_settings_are_left_alone(tmp_path: Path, monkeypa
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # its global state is the caller's, too
     write(tmp_path, SyntheticRun(tmp_path, learners=1, seconds=20))
     assert dict(matplotlib.rcParams) == before
+
+
+def test_learners_share_a_clock_that_stands_still_while_the_whole_run_is_stopped() -> None:
+    """Learner 1 crashes at second 100 and is back at 160; later all stop for an hour. Its own clock goes on from 90."""
+
+    def records(*spans: tuple[int, int, int]) -> tuple[dict[str, Any], ...]:
+        return tuple(
+            {"time": STARTED + own + shift, "wallSeconds": float(own), "globalSteps": own + shift}
+            for start, stop, shift in spans
+            for own in range(start, stop + 1, 5)
+        )
+
+    steady = read.Learner(rank=0, train=records((0, 200, 0), (200, 300, 3600)))
+    crashed = read.Learner(rank=1, train=records((0, 100, 0), (90, 130, 70), (130, 230, 3670)))
+    first, second = clock.on_one_clock([steady, crashed])
+    assert first.last["wallSeconds"] == pytest.approx(300)
+    assert second.last["wallSeconds"] == pytest.approx(300)
+    assert [record["wallSeconds"] for record in second.train[20:22]] == [100, 160]
+    x = series.curve(second, "wallSeconds", "globalSteps")
+    assert list(x.x) == sorted(x.x)
+    assert int(np.isnan(x.y).sum()) == 1  # the crash is a gap; the stop, which nobody sat through, is none
+
+
+def test_edges_of_an_earlier_plan_and_closed_gaps_are_the_past(tmp_path: Path) -> None:
+    run = SyntheticRun(tmp_path, seconds=50, finished=False)
+    plan = json.loads((run.directory / "plan.json").read_text())
+    plan["learners"] = [{"rank": 0, "outPeers": [1]}, {"rank": 1, "outPeers": [0]}]
+    run.write("plan.json", json.dumps(plan))
+    for rank in (2, 3):
+        run.append(rank, json.dumps({"kind": "event", "event": "stopped", "wallSeconds": 51}) + "\n")
+    found = read.read_run(run.directory)
+    assert [(edge.source, edge.target) for edge in ring.edges(found)] == [(0, 1), (1, 0)]
+    assert "2 of 2" in write(tmp_path, run).text
+
+
+def test_no_bound_is_drawn_where_the_distance_is_not_over_parameters(tmp_path: Path) -> None:
+    run = SyntheticRun(tmp_path, seconds=50)
+    bound = ball.ball(read.read_run(run.directory))
+    assert bound is not None
+    assert bound.comparable
+    gossip = {"disagreement": 200.0, "relativeDisagreement": 0.5}  # of a vector of norm 400
+    run.append(0, json.dumps({"kind": "train", "wallSeconds": 51, "parameterNorm": 40.0, "gossip": gossip}) + "\n")
+    caption = write(tmp_path, run).captions()["Disagreement and the ε-ball"]
+    assert "No bound is drawn" in caption
+    assert "Dashed" not in caption

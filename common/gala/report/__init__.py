@@ -1,6 +1,10 @@
 """`gala report`: one self-contained HTML page about one run or several.
 
-    read (files -> records) -> series, ball, facts (records -> numbers) -> plots, ring (numbers -> SVG) -> page (HTML)
+    read      files -> records          damaged, missing and unfinished ones included
+    clock     records -> records        on one wall-clock for all learners
+    series, ball, facts     -> numbers  curves, the epsilon-ball, tables
+    plots, compare, timeline, ring      -> SVG
+    page, tables, markup                -> HTML
 
 matplotlib is imported when a report is written, not before: every other command works without it.
 """
@@ -12,10 +16,12 @@ import importlib.util
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from gala.errors import UsageError
-from gala.report.read import read_run
+from gala.report.clock import on_one_clock
+from gala.report.read import Run, read_run
 
 
 def write(run_dirs: Sequence[Path], output: Path) -> Path:
@@ -32,13 +38,23 @@ def write(run_dirs: Sequence[Path], output: Path) -> Path:
     """
     if not run_dirs:
         raise UsageError("gala report: give at least one run directory, such as runs/pong")
-    runs = [read_run(Path(directory)) for directory in run_dirs]
+    runs = [load(Path(directory)) for directory in run_dirs]
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError("gala report needs matplotlib for its plots; install it with: pip install gala[report]")
     from gala.report import page  # takes matplotlib along
 
     _replace(output, page.render(runs))
     return output
+
+
+def load(directory: Path) -> Run:
+    """A run as the report sees it: read, and on one wall-clock.
+
+    Raises:
+        UsageError: `directory` is not a run.
+    """
+    run = read_run(directory)
+    return replace(run, learners=on_one_clock(run.learners))
 
 
 def _replace(output: Path, content: str) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gala import topology
-from gala.report.read import Run, integer, text
+from gala.report.read import Run, integer, number, text
 from gala.report.series import Curve, curve, rolling_maximum
 
 WINDOW_SECONDS = 120.0
@@ -45,6 +45,8 @@ class Ball:
     num_learners: int
     every_updates: int
     bound: Curve
+    comparable: bool
+    """Whether the disagreement is measured over what the update norms are: the parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,8 @@ class _Topology:
 
 def ball(run: Run) -> Ball | None:
     """The bound of a run; None if it has no neighbours, no measured update norms, or an unknown topology."""
-    size = run.num_learners
+    # The most that there were at once if the run was scaled: the bound grows with their number.
+    size = max(run.num_learners, sum(bool(learner.train) for learner in run.learners))
     points = [curve(learner, "wallSeconds", "updateNorm") for learner in run.learners]
     together = Curve(np.concatenate([c.x for c in points]), np.concatenate([c.y for c in points])) if points else None
     if size < 2 or not together:
@@ -69,8 +72,21 @@ def ball(run: Run) -> Ball | None:
         return None
     if not 0 <= beta < 1:
         return None
+    beta = beta if beta > 1e-12 else 0.0  # cos(pi / 2) of a ring of two
     every = max(integer(run.spec, "gossip", "everyUpdates") or 1, 1)
     largest = rolling_maximum(together, WINDOW_SECONDS)
     # Between two mixings a learner makes `every` updates: together at most every * u long.
     bound = Curve(largest.x, largest.y * pairwise_bound(size, every, beta, period))
-    return Ball(beta, period, size, every, bound)
+    return Ball(beta, period, size, every, bound, _is_over_parameters(run))
+
+
+def _is_over_parameters(run: Run) -> bool:
+    """False if the vector that gossips is much longer than its parameters: it holds observation statistics as well."""
+    for learner in run.learners:
+        for record in learner.train:
+            vector = number(record, "gossip", "disagreement") / (
+                number(record, "gossip", "relativeDisagreement") or math.nan
+            )
+            if vector > 1.5 * number(record, "parameterNorm"):
+                return False
+    return True

@@ -94,7 +94,7 @@ class Canvas:
             unit, seconds = "minutes", 60.0
         locator = _StepLocator(seconds)
         self.panels[-1].xaxis.set_major_locator(locator)
-        self._x_axis(lambda value, position: _tick(value / seconds, position), f"wall-clock {unit} of running")
+        self._x_axis(lambda value, position: _tick(value / seconds, position), f"wall-clock {unit} of training")
 
     def _x_axis(self, label: Callable[[float, int], str], title: str) -> None:
         axis = self.panels[-1].xaxis

@@ -61,6 +61,7 @@ class RunFacts:
     global_steps: int
     total_steps: int | None
     wall_seconds: float
+    """From the first to the last train record, without stops of the whole run."""
     steps_per_second: float
     """Of all learners together, over the whole running time."""
     mean_return: float
@@ -75,8 +76,8 @@ def run_facts(run: Run) -> RunFacts:
     """Everything the header and the tables say about a run."""
     total = sum(_finite(number(learner.last, "steps")) for learner in run.learners)
     learners = tuple(_learner_facts(learner, total) for learner in run.learners)
-    walls = [number(run.card, "wallSeconds"), number(run.state, "wallSeconds")]
-    walls += [number(one.last, "wallSeconds") for one in run.learners]
+    # The launcher's wallSeconds holds starting up and the final evaluation as well.
+    walls = [number(one.last, "wallSeconds") for one in run.learners]
     wall = max((value for value in walls if not math.isnan(value)), default=math.nan)
     returns = [one.mean_return for one in learners if not math.isnan(one.mean_return)]
     times = [

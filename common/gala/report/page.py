@@ -20,6 +20,8 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 SMOOTHED = "Raw return, mean of each learner's last 100 training episodes (actions sampled, no reward clipping)"
 
+CLOCK = "against the time since the first record, without stops of the whole run"
+
 
 def render(runs: Sequence[Run]) -> str:
     """The whole page."""
@@ -96,10 +98,12 @@ def _tiles(run: Run, facts: RunFacts) -> Iterator[str]:
     detail += [f"{formats.compact(facts.global_steps * frames)} frames"] if frames else []
     yield tile("Decisions", formats.compact(facts.global_steps), " · ".join(detail))
     yield tile("Decisions per second", formats.count(facts.steps_per_second), "all learners, whole run")
-    yield tile("Wall-clock", formats.duration(facts.wall_seconds), "of running")
-    reporting = sum(learner.state != "no data yet" for learner in facts.learners)
-    restarts = plots.plural(sum(learner.restarts for learner in facts.learners), "restart")
-    yield tile("Learners reporting", f"{reporting} of {run.num_learners}", restarts)
+    yield tile("Wall-clock", formats.duration(facts.wall_seconds), "of training")
+    reporting = sum(learner.rank in run.ranks and learner.state != "no data yet" for learner in facts.learners)
+    former = sum(learner.rank not in run.ranks for learner in facts.learners)
+    detail = [plots.plural(sum(learner.restarts for learner in facts.learners), "restart")]
+    detail += [f"{former} more before"] if former else []
+    yield tile("Learners reporting", f"{reporting} of {run.num_learners}", " · ".join(detail))
 
 
 def _about(score: Score) -> str:
@@ -140,7 +144,7 @@ def _plots(run: Run, identity: str, bound: Ball | None) -> Iterator[Plot | None]
     )
     yield plots.learners(
         run, "Return against wall-clock", [plots.RETURN], "wallSeconds",
-        f"{SMOOTHED}, against the time for which the run has been running. {smooth_lines} {one_run}", next(ids),
+        f"{SMOOTHED}, {CLOCK}. {smooth_lines} {one_run}", next(ids),
     )  # fmt: skip
     yield plots.evaluations(run, next(ids))
     yield plots.throughput(run, next(ids))
@@ -193,7 +197,7 @@ def _comparison_plots(runs: Sequence[Run], labels: Sequence[str]) -> Iterator[Pl
     )
     yield compare.quantity(
         runs, labels, "Return against wall-clock", plots.RETURN, "wallSeconds",
-        f"{SMOOTHED}, against the time for which a run has been running. {bands}", next(ids),
+        f"{SMOOTHED}, {CLOCK}. {bands}", next(ids),
     )  # fmt: skip
     yield compare.evaluations(runs, labels, "greedy", next(ids))
     yield compare.evaluations(runs, labels, "sampled", next(ids))

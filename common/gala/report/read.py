@@ -78,12 +78,15 @@ class Run:
         return text(self.spec, "environment", "id")
 
     @property
+    def ranks(self) -> frozenset[int]:
+        """The ranks of the plan, which learners may have left; those seen on disk if there is no plan."""
+        planned = {rank for entry in objects(self.plan, "learners") if (rank := integer(entry, "rank")) is not None}
+        return frozenset(planned or {learner.rank for learner in self.learners})
+
+    @property
     def num_learners(self) -> int:
         """Learners planned, or seen on disk if there is no plan."""
-        planned = self.plan.get("learners")
-        if isinstance(planned, Sequence) and not isinstance(planned, str) and planned:
-            return len(planned)
-        return integer(self.spec, "learners") or len(self.learners)
+        return len(self.ranks)
 
     @property
     def evaluations(self) -> tuple[Record, ...]:

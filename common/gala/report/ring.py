@@ -34,15 +34,15 @@ class Edge:
     replaced: float = math.nan
     refused: float = math.nan
 
-    source_ended: bool = False
-    """Its sender has finished or stopped in an orderly way: nothing is wrong with an edge that has gone since."""
+    ended: bool = False
+    """One end has finished or stopped in an orderly way: nothing is wrong with an edge that is gone since."""
 
     @property
     def state(self) -> str:
         """live, done (closed, or ended by a farewell), gone or unknown, as the worse-off end sees it."""
         seen = {_SEEN.get(state, "gone") for state in (self.sender_state, self.receiver_state)}
         state = next((state for state in ("gone", "done", "live") if state in seen), "unknown")
-        return "done" if state == "gone" and self.source_ended else state
+        return "done" if self.ended and state in ("gone", "live") else state
 
     @property
     def look(self) -> str:
@@ -51,7 +51,7 @@ class Edge:
 
 
 def edges(run: Run) -> list[Edge]:
-    """The edges of the plan and those that the learners' last records mention, by source and target."""
+    """The edges of the plan and the live ones of the learners' last records, by source and target."""
     ended = {
         one.rank for one in run.learners if one.events and text(one.events[-1], "event") in ("finished", "stopped")
     }
@@ -80,9 +80,9 @@ def edges(run: Run) -> list[Edge]:
                 if outgoing or math.isnan(getattr(edge, name)):
                     setattr(edge, name, value)
     for edge in found.values():
-        edge.source_ended = edge.source in ended
-    # An edge that has carried nothing and is not planned is only a possibility of the successor list.
-    shown = [edge for edge in found.values() if edge.planned or max(_known(edge.sent), _known(edge.received)) > 0]
+        edge.ended = edge.source in ended or edge.target in ended
+    # Others are the past: edges of an earlier plan, or around a gap that has been closed.
+    shown = [edge for edge in found.values() if edge.planned or edge.state == "live"]
     return sorted(shown, key=lambda edge: (edge.source, edge.target))
 
 
@@ -96,10 +96,10 @@ def silent_ranks(run: Run) -> set[int]:
 def draw(run: Run, identity: str) -> str | None:
     """The topology as an SVG element with the page's CSS classes; None if the run has no learners at all."""
     drawn = edges(run)
-    ranks = sorted({rank for edge in drawn for rank in (edge.source, edge.target)} | {one.rank for one in run.learners})
+    ranks = sorted({rank for edge in drawn for rank in (edge.source, edge.target)} | run.ranks)
     if not ranks:
         return None
-    silent = silent_ranks(run)
+    silent = silent_ranks(run) | (set(ranks) - {learner.rank for learner in run.learners})
     many = len(ranks) > MAX_LABELLED_NODES
     labelled = len(drawn) <= MAX_LABELLED_EDGES
     radius, node = 104.0 if labelled else 138.0, 3.5 if many else 17.0 if len(ranks) <= 12 else 11.5
@@ -156,6 +156,8 @@ def _edge(edge: Edge, place: dict[int, tuple[float, float]], node: float, labell
         # The curve's own middle, and from there outwards.
         on_x, on_y = (x1 + 2 * control_x + x2) / 4, (y1 + 2 * control_y + y2) / 4
         distance = math.hypot(on_x, on_y) or 1.0
+        if distance < 0.5 * math.hypot(x1, y1) and len(place) > 2:
+            return f"<g><title>{title}</title>{path}</g>"  # across the middle, where others cross
         out_x, out_y = on_x / distance, on_y / distance
         anchor = "middle" if abs(out_x) < 0.3 else "start" if out_x > 0 else "end"
         at_x, at_y = on_x + 20 * out_x, on_y + 20 * out_y
@@ -180,7 +182,3 @@ def _counters(edge: Edge) -> str:
         f"{formats.count(edge.sent)} messages sent, {formats.count(edge.received)} received, "
         f"{formats.size(edge.bytes)}, {formats.count(edge.replaced)} replaced, {formats.count(edge.refused)} refused"
     )
-
-
-def _known(value: float) -> float:
-    return 0.0 if math.isnan(value) else value

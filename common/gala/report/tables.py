@@ -55,7 +55,7 @@ def learners(facts: Sequence[LearnerFacts]) -> str:
 def ball_note(facts: RunFacts, ball: Ball | None) -> str:
     """The epsilon-ball in numbers; "" if there is no bound or nothing measured."""
     measured = [one.disagreement for one in facts.learners if one.disagreement > 0]
-    if ball is None or not measured:
+    if ball is None or not ball.comparable or not measured:
         return ""
     limit = ball.bound.last
     # The bound is proportional to the update norm.
@@ -198,7 +198,7 @@ def comparison(runs: Sequence[Run], facts: Sequence[RunFacts], labels: Sequence[
         for row in (head, *rows):
             del row[2]
     return table(head, rows, [f"series-{i % 8}" for i in range(len(runs))]) + note(
-        "Decisions of all learners together, per second over the whole running time. Training return: last 100 "
+        "Decisions of all learners together, per second over the whole time of training. Training return: last 100 "
         "episodes, mean of the learners. Greedy and sampled: raw scores of the final model, mean ± standard deviation "
         "over episodes; * of the latest evaluation, while there is no final model. Of human: the greedy score, "
         "human-normalised."
