@@ -24,7 +24,9 @@ from gala_worker.state import Counters
 
 @pytest.fixture(autouse=True)
 def one_compute_thread() -> Iterator[None]:
+    """Several would wait for each other at every layer of these small networks, on a machine that is busy."""
     threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
 
