@@ -164,6 +164,7 @@ class Worker:
                 continue
             counters.epoch = self._plan.epoch
             self._counters = counters
+            self._wall_before = counters.wall_seconds
             self._gossip.merge_progress(counters.progress)
             self._generator_state = found.tensors.get(ACTION_GENERATOR)
             event = "resumed" if found is own else "joined"
@@ -208,7 +209,6 @@ class Worker:
             on_result=self._evaluated,
         )
         resources.callback(self._evaluator.close)
-        self._wall_before = self._counters.wall_seconds
         self._training_since = time.monotonic()
         self._gossip.join()
         self._telemetry.publish(self._counters, self._gossip.stats())
