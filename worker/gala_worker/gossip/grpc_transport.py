@@ -271,20 +271,25 @@ class GrpcTransport:
                     await asyncio.wait({reader, aborted}, timeout=FLUSH_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             else:
                 why = _outcome(reader)
-                if not session.finished:  # a refusal may still have to be said
+                if why == "malformed":  # the refusal has still to be said
                     link.event.set()
-                    await asyncio.wait({writer, aborted}, timeout=0 if why == "closed" else FLUSH_SECONDS)
+                    await asyncio.wait({writer, aborted}, timeout=FLUSH_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         except (grpc.RpcError, asyncio.InvalidStateError) as error:
             why = _why(error)
         finally:
             self._links.discard(link)
-            for task in (reader, writer, aborted):
-                task.cancel()
+            reader.cancel()
+            aborted.cancel()
             session.ended(self.now(), why)
+            if done_writing is None:  # a server cannot end a stream while a write is under way
+                link.closing = True
+                link.event.set()
+                await asyncio.wait({writer}, timeout=FLUSH_SECONDS)
+            writer.cancel()
             await asyncio.gather(reader, writer, aborted, return_exceptions=True)
 
     async def _speak(self, session: Session, link: _GrpcLink, write: Callable[[bytes], Awaitable[None]]) -> None:
-        while True:
+        while not link.closing:
             link.event.clear()
             frame = session.next_frame(self.now())
             if frame is not None:
@@ -330,6 +335,8 @@ class _GrpcLink:
         self._thread = thread
         self.event = asyncio.Event()
         self.aborted = asyncio.Event()
+        self.closing = False
+        """Nothing more is to be written."""
 
     def wake(self) -> None:
         if self._thread.is_current:

@@ -1,4 +1,4 @@
-"""The mathematics of mixing: one pass over the vector that averages and measures.
+"""The mathematics of mixing: the average of neighbours, and how far apart they were.
 
 Shapes: x and every message m_j are [N].
 """
@@ -12,57 +12,51 @@ from typing import Final
 import torch
 from torch import Tensor
 
-BLOCK: Final = 1 << 16
-"""Elements that are mixed at a time on a CPU: the block, the messages' and the scratch space stay in the cache, and no
-temporary of the model's size is needed."""
+BLOCK: Final = 1 << 18
+"""Elements that a distance looks at in one go on a CPU, so that it needs no temporary of the model's size."""
 
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """How far x was from what it was mixed with."""
+    """How far a learner is from its neighbours."""
 
     disagreement: float
-    """||x - m||, before mixing; over several neighbours the root mean square."""
+    """||x - m||; over several neighbours the root mean square."""
     relative: float
     """disagreement / ||x||; 0 when both are 0."""
 
 
-class Mixer:
-    """Averages in place; keeps the scratch space for it."""
+@torch.no_grad()
+def mix_(x: Tensor, messages: Sequence[Tensor]) -> None:
+    """x <- (x + sum of m_j) / (1 + number of messages), in place: one pass for one message of x's type.
 
-    def __init__(self) -> None:
-        self._scratch = torch.empty(0)
+    Args:
+        x: float32 [N], on any device.
+        messages: at least one, float32 or bfloat16 [N], on the CPU.
+    """
+    share = 1.0 / (1 + len(messages))
+    if len(messages) == 1 and messages[0].dtype is x.dtype:
+        torch.lerp(x, _near(messages[0], x), share, out=x)
+        return
+    for message in messages:
+        x.add_(_near(message, x))
+    x.mul_(share)
 
-    @torch.no_grad()
-    def mix_(self, x: Tensor, messages: Sequence[Tensor]) -> Distance:
-        """x <- (x + sum of m_j) / (1 + number of messages), in place.
 
-        Args:
-            x: float32 [N], on any device.
-            messages: at least one, float32 or bfloat16 [N], on the CPU.
-        """
-        share = 1.0 / (1 + len(messages))
-        block = BLOCK if x.device.type == "cpu" else x.numel()
-        if self._scratch.numel() < min(block, x.numel()) or self._scratch.device != x.device:
-            self._scratch = torch.empty(min(block, x.numel()), device=x.device)
-        squares = torch.zeros(2, dtype=torch.float64, device=x.device)
-        for start in range(0, x.numel(), block):
-            part = x[start : start + block]
-            squares[1] += torch.dot(part, part)
-            if len(messages) == 1:
-                step = torch.sub(self._arrived(messages[0], start, part), part, out=self._scratch[: part.numel()])
-                squares[0] += torch.dot(step, step)
-                part.add_(step, alpha=share)
-                continue
-            pull = torch.zeros_like(part)
-            for message in messages:
-                step = torch.sub(self._arrived(message, start, part), part, out=self._scratch[: part.numel()])
-                squares[0] += torch.dot(step, step)
-                pull += step
-            part.add_(pull, alpha=share)
-        distance, norm = (squares / torch.tensor([len(messages), 1], device=x.device)).sqrt().tolist()
-        return Distance(distance, distance / norm if norm else 0.0)
+@torch.no_grad()
+def distance(x: Tensor, messages: Sequence[Tensor]) -> Distance:
+    """How far x is from what it is to be mixed with; costs several times as much as mixing. Arguments as of `mix_`."""
+    block = BLOCK if x.device.type == "cpu" else max(1, x.numel())
+    apart = norm = 0.0
+    for start in range(0, x.numel(), block):
+        part = x[start : start + block]
+        norm += float(torch.dot(part, part))
+        for message in messages:
+            step = _near(message[start : start + block], x) - part
+            apart += float(torch.dot(step, step))
+    apart, norm = (apart / len(messages)) ** 0.5, norm**0.5
+    return Distance(apart, apart / norm if norm else 0.0)
 
-    @staticmethod
-    def _arrived(message: Tensor, start: int, part: Tensor) -> Tensor:
-        return message[start : start + part.numel()].to(part.device, non_blocking=True)
+
+def _near(message: Tensor, x: Tensor) -> Tensor:
+    return message.to(x.device, non_blocking=True)

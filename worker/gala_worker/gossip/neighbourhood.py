@@ -141,10 +141,12 @@ class Neighbourhood:
             out_edge.backoff.reset()
         self._knit(self._transport.now())
 
-    def leave(self, why: Leaving) -> None:
-        """Say farewell on every edge."""
+    def leave(self, why: Leaving | None) -> None:
+        """Open no more edges, and say farewell on every one that is open; None = without a word."""
         self._closing = True
         self.routes, self.out_peers = ((),) * self.period, ()
+        if why is None:
+            return
         for out_edge in self.out_edges.values():
             if out_edge.session is not None:
                 out_edge.session.leave(why)

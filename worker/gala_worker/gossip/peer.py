@@ -28,7 +28,7 @@ from gala.errors import GossipError
 from gala.plan import RunPlan
 from gala_worker.gossip import codec
 from gala_worker.gossip.messages import Leaving, Precision, Progress, StateRequest
-from gala_worker.gossip.mixing import Mixer
+from gala_worker.gossip.mixing import Distance, distance, mix_
 from gala_worker.gossip.neighbourhood import Neighbourhood
 from gala_worker.gossip.receiving import InEdge
 from gala_worker.gossip.slots import Received, SnapshotPool
@@ -37,6 +37,8 @@ from gala_worker.gossip.transport import Transport
 
 MAX_STATE_CANDIDATES: Final = 16
 """Neighbours that a starting learner asks for their state."""
+MEASURE_EVERY: Final = 10
+"""Mixings between two looks at the disagreement: measuring costs several times as much as mixing."""
 CLOSE_SECONDS: Final = 1.0
 """How long a farewell may take."""
 
@@ -53,7 +55,7 @@ class Mixing:
     staleness_seconds: float
     """From the neighbour's offer to the mixing, network time apart; the largest."""
     disagreement: float
-    """||x - m|| before mixing."""
+    """||x - m|| before mixing, measured at the first and then at every `MEASURE_EVERY`-th mixing."""
     relative_disagreement: float
     """||x - m|| / ||x||."""
 
@@ -95,7 +97,7 @@ class GossipPeer:
             pool=self._pool,
             make_buffer=make_buffer,
         )
-        self._mixer = Mixer()
+        self._distance = Distance(0.0, 0.0)
         self._mixed_version: int | None = None
         self._mixes = self._skips = 0
         self._seconds = self._waited_seconds = 0.0
@@ -152,10 +154,9 @@ class GossipPeer:
         if not self._started:
             return
         self._started = False
-        if farewell:
-            finished = self.global_steps() >= self._hood.plan.spec.total_steps
-            why = Leaving.FINISHED if finished else Leaving.STOPPED
-            self._transport.call_soon(lambda: self._hood.leave(why))
+        finished = self.global_steps() >= self._hood.plan.spec.total_steps
+        why = (Leaving.FINISHED if finished else Leaving.STOPPED) if farewell else None
+        self._transport.call_soon(lambda: self._hood.leave(why))
         self._transport.close(CLOSE_SECONDS if farewell else 0.0)
 
     # ---------------------------------------------------------------- every update
@@ -335,15 +336,18 @@ class GossipPeer:
 
     def _mix(self, vector: Tensor, received: Iterable[tuple[InEdge, Received]]) -> Mixing:
         edges, messages = zip(*received, strict=True)
-        distance = self._mixer.mix_(vector, [message.buffer for message in messages])
+        buffers = [message.buffer for message in messages]
+        if self._mixes % MEASURE_EVERY == 0:
+            self._distance = distance(vector, buffers)
+        mix_(vector, buffers)
         now, version = self._transport.now(), self._hood.version
         mixing = Mixing(
             peers=tuple(edge.rank for edge in edges),
             versions=tuple(message.version for message in messages),
             staleness_updates=max(0, *(version - message.updates_then for message in messages)),
             staleness_seconds=max(message.age_seconds + now - message.began_at for message in messages),
-            disagreement=distance.disagreement,
-            relative_disagreement=distance.relative,
+            disagreement=self._distance.disagreement,
+            relative_disagreement=self._distance.relative,
         )
         with self._condition:
             for edge, message in received:
