@@ -1,6 +1,12 @@
 """Set-up of all tests."""
 
+import os
+
 from hypothesis import settings
+
+# One compute thread, here and in every process that a test starts: where others are busy, threads that wait for each
+# other at every layer take many times as long.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # No deadline per example: the machine is shared with training runs, and pytest-timeout catches what hangs. Derandomised:
 # the same commit gives the same verdict.

@@ -46,6 +46,8 @@ RECORD_SECONDS = 5.0
 """How often a record goes to metrics.jsonl."""
 JOIN_SECONDS = 10.0
 """How long a starting learner waits for a neighbour's state. Where nobody listens the answer comes at once."""
+HUNG_SECONDS = 300.0
+"""Without an update for so long, a learner counts as hung and /healthz says so."""
 MEASURE_EVERY_UPDATES = 20
 """How often the length of an update is measured: it costs a pass over the parameters."""
 
@@ -113,7 +115,8 @@ class Worker:
             incarnation=config.incarnation,
             total_steps=self._spec.total_steps,
         )
-        self._heartbeat = Heartbeat()
+        # A learner that waits for its neighbours, as its staleness bound tells it to, is no learner that hangs.
+        self._heartbeat = Heartbeat(HUNG_SECONDS + self._spec.gossip.peer_timeout_seconds)
         self._metrics = MetricsWriter(
             config.learner_dir,
             run=plan.run_name,

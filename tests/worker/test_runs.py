@@ -1,0 +1,107 @@
+"""`gala run` from end to end, with real workers: what a user gets, and what a user's mistake gets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+if TYPE_CHECKING:
+    from conftest import LiveRun
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
+
+
+def document(name: str, environment: dict[str, Any], **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "gala.dev/v1alpha1",
+        "kind": "GalaRun",
+        "metadata": {"name": name},
+        "spec": {"environment": environment, "learners": 2, "worker": {"gpus": 0}, **spec},
+    }
+
+
+@pytest.mark.learning
+def test_three_learners_balance_the_pole(live_run: Callable[..., LiveRun]) -> None:
+    run = live_run(yaml.safe_load((EXAMPLES / "cartpole.yaml").read_text()))
+    assert run.process.wait(240) == 0, run.log.read_text()
+    card = json.loads((run.directory / "final" / "card.json").read_text())
+    assert card["evaluation"]["greedy"]["meanReturn"] >= 475
+    assert card["globalSteps"] >= 300_000
+    assert sorted(card["averaged"]) == [0, 1, 2]
+    for rank in range(3):
+        last = run.records(rank, "train")[-1]
+        assert last["gossip"]["mixes"] > 100
+        assert last["gossip"]["relativeDisagreement"] < 0.5
+    periodic = [record for rank in range(3) for record in run.records(rank, "evaluation")]
+    assert {record["mode"] for record in periodic} == {"greedy", "sampled"}
+    assert (run.directory / "report.html").read_text().startswith("<!doctype html>")
+    assert "gala evaluate" in run.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"id": "ALE/Pnog-v5"}, ["ALE/Pnog-v5", "Pong"]),
+        ({"id": "CartPoel-v1"}, ["CartPoel-v1", "CartPole"]),
+        ({"id": "no.such.module:Thing-v0"}, ["no.such.module"]),
+        ({"id": "CartPole-v1", "kwargs": {"gravitas": 3}}, ["gravitas"]),
+    ],
+)
+def test_an_environment_that_cannot_be_made_is_one_line_and_exit_code_2(
+    live_run: Callable[..., LiveRun], environment: dict[str, Any], words: list[str]
+) -> None:
+    run = live_run(document("mistake", environment))
+    assert run.process.wait(120) == 2
+    text = run.log.read_text()
+    assert "Traceback" not in text
+    assert all(word in text for word in words), text
+
+
+def test_a_user_s_own_environment_trains_from_the_current_directory(
+    live_run: Callable[..., LiveRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mygame.py").write_text(
+        """
+import gymnasium
+import numpy as np
+
+
+class Corridor(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x = 0.0
+        return np.array([self.x], np.float32), {}
+
+    def step(self, action):
+        self.x += 0.3 * float(action[0])
+        return np.array([self.x], np.float32), 1.0 - abs(self.x), abs(self.x) > 1, False, {}
+
+
+gymnasium.register("Corridor-v0", Corridor, max_episode_steps=20)
+"""
+    )
+    monkeypatch.chdir(tmp_path)
+    run = live_run(
+        document(
+            "mine",
+            {"id": "mygame:Corridor-v0", "simulators": 4},
+            totalSteps=4000,
+            policy={"recurrent": True},
+            gossip={"maxStaleness": 0, "precision": "bfloat16", "peerTimeoutSeconds": 5},
+            topology={"type": "Complete"},
+        )
+    )
+    assert run.process.wait(120) == 0, run.log.read_text()
+    last = run.records(0, "train")[-1]
+    assert last["gossip"]["mixes"] > 10
+    assert last["gossip"]["stalenessUpdates"] <= 1
