@@ -78,10 +78,9 @@ def main() -> None:
     print(f"{'':9} {'MB':>6} {'MB/s':>7} {'CPU ms/message':>17} {'latency ms':>15} {'memory / model':>16}")
     print(f"{'':9} {'':>6} {'':>7} {'send':>8} {'receive':>8} {'p50':>7} {'p99':>7} {'send':>8} {'receive':>7}")
     for r in results:
-        print(
-            f"{r.what:9} {r.megabytes:6.1f} {r.megabytes_per_second:7.0f} "
-            f"{r.sender_cpu_ms:8.2f} {r.receiver_cpu_ms:8.2f} {r.p50_ms:7.2f} {r.p99_ms:7.2f} {r.sender_memory:8.2f} {r.receiver_memory:7.2f}"
-        )
+        cells = (r.megabytes, r.megabytes_per_second, r.sender_cpu_ms, r.receiver_cpu_ms, r.p50_ms, r.p99_ms)
+        line = "{:6.1f} {:7.0f} {:8.2f} {:8.2f} {:7.2f} {:7.2f}".format(*cells)
+        print(f"{r.what:9} {line} {r.sender_memory:8.2f} {r.receiver_memory:7.2f}")
 
 
 def run(what: str, side: Callable[..., None], num_elements: int, seconds: float, precision: str) -> Result:

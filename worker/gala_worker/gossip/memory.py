@@ -132,7 +132,7 @@ class MemoryTransport:
     def connect(self, address: str, make_session: Callable[[Link], Session]) -> Session:
         """A pair of links, if somebody listens."""
         near = MemoryLink(self)
-        near.session = make_session(near)
+        session = near.session = make_session(near)
 
         def arrive() -> None:
             target = self.network.at(address)
@@ -145,7 +145,7 @@ class MemoryTransport:
             near.wake()
 
         self.network.schedule(self.network.latency_seconds, arrive)
-        return near.session
+        return session
 
     @staticmethod
     def _accepted(link: MemoryLink) -> None:

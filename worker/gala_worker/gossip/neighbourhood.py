@@ -15,22 +15,20 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from gala import topology
 from gala.plan import RunPlan
 from gala_worker.gossip import ring
-from gala_worker.gossip.messages import Hello, Leaving, Precision, Progress, Reason, Refusal, StateRequest, Welcome
+from gala_worker.gossip.membership import Identity, Membership
+from gala_worker.gossip.messages import Hello, Leaving, Progress, Reason, Refusal, StateRequest, Welcome
 from gala_worker.gossip.receiving import InEdge, Receiving
-from gala_worker.gossip.sending import SenderState, Sending
+from gala_worker.gossip.sending import OutEdge, SenderState, Sending
 from gala_worker.gossip.slots import Inbox, Outbox, SnapshotPool
-from gala_worker.gossip.stats import Complaints, EdgeCounters, EdgeStats
+from gala_worker.gossip.stats import Complaints, EdgeStats
 from gala_worker.gossip.transport import Link, Transport
 
 log = logging.getLogger(__name__)
 
 HELLO_SECONDS: Final = 5.0
 """How long a conversation may take to begin, and to end."""
-HEARTBEATS_PER_TIMEOUT: Final = 5
-LONGEST_HEARTBEAT_SECONDS: Final = 2.0
 MAX_STRANGERS: Final = 64
 """Streams without a proper hello at the same time; more are closed at once."""
 MAX_DIALS: Final = 16
@@ -38,44 +36,21 @@ MAX_DIALS: Final = 16
 MAX_EVENTS: Final = 1000
 
 
-class OutEdge:
-    """What this peer knows of one rank that it pushes, or may have to push, to."""
-
-    def __init__(self, rank: int, outbox: Outbox, backoff: ring.Backoff) -> None:
-        self.rank = rank
-        self.outbox = outbox
-        self.counters = EdgeCounters()
-        self.backoff = backoff
-        self.session: Sending | None = None
-        self.dialled_at = 0.0
-        self.gone = False
-        """It does not answer; somebody else is pushed to instead."""
-        self.was_open = False
-
-    @property
-    def is_open(self) -> bool:
-        """Whether messages can be pushed."""
-        return self.session is not None and self.session.state is SenderState.OPEN
-
-
 class Neighbourhood:
     """The hosts of all sessions, and the `Endpoint` of the transport."""
 
     def __init__(
         self,
-        rank: int,
         plan: RunPlan,
-        schema_hash: str,
-        num_elements: int,
+        identity: Identity,
         *,
-        incarnation: int,
         transport: Transport,
         condition: threading.Condition,
         pool: SnapshotPool,
         make_buffer: Callable[[], Tensor],
     ) -> None:
-        self.rank = rank
-        self.plan = plan
+        self.rank = identity.rank
+        self.membership = Membership(plan, identity)
         self.lock = condition
         self.in_edges: dict[int, InEdge] = {}
         self.out_edges: dict[int, OutEdge] = {}
@@ -88,34 +63,20 @@ class Neighbourhood:
         self.version = 0
         """The learner's update count, as of its last offer."""
         self.state_requests: dict[int, Callable[[bytes | Reason], None]] = {}
-        self._schema_hash = schema_hash
-        self._num_elements = num_elements
-        self._incarnation = incarnation
+        self._identity = identity
         self._transport = transport
         self._pool = pool
         self._make_buffer = make_buffer
-        self._random = random.Random(f"{plan.run_uid}/{rank}/{incarnation}")
+        self._random = random.Random(f"{plan.run_uid}/{identity.rank}/{identity.incarnation}")
         self._receiving: set[Receiving] = set()
         self._joined = False
         self._closing = False
         self._ticked_at: float | None = None
-        self._read_plan(plan)
 
-    def _read_plan(self, plan: RunPlan) -> None:
-        self.plan = plan
-        gossip = plan.spec.gossip
-        self.timeout: float = gossip.peer_timeout_seconds
-        self.heartbeat = min(self.timeout / HEARTBEATS_PER_TIMEOUT, LONGEST_HEARTBEAT_SECONDS)
-        self.precision = Precision[gossip.precision.upper()]
-        self._members = sorted(plan.ranks)
-        shape, size = plan.spec.topology, len(self._members)
-        self.period = topology.period(shape, size)
-        inside = self.rank in self._members
-        self._by_round = tuple(
-            topology.successors(shape, self._members, self.rank, round) if inside else ()
-            for round in range(self.period)
-        )
-        self._nominal = tuple(dict.fromkeys(peer for peers in self._by_round for peer in peers))
+    @property
+    def plan(self) -> RunPlan:
+        """The newest."""
+        return self.membership.plan
 
     # ---------------------------------------------------------------- commands, on the transport's thread
 
@@ -128,9 +89,9 @@ class Neighbourhood:
         """A newer plan: knit the ring anew. An older one is ignored."""
         if plan.epoch <= self.plan.epoch or plan.run_uid != self.plan.run_uid:
             return
-        self._read_plan(plan)
+        self.membership = Membership(plan, self._identity)
         for rank, in_edge in list(self.in_edges.items()):
-            if rank not in self._members:
+            if rank not in self.membership.ranks:
                 if in_edge.session is not None:
                     in_edge.session.leave(Leaving.REKNIT)
                 with self.lock:
@@ -144,7 +105,7 @@ class Neighbourhood:
     def leave(self, why: Leaving | None) -> None:
         """Open no more edges, and say farewell on every one that is open; None = without a word."""
         self._closing = True
-        self.routes, self.out_peers = ((),) * self.period, ()
+        self.routes, self.out_peers = ((),) * self.membership.period, ()
         if why is None:
             return
         for out_edge in self.out_edges.values():
@@ -160,19 +121,19 @@ class Neighbourhood:
         if self._closing or sum(session.edge is None for session in self._receiving) >= MAX_STRANGERS:
             self.complaints.add(Reason.TOO_BUSY.name, None, "too many strangers at the door: turning some away", now)
             return None
-        session = Receiving(self, link, now, heartbeat=self.heartbeat)
+        session = Receiving(self, link, now, heartbeat=self.membership.heartbeat)
         self._receiving.add(session)
         return session
 
     def tick(self, now: float) -> None:
         """Close what has fallen silent; try again what is due."""
-        late = self._ticked_at is not None and now - self._ticked_at > self.timeout / 2
+        late = self._ticked_at is not None and now - self._ticked_at > self.membership.timeout / 2
         self._ticked_at = now
         if late:  # it is this process that was not listening: what was said meanwhile is still to be read
             for session in self._sessions():
                 session.heard_at = now
         for receiving in list(self._receiving):
-            patience = HELLO_SECONDS if receiving.edge is None or receiving.finished else self.timeout
+            patience = HELLO_SECONDS if receiving.edge is None or receiving.finished else self.membership.timeout
             since = receiving.began_at if receiving.edge is None else receiving.heard_at
             if now - since > patience:
                 receiving.link.abort()
@@ -180,9 +141,9 @@ class Neighbourhood:
             if edge.session is None:
                 continue
             if edge.session.state is SenderState.OPEN and edge.session.heard_at is not None:
-                silent = now - edge.session.heard_at > self.timeout
+                silent = now - edge.session.heard_at > self.membership.timeout
             else:
-                silent = now - edge.dialled_at > min(HELLO_SECONDS, self.timeout)
+                silent = now - edge.dialled_at > min(HELLO_SECONDS, self.membership.timeout)
             if silent:
                 edge.session.link.abort()
         self._knit(now)
@@ -191,16 +152,9 @@ class Neighbourhood:
 
     def state_requested(self, request: StateRequest, answer: Callable[[bytes | Reason], None]) -> None:
         """Keep the question for the learner, who alone knows its state."""
-        if request.run_uid != self.plan.run_uid:
-            reason: Reason | None = Reason.WRONG_RUN
-        elif request.rank not in self._members or request.rank == self.rank:
-            reason = Reason.NOT_MY_PEER
-        elif request.schema_hash != self._schema_hash:
-            reason = Reason.WRONG_SCHEMA
-        elif self.version == 0 or self._closing:
+        reason = self.membership.objection_to_request(request)
+        if reason is None and (self.version == 0 or self._closing):
             reason = Reason.NOTHING_YET
-        else:
-            reason = None
         if reason is not None:
             if reason is not Reason.NOTHING_YET:
                 self._complain(reason, request.rank, "asks for state")
@@ -270,12 +224,16 @@ class Neighbourhood:
 
     def admit(self, session: Receiving, hello: Hello, now: float) -> InEdge | Refusal:
         """The checks of a hello."""
-        reason = self._verdict(hello, now)
+        reason = self.membership.objection_to(hello)
+        edge = self.in_edges.get(hello.rank)
+        if reason is None and self._closing:
+            reason = Reason.NOT_MY_PEER
+        if reason is None and edge and edge.knows_younger(hello.incarnation, now, self.membership.timeout):
+            reason = Reason.STALE_INCARNATION
         if reason is not None:
             stranger = reason in (Reason.WRONG_RUN, Reason.NOT_MY_PEER)
             self._complain(reason, None if stranger else hello.rank, f"rank {hello.rank} says hello")
             return Refusal(reason, reason.text)
-        edge = self.in_edges.get(hello.rank)
         if edge is None:
             edge = InEdge(hello.rank, Inbox(self._make_buffer))
         if edge.session is not None:
@@ -289,34 +247,13 @@ class Neighbourhood:
         self._knocked(hello.rank)
         return edge
 
-    def _verdict(self, hello: Hello, now: float) -> Reason | None:
-        if hello.run_uid != self.plan.run_uid:
-            return Reason.WRONG_RUN
-        if hello.receiver != self.rank:
-            return Reason.WRONG_RECEIVER
-        if hello.epoch < self.plan.epoch:
-            return Reason.STALE_EPOCH
-        if hello.rank not in self._members or hello.rank == self.rank or self._closing:
-            return Reason.NOT_MY_PEER
-        if hello.schema_hash != self._schema_hash or hello.num_elements != self._num_elements:
-            return Reason.WRONG_SCHEMA
-        if hello.precision != self.precision:
-            return Reason.WRONG_PRECISION
-        edge = self.in_edges.get(hello.rank)
-        if edge is not None and hello.incarnation < edge.incarnation:
-            # Remembered for a while only: a restart on a machine whose clock is behind must not be locked out for good.
-            ended_at = None if edge.session is not None else edge.ended_at
-            if ended_at is None or now - ended_at < self.timeout:
-                return Reason.STALE_INCARNATION
-        return None
-
     def welcome(self) -> Welcome:
         """Our answer to a proper hello."""
-        return Welcome(self.plan.run_uid, self.rank, self._incarnation, self.plan.epoch, self.progress())
+        return Welcome(self.plan.run_uid, self.rank, self._identity.incarnation, self.plan.epoch, self.progress())
 
     def message_bytes(self) -> int:
         """Size of every message of this run."""
-        return self._num_elements * self.precision.itemsize
+        return self.membership.message_bytes
 
     def own_version(self) -> int:
         """This learner's update count."""
@@ -349,22 +286,22 @@ class Neighbourhood:
         if not self._joined or self._closing:
             return
         gone = {rank for rank, edge in self.out_edges.items() if edge.gone}
-        chosen = ring.choose(self._nominal, self._members, self.rank, gone)
+        chosen = ring.choose(self.membership.out_peers, self.membership.ranks, self.rank, gone)
         wanted = {peer for peer in chosen if peer is not None}
-        wanted |= ring.nearer(self._nominal, chosen, self._members, self.rank)
+        wanted |= ring.nearer(self.membership.out_peers, chosen, self.membership.ranks, self.rank)
         for edge in list(self.out_edges.values()):
             if edge.rank not in wanted and edge.session is not None:
                 edge.session.leave(Leaving.REKNIT)
-            if edge.rank not in self._members and edge.session is None:
+            if edge.rank not in self.membership.ranks and edge.session is None:
                 del self.out_edges[edge.rank]
-        heirs = dict(zip(self._nominal, chosen, strict=True))
+        heirs = dict(zip(self.membership.out_peers, chosen, strict=True))
         routes = tuple(
             tuple(
                 self.out_edges[heir]
                 for heir in (heirs[peer] for peer in peers)
                 if heir is not None and heir in self.out_edges and self.out_edges[heir].is_open
             )
-            for peers in self._by_round
+            for peers in self.membership.out_peers_by_round
         )
         current = tuple(sorted({edge.rank for edges in routes for edge in edges}))
         with self.lock:
@@ -384,27 +321,15 @@ class Neighbourhood:
         dials = sum(e.session is not None and not e.is_open for e in self.out_edges.values())
         if edge.session is not None or not edge.backoff.due(now) or dials >= MAX_DIALS:
             return
-        hello = Hello(
-            self.plan.run_uid,
-            self.rank,
-            peer,
-            self._incarnation,
-            self.plan.epoch,
-            self._schema_hash,
-            self._num_elements,
-            int(self.precision),
-        )
         edge.dialled_at = now
-        address = self.plan.learner(peer).address.gossip
-        target = edge
+        self._transport.connect(self.plan.learner(peer).address.gossip, lambda link: self._greet(edge, link))
 
-        def make_session(link: Link) -> Sending:
-            session = Sending(self, link, hello, target.outbox, target.counters, heartbeat=self.heartbeat)
-            with self.lock:
-                target.session = session
-            return session
-
-        self._transport.connect(address, make_session)
+    def _greet(self, edge: OutEdge, link: Link) -> Sending:
+        hello = self.membership.hello_to(edge.rank)
+        session = Sending(self, link, hello, edge.outbox, edge.counters, heartbeat=self.membership.heartbeat)
+        with self.lock:
+            edge.session = session
+        return session
 
     def _knocked(self, rank: int) -> None:
         """A rank has been heard of: if it was thought to be gone, try it at once."""
@@ -433,31 +358,10 @@ class Neighbourhood:
 
     def edge_stats(self) -> tuple[EdgeStats, ...]:
         """All edges; the caller holds the lock."""
-        ins = [
-            EdgeStats(
-                edge.rank,
-                "in",
-                "live" if edge.session else "gone",
-                edge.counters.messages,
-                edge.counters.bytes,
-                edge.inbox.replaced,
-                edge.counters.refused,
-            )
-            for edge in self.in_edges.values()
-        ]
-        outs = [
-            EdgeStats(
-                edge.rank,
-                "out",
-                edge.session.state.value if edge.session else "closed",
-                edge.counters.messages,
-                edge.counters.bytes,
-                edge.outbox.replaced,
-                edge.counters.refused,
-            )
-            for edge in self.out_edges.values()
-        ]
-        return (*ins, *outs)
+        return (
+            *(edge.stats() for edge in self.in_edges.values()),
+            *(edge.stats() for edge in self.out_edges.values()),
+        )
 
     def _sessions(self) -> list[Receiving | Sending]:
         return [*self._receiving, *(edge.session for edge in self.out_edges.values() if edge.session is not None)]

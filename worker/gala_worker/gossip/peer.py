@@ -27,6 +27,7 @@ from torch import Tensor
 from gala.errors import GossipError
 from gala.plan import RunPlan
 from gala_worker.gossip import codec
+from gala_worker.gossip.membership import Identity
 from gala_worker.gossip.messages import Leaving, Precision, Progress, StateRequest
 from gala_worker.gossip.mixing import Distance, distance, mix_
 from gala_worker.gossip.neighbourhood import Neighbourhood
@@ -76,9 +77,7 @@ class GossipPeer:
     ) -> None:
         """`num_elements`: N of the flat vector. `pinned`: the vector lives on a GPU, use page-locked buffers."""
         self._transport = transport
-        self._incarnation = incarnation
-        self._schema_hash = schema_hash
-        self._num_elements = num_elements
+        self._identity = Identity(rank, incarnation, schema_hash, num_elements)
         self._condition = threading.Condition()
         precision = Precision[plan.spec.gossip.precision.upper()]
 
@@ -87,11 +86,8 @@ class GossipPeer:
 
         self._pool = SnapshotPool(make_buffer)
         self._hood = Neighbourhood(
-            rank,
             plan,
-            schema_hash,
-            num_elements,
-            incarnation=incarnation,
+            self._identity,
             transport=transport,
             condition=self._condition,
             pool=self._pool,
@@ -113,7 +109,7 @@ class GossipPeer:
         """
         hood = self._hood
         address = hood.plan.learner(hood.rank).address.gossip
-        self._transport.serve(address, hood, hood.heartbeat / 2, hood.message_bytes())
+        self._transport.serve(address, hood, hood.membership.heartbeat / 2, hood.message_bytes())
         self._started = True
 
     def fetch_state(self, timeout_seconds: float) -> bytes | None:
@@ -123,7 +119,7 @@ class GossipPeer:
         order = dict.fromkeys((*own.in_peers, *own.out_peers, *sorted(plan.ranks, key=lambda peer: abs(peer - rank))))
         candidates = [peer for peer in order if peer != rank][:MAX_STATE_CANDIDATES]
         deadline = self._transport.now() + timeout_seconds
-        request = StateRequest(plan.run_uid, rank, self._schema_hash, self._incarnation)
+        request = StateRequest(plan.run_uid, rank, self._identity.schema_hash, self._identity.incarnation)
         for peer in candidates:
             remaining = deadline - self._transport.now()
             if remaining <= 0:
@@ -135,7 +131,7 @@ class GossipPeer:
                     first_seconds=min(remaining, max(1.0, timeout_seconds / 4)),
                     seconds=remaining,
                     # Parameters, optimiser state and whatever a recurrent or normalising policy adds to them.
-                    max_bytes=16 * 4 * self._num_elements + (64 << 20),
+                    max_bytes=16 * 4 * self._identity.num_elements + (64 << 20),
                 )
             except GossipError:
                 continue  # the next one may do better
@@ -207,7 +203,7 @@ class GossipPeer:
                 ready = self._is_mixable() and self._has_fresh()
             if not ready and self._is_overdue():
                 waiting = time.perf_counter()
-                if not self._transport.wait(self._condition, self._is_mixable, self._hood.timeout):
+                if not self._transport.wait(self._condition, self._is_mixable, self._hood.membership.timeout):
                     self._excuse()
                 self._waited_seconds += time.perf_counter() - waiting
             with self._condition:
@@ -281,7 +277,7 @@ class GossipPeer:
 
     def _counted(self) -> list[InEdge]:
         """The in-peers that matter: live, and not without a message for longer than the timeout."""
-        oldest = self._transport.now() - self._hood.timeout
+        oldest = self._transport.now() - self._hood.membership.timeout
         return [
             edge
             for edge in self._hood.in_edges.values()

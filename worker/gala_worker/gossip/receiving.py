@@ -23,7 +23,7 @@ from gala_worker.gossip.messages import (
     Welcome,
 )
 from gala_worker.gossip.slots import Inbox, Received
-from gala_worker.gossip.stats import EdgeCounters
+from gala_worker.gossip.stats import EdgeCounters, EdgeStats
 from gala_worker.gossip.transport import Link
 
 if TYPE_CHECKING:
@@ -48,6 +48,22 @@ class InEdge:
         """When it went away other than to another neighbour; None while it is here."""
         self.ended_at = 0.0
         """When its last stream ended."""
+
+    def knows_younger(self, incarnation: int, now: float, memory_seconds: float) -> bool:
+        """Whether a younger process of this rank pushes here, or did until not long ago.
+
+        Not for ever: a process that restarts on a machine whose clock is behind must not be locked out for good.
+        """
+        if incarnation >= self.incarnation:
+            return False
+        return self.session is not None or now - self.ended_at < memory_seconds
+
+    def stats(self) -> EdgeStats:
+        """As of now; the caller holds the lock."""
+        state, counters = "live" if self.session else "gone", self.counters
+        return EdgeStats(
+            self.rank, "in", state, counters.messages, counters.bytes, self.inbox.replaced, counters.refused
+        )
 
 
 class ReceiverHost(Protocol):

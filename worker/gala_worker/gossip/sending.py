@@ -23,8 +23,9 @@ from gala_worker.gossip.messages import (
     Refusal,
     Welcome,
 )
+from gala_worker.gossip.ring import Backoff
 from gala_worker.gossip.slots import Outbox
-from gala_worker.gossip.stats import EdgeCounters
+from gala_worker.gossip.stats import EdgeCounters, EdgeStats
 from gala_worker.gossip.transport import Link
 
 
@@ -34,6 +35,34 @@ class SenderState(enum.Enum):
     GREETING = "connecting"
     OPEN = "open"
     CLOSED = "closed"
+
+
+class OutEdge:
+    """What this peer knows of one rank that it pushes, or may have to push, to."""
+
+    def __init__(self, rank: int, outbox: Outbox, backoff: Backoff) -> None:
+        self.rank = rank
+        self.outbox = outbox
+        self.counters = EdgeCounters()
+        self.backoff = backoff
+        self.session: Sending | None = None
+        self.dialled_at = 0.0
+        self.gone = False
+        """It does not answer; somebody else is pushed to instead."""
+        self.was_open = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether messages can be pushed."""
+        return self.session is not None and self.session.state is SenderState.OPEN
+
+    def stats(self) -> EdgeStats:
+        """As of now; the caller holds the lock."""
+        state = self.session.state.value if self.session else "closed"
+        counters = self.counters
+        return EdgeStats(
+            self.rank, "out", state, counters.messages, counters.bytes, self.outbox.replaced, counters.refused
+        )
 
 
 class SenderHost(Protocol):
