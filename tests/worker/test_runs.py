@@ -33,7 +33,7 @@ def test_three_learners_balance_the_pole(live_run: Callable[..., LiveRun]) -> No
     assert run.process.wait(240) == 0, run.log.read_text()
     card = json.loads((run.directory / "final" / "card.json").read_text())
     assert card["evaluation"]["greedy"]["meanReturn"] >= 475
-    assert card["globalSteps"] >= 300_000
+    assert card["globalSteps"] >= 400_000
     assert sorted(card["averaged"]) == [0, 1, 2]
     for rank in range(3):
         last = run.records(rank, "train")[-1]
