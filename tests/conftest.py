@@ -8,7 +8,7 @@ from hypothesis import settings
 # other at every layer take many times as long.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-# No deadline per example: machines are shared, and pytest-timeout catches what hangs. Derandomised: the same commit gives
-# the same verdict.
+# No deadline per example: machines are shared, and pytest-timeout catches what hangs. Derandomised: the same commit
+# gives the same verdict.
 settings.register_profile("gala", deadline=None, derandomize=True)
 settings.load_profile("gala")
