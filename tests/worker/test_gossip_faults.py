@@ -218,6 +218,22 @@ def test_a_learner_that_hangs_while_its_process_lives_is_waited_for_once():
     assert alone.mix() is not None  # and is mixed with again when it sends
 
 
+def test_a_receiver_that_takes_nothing_is_waited_for_once():
+    fleet = Fleet(small_plan(learners=3, gossip={"peerTimeoutSeconds": TIMEOUT, "maxStaleness": 0}))
+    fleet.connect()
+    fleet.lockstep(2)
+    sender, feeder = fleet.learners[0], fleet.learners[2]  # learner 1, between them, makes no more updates
+    for _ in range(50):
+        for learner in (sender, feeder):
+            learner.offer()
+            fleet.network.advance(0.01)
+        for learner in (sender, feeder):
+            learner.mix()
+    assert sender.peer.stats().out_peers == (1,)  # live all the time
+    assert sender.mixings[-1].versions == (52,)
+    assert fleet.network.now < 4 * TIMEOUT
+
+
 def test_half_of_the_ring_may_die_at_once():
     fleet = running_fleet(learners=8)
     fleet.network.advance(1.0)

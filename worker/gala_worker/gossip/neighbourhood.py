@@ -243,7 +243,7 @@ class Neighbourhood:
         with self.lock:
             self.in_edges[hello.rank] = edge
             edge.session, edge.incarnation, edge.valid_at = session, hello.incarnation, now
-            edge.excused, edge.gone_at = False, None
+            edge.gone_at = None
         self._knocked(hello.rank)
         return edge
 
@@ -262,7 +262,7 @@ class Neighbourhood:
     def arrived(self, edge: InEdge, now: float) -> None:
         """Tell the learner, if it waits."""
         with self.lock:
-            edge.valid_at, edge.excused = now, False
+            edge.valid_at = now
             self.lock.notify_all()
 
     def message_refused(self, edge: InEdge | None, reason: Reason, text: str) -> None:

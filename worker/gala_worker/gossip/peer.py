@@ -281,7 +281,7 @@ class GossipPeer:
         return [
             edge
             for edge in self._hood.in_edges.values()
-            if edge.session is not None and (edge.inbox.is_fresh or (edge.valid_at >= oldest and not edge.excused))
+            if edge.session is not None and (edge.inbox.is_fresh or edge.valid_at > oldest)
         ]
 
     def _is_mixable(self) -> bool:
@@ -312,12 +312,11 @@ class GossipPeer:
         return self._hood.version - self._mixed_version > bound
 
     def _excuse(self) -> None:
+        """After a wait in vain. In-peers need no excuse: who let us wait for the full time does not count any more."""
         with self._condition:
-            for edge in self._counted():
-                edge.excused = not edge.inbox.is_fresh
             for edges in self._hood.routes:
-                for out_edge in edges:
-                    out_edge.outbox.excused = out_edge.outbox.is_waiting
+                for edge in edges:
+                    edge.outbox.excused = edge.outbox.is_waiting
 
     def _take(self) -> list[tuple[InEdge, Received]]:
         if not self._is_mixable() and not self._is_overdue():

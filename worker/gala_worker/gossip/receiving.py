@@ -42,8 +42,6 @@ class InEdge:
         self.incarnation = 0
         self.valid_at = 0.0
         """When its last acceptable message was complete, or its hello was."""
-        self.excused = False
-        """It has let this learner wait for the full time once: not waited for until its next message."""
         self.gone_at: float | None = None
         """When it went away other than to another neighbour; None while it is here."""
         self.ended_at = 0.0
