@@ -17,7 +17,7 @@ import yaml
 
 from gala import report
 from gala.errors import UsageError
-from gala.report import ball, clock, facts, read, ring, series
+from gala.report import clock, facts, read, ring, series
 
 LINKS = (("out", "open", 1), ("in", "live", -1))
 STARTED = 1_750_000_000.0
@@ -572,15 +572,3 @@ def test_edges_of_an_earlier_plan_and_closed_gaps_are_the_past(tmp_path: Path) -
     found = read.read_run(run.directory)
     assert [(edge.source, edge.target) for edge in ring.edges(found)] == [(0, 1), (1, 0)]
     assert "2 of 2" in write(tmp_path, run).text
-
-
-def test_no_bound_is_drawn_where_the_distance_is_not_over_parameters(tmp_path: Path) -> None:
-    run = SyntheticRun(tmp_path, seconds=50)
-    bound = ball.ball(read.read_run(run.directory))
-    assert bound is not None
-    assert bound.comparable
-    gossip = {"disagreement": 200.0, "relativeDisagreement": 0.5}  # of a vector of norm 400
-    run.append(0, json.dumps({"kind": "train", "wallSeconds": 51, "parameterNorm": 40.0, "gossip": gossip}) + "\n")
-    caption = write(tmp_path, run).captions()["Disagreement and the ε-ball"]
-    assert "No bound is drawn" in caption
-    assert "Dashed" not in caption

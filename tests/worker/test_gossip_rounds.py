@@ -120,6 +120,18 @@ def test_the_disagreement_is_measured_before_mixing():
     assert (mixing.peers, mixing.versions) == ((1,), (1,))
 
 
+def test_the_disagreement_leaves_out_what_is_no_parameter_but_mixing_does_not():
+    fleet = Fleet(small_plan(learners=2), num_elements=4, num_parameters=1)
+    fleet.connect()
+    fleet.learners[0].vector.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0]))
+    fleet.learners[1].vector.copy_(torch.tensor([4.0, 100.0, 100.0, 100.0]))
+    for learner in fleet.learners.values():
+        learner.offer()
+    assert fleet.network.run_until(lambda: fleet.learners[0].mix() is not None, 5.0)
+    assert fleet.learners[0].mixings[0].disagreement == pytest.approx(3.0)
+    assert fleet.learners[0].vector.tolist() == [2.5, 50.0, 50.0, 50.0]
+
+
 def test_a_learner_that_never_waits_skips_mixing_until_every_in_peer_has_sent():
     fleet = Fleet(small_plan(learners=3, topology={"type": "Ring", "peers": 2}))
     fleet.connect()

@@ -142,6 +142,7 @@ class Worker:
             self._flat.schema.num_elements,
             transport=GrpcTransport(loop),
             incarnation=config.incarnation,
+            num_parameters=len(self._flat.trainable),
             pinned=self._device.type == "cuda",
         )
         self._gossip.start()

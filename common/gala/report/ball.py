@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gala import topology
-from gala.report.read import Run, integer, number, text
+from gala.report.read import Run, integer, text
 from gala.report.series import Curve, curve, rolling_maximum
 
 WINDOW_SECONDS = 120.0
@@ -45,8 +45,6 @@ class Ball:
     num_learners: int
     every_updates: int
     bound: Curve
-    comparable: bool
-    """Whether the disagreement is measured over what the update norms are: the parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +75,4 @@ def ball(run: Run) -> Ball | None:
     largest = rolling_maximum(together, WINDOW_SECONDS)
     # Between two mixings a learner makes `every` updates: together at most every * u long.
     bound = Curve(largest.x, largest.y * pairwise_bound(size, every, beta, period))
-    return Ball(beta, period, size, every, bound, _is_over_parameters(run))
-
-
-def _is_over_parameters(run: Run) -> bool:
-    """False if the vector that gossips is much longer than its parameters: it holds observation statistics as well."""
-    for learner in run.learners:
-        for record in learner.train:
-            vector = number(record, "gossip", "disagreement") / (
-                number(record, "gossip", "relativeDisagreement") or math.nan
-            )
-            if vector > 1.5 * number(record, "parameterNorm"):
-                return False
-    return True
+    return Ball(beta, period, size, every, bound)

@@ -111,9 +111,6 @@ def disagreement(run: Run, bound: Ball | None, identity: str) -> Plot | None:
         f"moment of mixing. {lines_note(run)}"
     )
     limit = _positive(bound.bound) if bound else None
-    if bound and limit and not bound.comparable:
-        limit = None
-        caption += " No bound is drawn: the distance includes observation statistics, which the updates' norms do not."
     if bound and limit:
         drawn = downsample(limit)
         axes.plot(drawn.x, drawn.y, color=BAD, linewidth=1.6, linestyle=(0, (5, 3)))

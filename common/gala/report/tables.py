@@ -55,7 +55,7 @@ def learners(facts: Sequence[LearnerFacts]) -> str:
 def ball_note(facts: RunFacts, ball: Ball | None) -> str:
     """The epsilon-ball in numbers; "" if there is no bound or nothing measured."""
     measured = [one.disagreement for one in facts.learners if one.disagreement > 0]
-    if ball is None or not ball.comparable or not measured:
+    if ball is None or not measured:
         return ""
     limit = ball.bound.last
     # The bound is proportional to the update norm.

@@ -65,6 +65,7 @@ class FleetLearner:
             fleet.num_elements,
             transport=fleet.network.transport(rank),
             incarnation=incarnation,
+            num_parameters=fleet.num_parameters,
         )
         self.peer.start()
 
@@ -85,10 +86,17 @@ class Fleet:
     """The learners of a plan on a `MemoryNetwork`."""
 
     def __init__(
-        self, plan: RunPlan, *, num_elements: int = 8, faults: FaultScript | None = None, latency_seconds: float = 0.001
+        self,
+        plan: RunPlan,
+        *,
+        num_elements: int = 8,
+        num_parameters: int | None = None,
+        faults: FaultScript | None = None,
+        latency_seconds: float = 0.001,
     ) -> None:
         self.plan = plan
         self.num_elements = num_elements
+        self.num_parameters = num_parameters
         self.network = MemoryNetwork(faults=faults, latency_seconds=latency_seconds)
         self.learners = {rank: FleetLearner(self, rank, 1) for rank in plan.ranks}
 

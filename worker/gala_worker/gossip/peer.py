@@ -56,7 +56,7 @@ class Mixing:
     staleness_seconds: float
     """From the neighbour's offer to the mixing, network time apart; the largest."""
     disagreement: float
-    """||x - m|| before mixing, measured at the first and then at every `MEASURE_EVERY`-th mixing."""
+    """||x - m|| of the parameters before mixing; measured at the first, then at every `MEASURE_EVERY`-th mixing."""
     relative_disagreement: float
     """||x - m|| / ||x||."""
 
@@ -73,9 +73,17 @@ class GossipPeer:
         *,
         transport: Transport,
         incarnation: int,
+        num_parameters: int | None = None,
         pinned: bool = False,
     ) -> None:
-        """`num_elements`: N of the flat vector. `pinned`: the vector lives on a GPU, use page-locked buffers."""
+        """Talks to nobody yet.
+
+        Args:
+            num_elements: N of the flat vector.
+            num_parameters: P, how many of them, from the first, the disagreement is measured over; default all. What
+                else is gossiped (observation statistics) is on another scale and would drown it.
+            pinned: the vector lives on a GPU, use page-locked buffers.
+        """
         self._transport = transport
         self._identity = Identity(rank, incarnation, schema_hash, num_elements)
         self._condition = threading.Condition()
@@ -93,6 +101,7 @@ class GossipPeer:
             pool=self._pool,
             make_buffer=make_buffer,
         )
+        self._num_parameters = num_elements if num_parameters is None else num_parameters
         self._distance = Distance(0.0, 0.0)
         self._mixed_version: int | None = None
         self._mixes = self._skips = 0
@@ -333,7 +342,8 @@ class GossipPeer:
         edges, messages = zip(*received, strict=True)
         buffers = [message.buffer for message in messages]
         if self._mixes % MEASURE_EVERY == 0:
-            self._distance = distance(vector, buffers)
+            measured = slice(self._num_parameters)
+            self._distance = distance(vector[measured], [buffer[measured] for buffer in buffers])
         mix_(vector, buffers)
         now, version = self._transport.now(), self._hood.version
         mixing = Mixing(
