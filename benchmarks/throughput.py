@@ -248,8 +248,11 @@ def run_stable_baselines3(seconds: float, vectorisation: str) -> float:
                 return False
             return True
 
-    kind = {"dummy": DummyVecEnv, "subprocess": SubprocVecEnv}[vectorisation]
-    simulators = make_atari_env("PongNoFrameskip-v4", n_envs=LEARNERS * SIMULATORS, seed=1, vec_env_cls=kind)
+    # Forked, so that the processes know the environments that are registered here.
+    kind, options = {"dummy": (DummyVecEnv, {}), "subprocess": (SubprocVecEnv, {"start_method": "fork"})}[vectorisation]
+    simulators = make_atari_env(
+        "PongNoFrameskip-v4", n_envs=LEARNERS * SIMULATORS, seed=1, vec_env_cls=kind, vec_env_kwargs=options
+    )
     keywords = {"features_extractor_class": Nature32}
     model = A2C("CnnPolicy", VecFrameStack(simulators, 4), policy_kwargs=keywords, n_steps=ROLLOUT, device="cpu")
     window = Window()
