@@ -92,7 +92,7 @@ class LiveRun:
 
 @pytest.fixture(autouse=True)
 def usual_arithmetic() -> Iterator[None]:
-    """Learners and players flush denormal numbers to zero, for the whole process; other tests are not to inherit that."""
+    """Learners and players flush denormal numbers to zero, for the whole process: other tests must not inherit it."""
     yield
     torch.set_flush_denormal(False)
 

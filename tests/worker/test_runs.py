@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,3 +107,21 @@ gymnasium.register("Corridor-v0", Corridor, max_episode_steps=20)
     last = run.records(0, "train")[-1]
     assert last["gossip"]["mixes"] > 10
     assert last["gossip"]["stalenessUpdates"] <= 1
+
+
+def test_a_synchronous_learner_waits_for_a_frozen_neighbour_for_the_peer_timeout_and_then_goes_on(
+    live_run: Callable[..., LiveRun],
+) -> None:
+    gossip = {"maxStaleness": 0, "peerTimeoutSeconds": 4}
+    run = live_run(document("lockstep", {"id": "CartPole-v1", "simulators": 4}, totalSteps=10**9, gossip=gossip))
+    run.until(lambda: all(run.status(rank).get("updates", 0) > 50 for rank in range(2)), "both train")
+    frozen = run.pid(1)
+    os.kill(frozen, signal.SIGSTOP)
+    try:
+        run.until(lambda: run.status(0)["state"] == "waiting", "it waits", 20)
+        updates = run.status(0)["updates"]
+        run.until(lambda: run.status(0)["updates"] > updates + 50, "it goes on alone", 30)
+    finally:
+        os.kill(frozen, signal.SIGCONT)
+    run.until(lambda: run.status(0)["inPeers"] == [1] and run.status(1)["inPeers"] == [0], "both are back", 60)
+    assert run.stop() == 130

@@ -13,6 +13,7 @@ import math
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -129,7 +130,7 @@ class Worker:
         resources.callback(loop.stop)
         server = StatusServer(
             self._me.address.http,
-            status=self._telemetry.status,
+            status=self._status,
             exposition=self._metrics.exposition,
             heartbeat=self._heartbeat,
         )
@@ -323,6 +324,13 @@ class Worker:
 
     def _export(self) -> None:
         export_model(self._config.learner_dir, self._flat, self._plan, self._config.rank, self._counters)
+
+    def _status(self) -> dict[str, Any]:
+        """The answer to /status; on the asyncio thread."""
+        status = self._telemetry.status()
+        if status["state"] == "training" and self._gossip.is_waiting:
+            status["state"] = "waiting"
+        return status
 
     def _wall_seconds(self) -> float:
         """In training since the run's first start; counted on after a restart, without the time in between."""

@@ -108,6 +108,8 @@ class GossipPeer:
         self._seconds = self._waited_seconds = 0.0
         self._last: Mixing | None = None
         self._started = False
+        self.is_waiting = False
+        """Whether the learner is waiting in `mix`, as its staleness bound tells it to. To be read by any thread."""
 
     # ---------------------------------------------------------------- start and end
 
@@ -212,8 +214,10 @@ class GossipPeer:
                 ready = self._is_mixable() and self._has_fresh()
             if not ready and self._is_overdue():
                 waiting = time.perf_counter()
+                self.is_waiting = True
                 if not self._transport.wait(self._condition, self._is_mixable, self._hood.membership.timeout):
                     self._excuse()
+                self.is_waiting = False
                 self._waited_seconds += time.perf_counter() - waiting
             with self._condition:
                 received = self._take()
