@@ -36,8 +36,21 @@ LABEL_ROLE: Final = f"{GROUP}/role"
 ANNOTATION_PLAN_EPOCH: Final = f"{GROUP}/plan-epoch"
 """0, 1, 2, ...: grows by one when the set of learners changes."""
 
+ANNOTATION_ATTEMPT: Final = f"{GROUP}/attempt"
+"""Of a pod: 0 for the first pod of its rank, one more for each that replaced a failed one."""
+ANNOTATION_SPEC_HASH: Final = f"{GROUP}/spec-hash"
+"""Of a pod: hash of the part of the run's spec that the pod was made from. For people; never a reason to replace it."""
+ANNOTATION_OPERATOR_VERSION: Final = f"{GROUP}/operator-version"
+"""Of a pod: version of the operator that made it. For people; never a reason to replace it."""
+ANNOTATION_MANIFEST_HASH: Final = f"{GROUP}/manifest-hash"
+"""Of every child but pods: hash of the manifest that was applied; a child with another hash is applied again."""
+ANNOTATION_IMMUTABLE_HASH: Final = f"{GROUP}/immutable-hash"
+"""Of the plan's ConfigMap: hash of the fields that may not change while the run exists."""
+
 ROLE_ACTOR_LEARNER: Final = "actor-learner"
 """Acts in its own simulators, learns from them and gossips: the only role of GALA-A2C."""
+ROLE_RESULTS: Final = "results"
+"""Collects the learners' final models at the run's end, averages and scores them, and serves the result."""
 
 # The environment of a worker, in a pod and in a subprocess alike.
 
@@ -53,14 +66,25 @@ ENV_INCARNATION: Final = "GALA_INCARNATION"
 """An integer that grows with every start of this rank, so that peers tell a new life from an old one. Optional: without
 it, the time of the start."""
 
-WORKER_ENVIRONMENT: Final = (ENV_RANK, ENV_PLAN_FILE, ENV_OUTPUT_DIR, ENV_THREADS, ENV_INCARNATION)
+ENV_HOLD: Final = "GALA_HOLD_SECONDS"
+"""How long a finished worker goes on serving /files and waits for POST /release before it exits, >= 0. Optional: 0, as on
+one machine, where the run directory is shared."""
+
+WORKER_ENVIRONMENT: Final = (ENV_RANK, ENV_PLAN_FILE, ENV_OUTPUT_DIR, ENV_THREADS, ENV_INCARNATION, ENV_HOLD)
 
 # Ports in a cluster, where every worker has an address of its own. The local launcher picks free ones.
 
 PORT_GOSSIP: Final = 7070
 """gRPC: parameter streams from the in-peers, and state for those that join."""
 PORT_HTTP: Final = 7071
-"""HTTP: /healthz /readyz /metrics /status."""
+"""HTTP: /healthz /readyz /metrics /status, and for a finished worker /files and /release."""
+
+# Paths in a learner's container.
+
+PLAN_MOUNT: Final = "/etc/gala"
+"""The plan's ConfigMap: `/etc/gala/plan.json`."""
+OUTPUT_MOUNT: Final = "/var/lib/gala"
+"""The checkpoint volume, or a folder that lives as long as the pod."""
 
 # The run directory: runs/<name>/...
 
@@ -100,6 +124,11 @@ def service_name(run_name: str) -> str:
 def plan_name(run_name: str) -> str:
     """The name of the ConfigMap that carries plan.json."""
     return f"{run_name}-plan"
+
+
+def results_name(run_name: str) -> str:
+    """The name of the pod that gathers and serves the final model, and of its claim where it has one."""
+    return f"{run_name}-results"
 
 
 def learner_host(run_name: str, namespace: str, rank: int) -> str:

@@ -204,6 +204,11 @@ class Evaluation(Section):
         description="An evaluation each time the run's decisions pass a multiple of this; null = only at the end.",
     )
     episodes: Annotated[Integer, Field(ge=1, le=10_000)] = Field(default=10, description="Episodes per evaluation.")
+    min_return: Annotated[Number, Field(ge=-(10**12), le=10**12)] | None = Field(
+        default=None,
+        description="Mean greedy return (raw score) that the final model must reach for the run to succeed; below it the"
+        " run fails with the reason ScoreTooLow. Unset = any score will do.",
+    )
 
 
 class RunPolicy(Section):
@@ -215,6 +220,10 @@ class RunPolicy(Section):
     backoff_limit: Annotated[Integer, Field(ge=0, le=1000)] = Field(
         default=6,
         description="Restarts of one learner before it is left out. Disruptions by the cluster do not count.",
+    )
+    min_learners: Annotated[Integer, Field(ge=1, le=MAX_LEARNERS)] = Field(
+        default=1,
+        description="The run fails when fewer learners than this are left, all others having used up their restarts.",
     )
     active_deadline_seconds: Annotated[Integer, Field(ge=1, le=2**31 - 1)] | None = Field(
         default=None, description="Seconds that the run may be active before it is failed; unset = no limit."
@@ -305,6 +314,13 @@ class RunSpec(Section):
             cel="self.topology.type != 'Complete' || !has(self.topology.peers)",
             message="must be unset for type Complete",
             remedy="remove it: everyone sends to everyone; use type Ring to choose a number",
+        ),
+        Rule(
+            path="runPolicy.minLearners",
+            holds=lambda spec: spec.run_policy.min_learners <= spec.learners,
+            cel="self.runPolicy.minLearners <= self.learners",
+            message="must be at most spec.learners",
+            remedy="lower it or raise spec.learners: the run could never have so many",
         ),
     )
 

@@ -70,7 +70,7 @@ def test_the_promised_defaults() -> None:
             },
             "checkpoint": {"everySteps": 1_000_000, "keep": 2},
             "evaluation": {"everySteps": 1_000_000, "episodes": 10},
-            "runPolicy": {"suspend": False, "backoffLimit": 6, "cleanPodPolicy": "Running"},
+            "runPolicy": {"suspend": False, "backoffLimit": 6, "minLearners": 1, "cleanPodPolicy": "Running"},
         },
     }
 
