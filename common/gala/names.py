@@ -44,6 +44,8 @@ ANNOTATION_OPERATOR_VERSION: Final = f"{GROUP}/operator-version"
 """Of a pod: version of the operator that made it. For people; never a reason to replace it."""
 ANNOTATION_MANIFEST_HASH: Final = f"{GROUP}/manifest-hash"
 """Of every child but pods: hash of the manifest that was applied; a child with another hash is applied again."""
+ANNOTATION_PLAN_HASH: Final = f"{GROUP}/plan-hash"
+"""Of the plan's ConfigMap: hash of what the plan tells the learners, but for its epoch; another one asks for a new epoch."""
 ANNOTATION_IMMUTABLE_HASH: Final = f"{GROUP}/immutable-hash"
 """Of the plan's ConfigMap: hash of the fields that may not change while the run exists."""
 

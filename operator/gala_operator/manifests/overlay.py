@@ -1,0 +1,184 @@
+"""What a GalaRun's author may put into a pod: `spec.worker` and `spec.checkpoint.volume` as parts of a pod's manifest.
+
+`gala.spec_worker` lists the fields that there are; here they find their place. Nothing of a spec reaches a pod but
+through this module.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from posixpath import normpath
+from typing import Any, Final
+
+from kubernetes.utils.quantity import parse_quantity
+
+from gala import names
+from gala.spec_base import Section
+from gala.spec_worker import GPU_RESOURCE, CheckpointVolume, PodSpec, Worker
+from gala_operator.manifests.metadata import Owner, learner_selector
+
+PLAN_VOLUME: Final = "gala-plan"
+OUTPUT_VOLUME: Final = "gala-output"
+TEMPORARY_VOLUME: Final = "gala-tmp"
+SHARED_MEMORY_VOLUME: Final = "gala-shm"
+SHARED_MEMORY_SIZE: Final = "1Gi"
+"""Of /dev/shm at most; it counts as the container's memory."""
+FILE_SYSTEM_GROUP: Final = 65532
+"""Group that owns a claim's files when the run names none: a fresh volume belongs to root, and no learner is root."""
+
+RESULTS_REQUESTS: Final = {"cpu": "500m", "memory": "1Gi"}
+"""What the results pod asks for at most: it must find room while the learners still hold theirs."""
+
+
+def scheduling(worker: Worker, owner: Owner) -> dict[str, Any]:
+    """Where a learner may run."""
+    pod = _pod(worker)
+    spread = [
+        {"labelSelector": {"matchLabels": learner_selector(owner)}, **constraint}
+        for constraint in _dumped(pod)["topologySpreadConstraints"]
+    ]
+    chosen = {"affinity": worker.affinity, "topologySpreadConstraints": spread}
+    return results_scheduling(worker) | _without_empty(chosen)
+
+
+def results_scheduling(worker: Worker) -> dict[str, Any]:
+    """Where the results pod may run: the learners' rules about nodes, but not those about one another."""
+    pod = _pod(worker)
+    affinity = {key: value for key, value in (worker.affinity or {}).items() if key == "nodeAffinity"}
+    return _without_empty(
+        {
+            "nodeSelector": dict(worker.node_selector),
+            "tolerations": [_dumped(toleration) for toleration in worker.tolerations],
+            "affinity": affinity,
+            "priorityClassName": worker.priority_class_name,
+            "schedulerName": pod.scheduler_name,
+        }
+    )
+
+
+def resources(worker: Worker) -> dict[str, Any]:
+    """A learner's, GPUs included."""
+    gpus = {GPU_RESOURCE: str(worker.gpus)} if worker.gpus else {}
+    return _without_empty(
+        {
+            "requests": {**worker.resources.requests, **gpus},
+            "limits": {**worker.resources.limits, **gpus},
+        }
+    )
+
+
+def results_resources(worker: Worker) -> dict[str, Any]:
+    """The results pod's: a learner's limits, little set aside, and neither GPUs nor other devices."""
+    limits = {name: value for name, value in worker.resources.limits.items() if name in RESULTS_REQUESTS}
+    asked = {**limits, **{key: value for key, value in worker.resources.requests.items() if key in RESULTS_REQUESTS}}
+    requests = {name: min(value, RESULTS_REQUESTS[name], key=_amount) for name, value in asked.items()}
+    return _without_empty({"requests": requests, "limits": limits})
+
+
+def environment(worker: Worker, own: dict[str, str]) -> list[dict[str, Any]]:
+    """The user's variables, which win over the defaults for a container without a home, and then the operator's own."""
+    users = [_dumped(variable) for variable in worker.env]
+    defaults = {
+        "HOME": "/tmp",
+        "TMPDIR": "/tmp",
+        "XDG_CACHE_HOME": "/tmp/.cache",
+        "XDG_CONFIG_HOME": "/tmp/.config",
+        "MPLCONFIGDIR": "/tmp/.config/matplotlib",
+        "USER": "gala",  # getpass.getuser fails for a user id without an entry in /etc/passwd
+        "PYTHONUNBUFFERED": "1",
+    }
+    if worker.gpus == 0:
+        # Where NVIDIA's runtime is the nodes' default, an image of CUDA's gets every GPU of the node without asking.
+        defaults["NVIDIA_VISIBLE_DEVICES"] = "void"
+    taken = {variable["name"] for variable in users}
+    return [
+        *({"name": name, "value": value} for name, value in defaults.items() if name not in taken),
+        *users,
+        *({"name": name, "value": value} for name, value in own.items()),
+    ]
+
+
+def volumes(worker: Worker, owner: Owner, checkpoint: CheckpointVolume | None, claim: str) -> dict[str, Any]:
+    """The pod's volumes and the container's volumeMounts.
+
+    A user's mount at the place of one of ours wins: a larger /dev/shm, a /tmp on a disk of one's own.
+
+    Args:
+        worker: of the run.
+        owner: the run.
+        checkpoint: where checkpoints live; None = in the pod.
+        claim: the name of this pod's own claim, where each has one.
+    """
+    pod = _pod(worker)
+    output: dict[str, Any] = {"emptyDir": {}}
+    if checkpoint is not None:
+        output = {"persistentVolumeClaim": {"claimName": checkpoint.claim_name or claim}}
+    users_mounts = [_dumped(mount) for mount in pod.volume_mounts]
+    taken = {normpath(mount["mountPath"]) for mount in users_mounts}
+    own = [
+        (PLAN_VOLUME, names.PLAN_MOUNT, {"configMap": {"name": names.plan_name(owner.name)}}),
+        (OUTPUT_VOLUME, names.OUTPUT_MOUNT, output),
+        (TEMPORARY_VOLUME, "/tmp", {"emptyDir": {}}),
+        (SHARED_MEMORY_VOLUME, "/dev/shm", {"emptyDir": {"medium": "Memory", "sizeLimit": SHARED_MEMORY_SIZE}}),
+    ]
+    kept = [(name, path, source) for name, path, source in own if path not in taken]
+    mounts: list[dict[str, Any]] = [
+        {"name": name, "mountPath": path} | ({"readOnly": True} if name == PLAN_VOLUME else {})
+        for name, path, _ in kept
+    ]
+    return {
+        "volumes": [
+            *({"name": name, **source} for name, _, source in kept),
+            *(_dumped(volume) for volume in pod.volumes),
+        ],
+        "volumeMounts": [*mounts, *users_mounts],
+    }
+
+
+def identity(worker: Worker, checkpoint: CheckpointVolume | None) -> dict[str, Any]:
+    """The pod's securityContext: the restricted standard, and whose user and groups the run asks for."""
+    chosen = _dumped(security) if (security := _pod(worker).security_context) is not None else {}
+    groups: dict[str, Any] = {}
+    if checkpoint is not None:
+        groups = {"fsGroup": FILE_SYSTEM_GROUP, "fsGroupChangePolicy": "OnRootMismatch"}
+    return {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}, **groups, **chosen}
+
+
+def pod_metadata(worker: Worker) -> tuple[dict[str, str], dict[str, str]]:
+    """The user's labels and annotations of the pods."""
+    if worker.pod_template is None:
+        return {}, {}
+    metadata = worker.pod_template.metadata
+    return dict(metadata.labels), dict(metadata.annotations)
+
+
+def pod_fields(worker: Worker) -> dict[str, Any]:
+    """The fields of a pod's spec that stand for themselves."""
+    pod = _pod(worker)
+    return {
+        "terminationGracePeriodSeconds": pod.termination_grace_period_seconds,
+        **_without_empty(
+            {
+                "serviceAccountName": worker.service_account_name,
+                "imagePullSecrets": [_dumped(secret) for secret in pod.image_pull_secrets],
+                "runtimeClassName": pod.runtime_class_name,
+            }
+        ),
+    }
+
+
+def _pod(worker: Worker) -> PodSpec:
+    return worker.pod_template.spec if worker.pod_template is not None else PodSpec()
+
+
+def _dumped(section: Section) -> dict[str, Any]:
+    """In the API's own words, without what nobody set."""
+    return section.model_dump(mode="json", by_alias=True)
+
+
+def _amount(quantity: str) -> Decimal:
+    return parse_quantity(quantity)
+
+
+def _without_empty(fields: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if value not in (None, {}, [], ())}
