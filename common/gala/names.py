@@ -45,7 +45,7 @@ ANNOTATION_OPERATOR_VERSION: Final = f"{GROUP}/operator-version"
 ANNOTATION_MANIFEST_HASH: Final = f"{GROUP}/manifest-hash"
 """Of every child but pods: hash of the manifest that was applied; a child with another hash is applied again."""
 ANNOTATION_PLAN_HASH: Final = f"{GROUP}/plan-hash"
-"""Of the plan's ConfigMap: hash of what the plan tells the learners, but for its epoch; another one asks for a new epoch."""
+"""Of the plan's ConfigMap: hash of what it tells the learners, but for its epoch; another asks for a new epoch."""
 ANNOTATION_IMMUTABLE_HASH: Final = f"{GROUP}/immutable-hash"
 """Of the plan's ConfigMap: hash of the fields that may not change while the run exists."""
 
@@ -69,8 +69,8 @@ ENV_INCARNATION: Final = "GALA_INCARNATION"
 it, the time of the start."""
 
 ENV_HOLD: Final = "GALA_HOLD_SECONDS"
-"""How long a finished worker goes on serving /files and waits for POST /release before it exits, >= 0. Optional: 0, as on
-one machine, where the run directory is shared."""
+"""How long a finished worker goes on serving /files and waits for POST /release before it exits, >= 0. Optional: 0, as
+on one machine, where the run directory is shared."""
 
 WORKER_ENVIRONMENT: Final = (ENV_RANK, ENV_PLAN_FILE, ENV_OUTPUT_DIR, ENV_THREADS, ENV_INCARNATION, ENV_HOLD)
 

@@ -13,32 +13,43 @@ import os
 import signal
 import sys
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from gala.errors import GalaError
-from gala_worker.config import WorkerConfig
+
+if TYPE_CHECKING:
+    from gala_worker.worker import Worker
 
 
 def main() -> int:
     """Runs a worker to its end and returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    stopped_by: list[int] = []
+    workers: list[Worker] = []
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if not workers:
+            # Importing torch takes seconds, and there is nothing to clean up yet. Not by an exception, which may be
+            # swallowed where it is raised amid an import.
+            os._exit(128 + number)
+        stopped_by.append(number)
+        workers[0].stop()
+
+    # Before all imports that take time: the first process of a container ignores what it has no handler for.
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
     try:
+        from gala_worker.config import WorkerConfig
+
         config = WorkerConfig.from_environment(os.environ)
-        from gala_worker.worker import Worker  # after the configuration: importing torch takes seconds
+        from gala_worker import worker  # after the configuration: a mistake in it is said at once
 
-        worker = Worker(config)
-        stopped_by: list[int] = []
-
-        def on_signal(number: int, frame: FrameType | None) -> None:
-            stopped_by.append(number)
-            worker.stop()
-
-        signal.signal(signal.SIGTERM, on_signal)
-        signal.signal(signal.SIGINT, on_signal)
-        if worker.run():
+        workers.append(worker.Worker(config))
+        if workers[0].run():
             return 0
         return 128 + stopped_by[0] if stopped_by else 1
     except GalaError as error:
-        print(error, file=sys.stderr)  # noqa: T201 the launcher shows the last line of stderr
+        print(error, file=sys.stderr)  # noqa: T201 launcher and kubelet show the last line of stderr
         return error.exit_code
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from gala import names
 from gala.cores import available_cores
 from gala.errors import UsageError
-from gala.plan import RunPlan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +26,8 @@ class WorkerConfig:
     """Compute threads of this learner; the simulators share them."""
     incarnation: int
     """Rises with every start of this rank: neighbours prefer the newest."""
+    hold_seconds: int = 0
+    """How long a finished worker serves its files and waits to be released."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> WorkerConfig:
@@ -35,30 +36,13 @@ class WorkerConfig:
         Raises:
             UsageError: a variable is missing or is not what it should be.
         """
-
-        def required(key: str) -> str:
-            value = environment.get(key, "")
-            if not value:
-                raise UsageError(f"{key} is not set: start workers by `gala run`, not by hand")
-            return value
-
-        def whole_number(key: str, text: str, at_least: int) -> int:
-            try:
-                number = int(text)
-            except ValueError:
-                number = at_least - 1
-            if number < at_least:
-                raise UsageError(f"{key} must be a whole number of at least {at_least}, got {text!r}")
-            return number
-
-        threads = environment.get(names.ENV_THREADS) or str(available_cores())
-        incarnation = environment.get(names.ENV_INCARNATION) or str(time.time_ns() // 1_000_000)
         return cls(
-            rank=whole_number(names.ENV_RANK, required(names.ENV_RANK), 0),
-            plan_file=Path(required(names.ENV_PLAN_FILE)),
-            output_dir=Path(required(names.ENV_OUTPUT_DIR)),
-            threads=whole_number(names.ENV_THREADS, threads, 1),
-            incarnation=whole_number(names.ENV_INCARNATION, incarnation, 0),
+            rank=_whole_number(environment, names.ENV_RANK, 0),
+            plan_file=Path(_required(environment, names.ENV_PLAN_FILE)),
+            output_dir=Path(_required(environment, names.ENV_OUTPUT_DIR)),
+            threads=_whole_number(environment, names.ENV_THREADS, 1, default=available_cores),
+            incarnation=_whole_number(environment, names.ENV_INCARNATION, 0, default=_milliseconds),
+            hold_seconds=_whole_number(environment, names.ENV_HOLD, 0, default=lambda: 0),
         )
 
     @property
@@ -66,15 +50,49 @@ class WorkerConfig:
         """Where this learner's metrics, checkpoints and final model go."""
         return self.output_dir / names.learner_directory(self.rank)
 
-    def load_plan(self) -> RunPlan:
-        """The plan as it stands now.
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResultsConfig:
+    """What `python -m gala_worker.results` is told."""
+
+    plan_file: Path
+    output_dir: Path
+    """The run's folder, as it is to be filled."""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> ResultsConfig:
+        """Reads `GALA_*`.
 
         Raises:
-            UsageError: the file cannot be read.
-            SpecError: it is not a plan.
+            UsageError: a variable is missing.
         """
-        try:
-            text = self.plan_file.read_text(encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"cannot read the plan {self.plan_file}: {error.strerror}") from error
-        return RunPlan.from_json(text)
+        return cls(
+            plan_file=Path(_required(environment, names.ENV_PLAN_FILE)),
+            output_dir=Path(_required(environment, names.ENV_OUTPUT_DIR)),
+        )
+
+
+def _required(environment: Mapping[str, str], key: str) -> str:
+    value = environment.get(key, "")
+    if not value:
+        raise UsageError(f"{key} is not set: start workers by `gala run` or the operator, not by hand")
+    return value
+
+
+def _whole_number(
+    environment: Mapping[str, str], key: str, at_least: int, *, default: Callable[[], int] | None = None
+) -> int:
+    if default is not None and not environment.get(key):
+        return default()
+    text = _required(environment, key)
+    try:
+        number = int(text)
+    except ValueError:
+        number = at_least - 1
+    if number < at_least:
+        raise UsageError(f"{key} must be a whole number of at least {at_least}, got {text!r}")
+    return number
+
+
+def _milliseconds() -> int:
+    return time.time_ns() // 1_000_000

@@ -3,10 +3,27 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
+
+from gala.errors import UsageError
+
+
+def make_directory(path: Path) -> None:
+    """Makes a folder to write to, before any work: without it, a run would say so only when its checkpoint is due.
+
+    Raises:
+        UsageError: it cannot be made, or not be written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UsageError(f"cannot write to {path}: {error.strerror}") from error
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -1,12 +1,15 @@
-"""/healthz, /readyz, /metrics and /status of a worker.
+"""/healthz, /readyz, /metrics and /status of a worker; of one that has finished and holds, its files as well.
 
 Place in the flow: runs on the asyncio thread that also carries the gossip; kubelet, Prometheus, the operator and the
 local launcher ask. Nothing here touches the learner thread: it reads what that thread leaves behind.
 
-    /healthz   200, or 503 when the learner thread hangs: the pod is then restarted
-    /readyz    200 while training, else 503
-    /metrics   Prometheus text
-    /status    JSON, see `StatusServer`
+    /healthz        200, or 503 when the learner thread hangs: the pod is then restarted
+    /readyz         200 while training, and while a finished worker holds; else 503
+    /metrics        Prometheus text
+    /status         JSON, see `StatusServer`
+    /files          while it holds: JSON, a list of {path, bytes, sha256}; else 409
+    /files/<path>   one of these files
+    /release        POST while it holds: 204, and the worker exits; else 409
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from gala_worker import address as addresses
+from gala_worker.downloads import Downloads
 from gala_worker.health import Heartbeat
 from gala_worker.metrics import to_json
 
@@ -28,6 +33,7 @@ MAX_BODY_BYTES: Final = 1024
 MAX_HEADER_BYTES: Final = 4096
 MAX_CONNECTIONS: Final = 64
 """Of more open connections the oldest are closed, once a second: idle strangers cannot use up the open files."""
+FILE_CHUNK_BYTES: Final = 1 << 20
 EXPOSITION_CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -43,12 +49,13 @@ class StatusServer:
         heartbeat: Heartbeat,
     ) -> None:
         """`address` is `host:port`; the functions are called on the asyncio thread and must be quick."""
-        host, _, port = address.rpartition(":")
-        self._host = host.strip("[]")
-        self._port = int(port)
+        host, self._port = addresses.split(address)
+        self._hosts = addresses.listening_hosts(host)
         self._status = status
         self._exposition = exposition
         self._heartbeat = heartbeat
+        self._downloads: Downloads | None = None
+        self._release: Callable[[], None] | None = None
         self._runner: web.AppRunner | None = None
         self._sweeper: asyncio.Task[None] | None = None
 
@@ -59,8 +66,16 @@ class StatusServer:
             return self._port
         return int(self._runner.addresses[0][1])
 
+    def hold(self, downloads: Downloads, release: Callable[[], None]) -> None:
+        """From now on the worker's files are served, it counts as ready, and who asks may have it `release`d.
+
+        Thread-safe; `release` is called on the asyncio thread.
+        """
+        self._release = release
+        self._downloads = downloads
+
     async def start(self) -> None:
-        """Listens once it returns.
+        """Listens once it returns: where the address says, or on all interfaces where it is a name.
 
         Raises:
             OSError: the address cannot be used.
@@ -72,6 +87,9 @@ class StatusServer:
                 web.get("/readyz", self._get_readyz),
                 web.get("/metrics", self._get_metrics),
                 web.get("/status", self._get_status),
+                web.get("/files", self._get_files),
+                web.get("/files/{path:.+}", self._get_file),
+                web.post("/release", self._post_release),
             ]
         )
         self._runner = web.AppRunner(
@@ -85,7 +103,8 @@ class StatusServer:
         )
         await self._runner.setup()
         # The launcher holds the port with the same option, so that nobody can take it between two lives of a worker.
-        await web.TCPSite(self._runner, self._host, self._port, reuse_port=True).start()
+        for host in self._hosts:
+            await web.TCPSite(self._runner, host, self._port, reuse_port=True).start()
         self._sweeper = asyncio.create_task(self._sweep(self._runner), name="http-sweeper")
 
     async def stop(self) -> None:
@@ -112,10 +131,31 @@ class StatusServer:
 
     async def _get_readyz(self, request: web.Request) -> web.Response:
         state = self._status()["state"]
-        return web.Response(status=200 if state in READY_STATES else 503, text=f"{state}\n")
+        ready = state in READY_STATES or self._downloads is not None
+        return web.Response(status=200 if ready else 503, text=f"{state}\n")
 
     async def _get_metrics(self, request: web.Request) -> web.Response:
         return web.Response(body=self._exposition(), headers={"Content-Type": EXPOSITION_CONTENT_TYPE})
 
     async def _get_status(self, request: web.Request) -> web.Response:
         return web.json_response(to_json(self._status()), dumps=json.dumps)
+
+    async def _get_files(self, request: web.Request) -> web.Response:
+        return web.json_response(self._held().listing())
+
+    async def _get_file(self, request: web.Request) -> web.FileResponse:
+        path = self._held().path(request.match_info["path"])
+        if path is None:
+            raise web.HTTPNotFound(text="no such file is served\n")
+        return web.FileResponse(path, chunk_size=FILE_CHUNK_BYTES)
+
+    async def _post_release(self, request: web.Request) -> web.Response:
+        self._held()
+        assert self._release is not None
+        self._release()
+        return web.Response(status=204)
+
+    def _held(self) -> Downloads:
+        if self._downloads is None:
+            raise web.HTTPConflict(text=f"not yet: this learner is {self._status()['state']}\n")
+        return self._downloads

@@ -32,7 +32,8 @@ class Telemetry:
         self, *, run: str, rank: int, incarnation: int, total_steps: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._identity = {"run": run, "rank": rank, "incarnation": incarnation}
-        self._total_steps = total_steps
+        self.total_steps = total_steps
+        """Of the run, as the newest plan has it."""
         self._clock = clock
         self._returns: deque[float] = deque(maxlen=EPISODES_IN_MEAN)
         self._lengths: deque[float] = deque(maxlen=EPISODES_IN_MEAN)
@@ -64,7 +65,7 @@ class Telemetry:
             "updates": counters.updates,
             "steps": counters.steps,
             "globalSteps": counters.global_steps,
-            "totalSteps": self._total_steps,
+            "totalSteps": self.total_steps,
             "stepsPerSecond": self._rate or 0.0,
             "meanReturn": _mean(self._returns),
             "episodes": counters.episodes,

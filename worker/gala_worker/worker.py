@@ -2,6 +2,8 @@
 
     act in the simulators -> one A2C update -> offer the parameters -> mix what the neighbours sent -> repeat
 
+A worker that has finished may have to hold: where its folder is its own, others fetch the result from it by HTTP.
+
 `__main__` makes a `Worker` and calls `run`. All of this happens on the learner thread; the network and HTTP live on an
 asyncio thread of their own (`gossip.loop_thread`), evaluations on a third (`evaluation`).
 """
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,11 +21,13 @@ from typing import Any
 from torch import Tensor
 
 from gala import names
-from gala.errors import CheckpointError, GalaError, UsageError
-from gala_worker import checkpoint
+from gala.errors import CheckpointError
+from gala.plan import RunPlan
+from gala_worker import checkpoint, files
 from gala_worker.algorithms.a2c import A2C
 from gala_worker.config import WorkerConfig
 from gala_worker.device import choose_compute_type, choose_device, prepare
+from gala_worker.downloads import Downloads
 from gala_worker.environments import make_simulators
 from gala_worker.evaluation import BackgroundEvaluator, EvaluationResult
 from gala_worker.flat import FlatState
@@ -35,6 +40,7 @@ from gala_worker.metrics import MetricsWriter
 from gala_worker.model import make_policy
 from gala_worker.model.network import Nature32
 from gala_worker.model_file import export_model
+from gala_worker.plan_file import PlanFile
 from gala_worker.rollout import Collector
 from gala_worker.state import ACTION_GENERATOR, Counters, capture, restore
 from gala_worker.telemetry import Telemetry
@@ -49,6 +55,8 @@ JOIN_SECONDS = 10.0
 """How long a starting learner waits for a neighbour's state. Where nobody listens the answer comes at once."""
 HUNG_SECONDS = 300.0
 """Without an update for so long, a learner counts as hung and /healthz says so."""
+HOLD_POLL_SECONDS = 0.2
+"""How often a worker that holds looks whether it is to stop: a signal handler can do no more than set a variable."""
 MEASURE_EVERY_UPDATES = 20
 """How often the length of an update is measured: it costs a pass over the parameters."""
 
@@ -60,22 +68,24 @@ class Worker:
         """Reads the plan, chooses the device and builds policy and optimiser; touches neither network nor simulators.
 
         Raises:
-            UsageError: the plan cannot be read, or has no such rank.
+            UsageError: the plan cannot be read, or the output folder not be written to.
+            RunError: the plan has no such rank.
             GalaError: the plan asks for what cannot be built.
         """
         self._config = config
-        self._plan = config.load_plan()
-        if config.rank not in self._plan.ranks:
-            raise UsageError(f"rank {config.rank} is not in the plan, which has the ranks {list(self._plan.ranks)}")
-        self._spec = self._plan.spec
+        self._plan_file = PlanFile(config.plan_file, config.rank)
+        self._adopt(self._plan_file.plan)
         self._me = self._plan.learner(config.rank)
+        files.make_directory(config.learner_dir)
         self._stopping = False
         self._left = False
+        self._released = threading.Event()
         self._counters = Counters(epoch=self._plan.epoch)
         self._generator_state: Tensor | None = None
         self._wall_before = 0.0
         self._training_since: float | None = None
         self._next_record = 0.0
+        self._next_checkpoint = self._next_evaluation = math.inf
         self._device = choose_device(config.rank, self._spec.worker.gpus)
         prepare(self._device, config.threads)
 
@@ -88,13 +98,20 @@ class Worker:
 
         Returns: True when there is nothing more to do for this rank, False when it was stopped.
         """
-        with ExitStack() as resources:
-            self._build()
-            self._serve(resources)
-            self._find_start()
-            self._begin(resources)
-            self._train()
-            return self._finish()
+        with ExitStack() as services:
+            with ExitStack() as training:
+                self._build()
+                self._serve(services)
+                self._listen(training)
+                self._find_start()
+                if self._stopping:  # before it has begun: there is nothing to save
+                    return False
+                self._begin(training)
+                self._train()
+                self._finish()
+            if self._reached and not self._left:
+                self._hold()
+            return self._reached or self._left
 
     def _build(self) -> None:
         """The policy as one vector, its optimiser, and simulators to act in."""
@@ -107,8 +124,8 @@ class Worker:
         self._flat = FlatState(self._policy, self._policy.gossiped_buffers())
         self._algorithm = A2C(self._policy, self._flat, spec.hyperparameters)
 
-    def _serve(self, resources: ExitStack) -> None:
-        """Metrics, HTTP and gossip: from here on neighbours and launchers are answered."""
+    def _serve(self, services: ExitStack) -> None:
+        """Metrics and HTTP: from here on launchers are answered."""
         config, plan = self._config, self._plan
         self._telemetry = Telemetry(
             run=plan.run_name,
@@ -125,29 +142,32 @@ class Worker:
             incarnation=config.incarnation,
             wall_seconds=self._wall_seconds,
         )
-        resources.callback(self._metrics.close)
-        loop = LoopThread()
-        resources.callback(loop.stop)
-        server = StatusServer(
+        services.callback(self._metrics.close)
+        self._loop = LoopThread()
+        services.callback(self._loop.stop)
+        self._server = StatusServer(
             self._me.address.http,
             status=self._status,
             exposition=self._metrics.exposition,
             heartbeat=self._heartbeat,
         )
-        loop.run(server.start())
-        resources.callback(lambda: loop.run(server.stop(), timeout_seconds=5.0))
+        self._loop.run(self._server.start())
+        services.callback(lambda: self._loop.run(self._server.stop(), timeout_seconds=5.0))
+
+    def _listen(self, training: ExitStack) -> None:
+        """Gossip: from here on neighbours are answered."""
         self._gossip = GossipPeer(
-            config.rank,
-            plan,
+            self._config.rank,
+            self._plan,
             self._flat.schema.hash,
             self._flat.schema.num_elements,
-            transport=GrpcTransport(loop),
-            incarnation=config.incarnation,
+            transport=GrpcTransport(self._loop),
+            incarnation=self._config.incarnation,
             num_parameters=len(self._flat.trainable),
             pinned=self._device.type == "cuda",
         )
         self._gossip.start()
-        resources.callback(self._gossip.close)
+        training.callback(self._gossip.close)
 
     def _find_start(self) -> None:
         """The neighbours' state if it is ahead of this learner's own checkpoint; else that; else the seed.
@@ -188,7 +208,7 @@ class Worker:
             log.warning("a neighbour's state is not usable: %s", error)
             return None
 
-    def _begin(self, resources: ExitStack) -> None:
+    def _begin(self, training: ExitStack) -> None:
         """Starts the simulators and the evaluator, and joins the ring."""
         spec = self._spec
         clip = spec.hyperparameters.reward_clipping
@@ -204,7 +224,7 @@ class Worker:
             # A later life starts other games than the one before, within this rank's own range of seeds.
             seed=self._me.seed + self._counters.updates % (names.MAX_SIMULATORS - self._simulators.num_simulators + 1),
         )
-        resources.callback(self._simulators.close)
+        training.callback(self._simulators.close)
         if self._generator_state is not None:
             self._collector.generator.set_state(self._generator_state)
         self._evaluator = BackgroundEvaluator(
@@ -213,7 +233,7 @@ class Worker:
             seed=self._me.seed + names.MAX_SIMULATORS,
             on_result=self._evaluated,
         )
-        resources.callback(self._evaluator.close)
+        training.callback(self._evaluator.close)
         self._training_since = time.monotonic()
         self._gossip.join()
         self._telemetry.publish(self._counters, self._gossip.stats())
@@ -223,14 +243,14 @@ class Worker:
     def _train(self) -> None:
         """Until the run has its steps, this rank is no longer in the plan, or somebody says stop."""
         counters, flat, gossip = self._counters, self._flat, self._gossip
-        total, every = self._spec.total_steps, self._spec.gossip.every_updates
+        every = self._spec.gossip.every_updates
         next_tick = 0.0
-        next_checkpoint = _next_multiple(self._spec.checkpoint.every_steps, counters.global_steps)
-        next_evaluation = _next_multiple(self._spec.evaluation.every_steps, counters.global_steps)
-        while not (self._stopping or self._left or counters.global_steps >= total):
+        self._schedule()
+        while not (self._stopping or self._left or self._reached):
             measure = counters.updates % MEASURE_EVERY_UPDATES == 0
             rollout = self._collector.collect()
-            update = self._algorithm.update(rollout, counters.global_steps / total, measure_update=measure)
+            done = counters.global_steps / self._spec.total_steps
+            update = self._algorithm.update(rollout, done, measure_update=measure)
             counters.updates += 1
             counters.steps += rollout.num_steps
             if counters.updates % every == 0:
@@ -239,20 +259,32 @@ class Worker:
             counters.progress = {**gossip.progress(), self._config.rank: counters.steps}
             self._telemetry.note_update(update, self._collector.pop_episodes(), counters)
             gossip.answer_state_requests(self._state_for_joiner)
-            if counters.global_steps >= next_evaluation:
-                self._evaluate(next_evaluation)
-                next_evaluation = _next_multiple(self._spec.evaluation.every_steps, counters.global_steps)
-            if counters.global_steps >= next_checkpoint:
+            if counters.global_steps >= self._next_evaluation:
+                self._evaluate(self._next_evaluation)
+                self._next_evaluation = _next_multiple(self._spec.evaluation.every_steps, counters.global_steps)
+            if counters.global_steps >= self._next_checkpoint:
                 self._save()
-                next_checkpoint = _next_multiple(self._spec.checkpoint.every_steps, counters.global_steps)
+                self._next_checkpoint = _next_multiple(self._spec.checkpoint.every_steps, counters.global_steps)
             self._heartbeat.beat()
             if (now := time.monotonic()) >= next_tick:
                 next_tick = now + TICK_SECONDS
+                self._follow_plan()
                 self._tick(now)
 
-    def _finish(self) -> bool:
-        """Checkpoint, final model and farewell. True when there is nothing more to do for this rank."""
-        reached = self._counters.global_steps >= self._spec.total_steps
+    @property
+    def _reached(self) -> bool:
+        """Whether the run has its steps."""
+        return self._counters.global_steps >= self._spec.total_steps
+
+    def _schedule(self) -> None:
+        """The next evaluation and the next checkpoint."""
+        steps = self._counters.global_steps
+        self._next_checkpoint = _next_multiple(self._spec.checkpoint.every_steps, steps)
+        self._next_evaluation = _next_multiple(self._spec.evaluation.every_steps, steps)
+
+    def _finish(self) -> None:
+        """Checkpoint and final model."""
+        reached = self._reached
         self._telemetry.state = "finished" if reached else "stopping"
         with self._heartbeat.paused("saving", seconds=60.0):
             self._save()
@@ -260,11 +292,23 @@ class Worker:
                 self._export()
             self._tick(math.inf)
             self._metrics.event("finished" if reached else "stopped", globalSteps=self._counters.global_steps)
-        return reached or self._left
+
+    def _hold(self) -> None:
+        """Serves the result until it is released, told to stop, or out of time. The neighbours have had a farewell."""
+        seconds = self._config.hold_seconds
+        if seconds == 0 or self._stopping:
+            return
+        self._metrics.close()  # what is served does not change any more
+        until = time.monotonic() + seconds
+        with self._heartbeat.paused("holding", seconds=seconds):
+            self._server.hold(Downloads(self._config.learner_dir), self._released.set)
+            log.info("finished; holding the result for up to %s s", f"{seconds:,}")
+            while not self._stopping and time.monotonic() < until and not self._released.wait(HOLD_POLL_SECONDS):
+                pass
+        log.info("released" if self._released.is_set() else "holding no longer")
 
     def _tick(self, now: float) -> None:
-        """What is due about once a second: the plan, what the gossip noticed, /status and, less often, a record."""
-        self._follow_plan()
+        """What is due about once a second: what the gossip noticed, /status and, less often, a record."""
         for event in self._gossip.events():
             self._metrics.event(**event)
         stats = self._gossip.stats()
@@ -275,20 +319,22 @@ class Worker:
             self._metrics.train(self._telemetry.record(self._counters, stats, self._flat.trainable))
 
     def _follow_plan(self) -> None:
-        """A changed epoch in the plan file is a changed ring."""
-        try:
-            plan = self._config.load_plan()
-        except GalaError as error:
-            log.warning("keeping the plan of epoch %d: %s", self._plan.epoch, error)
+        """A changed epoch in the plan file is a changed ring, and perhaps another end of the run."""
+        plan = self._plan_file.follow()
+        if plan is None:
             return
-        if plan.epoch <= self._plan.epoch or plan.run_uid != self._plan.run_uid:
-            return
-        self._plan = plan
+        self._adopt(plan)
         self._counters.epoch = plan.epoch
+        self._telemetry.total_steps = plan.spec.total_steps
+        self._schedule()
         self._left = self._config.rank not in plan.ranks
         if not self._left:
             self._gossip.set_plan(plan)
-        self._metrics.event("ring", epoch=plan.epoch, learners=len(plan.ranks), left=self._left)
+        details = {"learners": len(plan.ranks), "left": self._left, "totalSteps": plan.spec.total_steps}
+        self._metrics.event("ring", epoch=plan.epoch, **details)
+
+    def _adopt(self, plan: RunPlan) -> None:
+        self._plan, self._spec = plan, plan.spec
 
     def _evaluate(self, milestone: float) -> None:
         """Evaluation number k is the job of the k-th learner of the ring, round and round: no rank is special."""

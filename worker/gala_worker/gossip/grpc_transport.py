@@ -7,7 +7,6 @@ exception inside gRPC. Limits on what a stranger can make this process hold are 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import threading
 import time
@@ -18,6 +17,7 @@ import grpc
 import grpc.aio
 
 from gala.errors import GossipError, MessageError, RefusedError
+from gala_worker import address as addresses
 from gala_worker.gossip import framing
 from gala_worker.gossip.loop_thread import LoopThread
 from gala_worker.gossip.messages import CHUNK_BYTES, MAX_FRAME_BYTES, Reason, Refusal, StateRequest
@@ -350,12 +350,12 @@ class _GrpcLink:
 
 def listening_address(address: str) -> str:
     """Where to listen for a plan's `host:port`: there, or on all interfaces where the host is a name."""
-    host, _, port = address.rpartition(":")
-    try:
-        ipaddress.ip_address(host.strip("[]"))
-    except ValueError:
-        return address if host == "localhost" else f"[::]:{port}"
-    return address
+    host, port = addresses.split(address)
+    hosts = addresses.listening_hosts(host)
+    if hosts == (host,):
+        return address
+    # gRPC listens for both families on the wildcard of IPv6; not every node has that.
+    return f"[{addresses.ANY_IPV6}]:{port}" if addresses.ANY_IPV6 in hosts else f"{addresses.ANY_IPV4}:{port}"
 
 
 def _outcome(task: asyncio.Task[None]) -> str:

@@ -1,0 +1,40 @@
+"""Where a worker listens, as the plan's addresses have it."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from typing import Final
+
+ANY_IPV4: Final = "0.0.0.0"
+ANY_IPV6: Final = "::"
+
+
+def split(address: str) -> tuple[str, int]:
+    """Host and port of `host:port`; an IPv6 address stands in brackets there, and comes back without."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def listening_hosts(host: str) -> tuple[str, ...]:
+    """The hosts to bind to: `host` if it is an IP address or localhost, else all interfaces.
+
+    A learner's own DNS name is where others find it, not where it listens: the name may not resolve yet as it starts.
+    """
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        if host == "localhost":
+            return (host,)
+        return (ANY_IPV4, ANY_IPV6) if has_ipv6() else (ANY_IPV4,)
+    return (host,)
+
+
+def has_ipv6() -> bool:
+    """Whether this machine lets anybody listen on IPv6: some nodes have it switched off."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind((ANY_IPV6, 0))
+    except OSError:
+        return False
+    return True
