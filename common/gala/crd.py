@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import yaml
 
-from gala import spec_schema
+from gala import spec_schema, status_schema
 from gala.spec import API_GROUP, KIND, MAX_NAME, GalaRun
 from gala.spec_base import RFC1035_LABEL
 from gala.spec_schema import Schema
@@ -77,7 +77,7 @@ def _schema() -> Schema:
                 "kind": {"type": "string", "description": "GalaRun."},
                 "metadata": {"type": "object"},  # the API server's own; it allows no description here
                 "spec": run["properties"]["spec"],
-                "status": _status(),
+                "status": status_schema.schema(),
             },
             "x-kubernetes-validations": [
                 {
@@ -111,70 +111,25 @@ def _ordered(node: Schema) -> Schema:
 
 def _columns() -> list[dict[str, Any]]:
     columns = (
-        ("State", "string", ".status.state", 0, "Pending, Running, Degraded, Suspended, Succeeded or Failed."),
-        ("Environment", "string", ".spec.environment.id", 0, "What is learned."),
-        ("Learners", "integer", ".spec.learners", 0, "Learners asked for."),
-        ("Ready", "integer", ".status.readyLearners", 0, "Learners in the ring."),
+        (
+            "State",
+            "string",
+            ".status.state",
+            0,
+            "Pending, Starting, Running, Degraded, Suspended, Succeeded or Failed.",
+        ),
+        ("Ready", "string", ".status.ready", 0, "Learners in the ring, of those asked for."),
         ("Steps", "integer", ".status.steps", 0, "Agent decisions so far, over all learners."),
+        ("Steps/s", "number", ".status.stepsPerSecond", 0, "Agent decisions per second, over all learners."),
         ("Return", "number", ".status.meanReturn", 0, "Mean return of the last episodes."),
-        ("Steps/s", "number", ".status.stepsPerSecond", 1, "Agent decisions per second, over all learners."),
+        ("Environment", "string", ".spec.environment.id", 0, "What is learned."),
+        ("Score", "number", ".status.finalModel.meanReturn", 1, "Mean greedy return of the final model."),
         ("Algorithm", "string", ".spec.algorithm", 1, "The algorithm."),
         ("Topology", "string", ".spec.topology.type", 1, "Who sends parameters to whom."),
+        ("Message", "string", ".status.message", 1, "Why the state is what it is."),
         ("Age", "date", ".metadata.creationTimestamp", 0, "Since the run was created."),
     )
     return [
         {"name": name, "type": kind, "jsonPath": path, "priority": priority, "description": description}
         for name, kind, path, priority, description in columns
     ]
-
-
-def _status() -> Schema:
-    def field(kind: str, description: str, **more: Any) -> Schema:
-        return {"description": description, "type": kind, **more}
-
-    condition = {
-        "type": field("string", "Aspect of the run, such as Accepted or RingFormed.", minLength=1, maxLength=316),
-        "status": field("string", "Whether it is so.", enum=["True", "False", "Unknown"]),
-        "observedGeneration": field(
-            "integer", "The spec's generation that this was seen with.", format="int64", minimum=0
-        ),
-        "lastTransitionTime": field("string", "When the status changed last.", format="date-time"),
-        "reason": field(
-            "string",
-            "Why, as one word for programs.",
-            pattern="^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$",
-            maxLength=1024,
-        ),
-        "message": field("string", "Why, as a sentence for people.", maxLength=32768),
-    }
-    return field(
-        "object",
-        "What the operator has observed. Nobody else writes it.",
-        properties={
-            "state": field("string", "The run in one word, derived from the conditions.", maxLength=64),
-            "observedGeneration": field("integer", "The spec's generation that this status is about.", format="int64"),
-            "conditions": field(
-                "array",
-                "In detail: Accepted, PodsReady, RingFormed, Progressing, Degraded, Suspended, Succeeded, Failed.",
-                maxItems=32,
-                items={
-                    "description": "One aspect of the run.",
-                    "type": "object",
-                    "required": ["type", "status", "lastTransitionTime", "reason", "message"],
-                    "properties": condition,
-                },
-                **{"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
-            ),
-            "learners": field("integer", "Learners that there are.", format="int32", minimum=0),
-            "readyLearners": field("integer", "Learners that are in the ring.", format="int32", minimum=0),
-            "selector": field("string", "Label selector of the run's pods, for the scale subresource.", maxLength=1024),
-            "steps": field("integer", "Agent decisions so far, over all learners.", format="int64", minimum=0),
-            "stepsPerSecond": field("number", "Agent decisions per second, over all learners."),
-            "meanReturn": field("number", "Mean return of the last episodes, over all learners."),
-            "disagreement": field(
-                "number", "Relative distance of a learner's parameters from its neighbour's, the largest."
-            ),
-            "startTime": field("string", "When the run became active.", format="date-time"),
-            "completionTime": field("string", "When the run ended.", format="date-time"),
-        },
-    )

@@ -206,8 +206,8 @@ class Evaluation(Section):
     episodes: Annotated[Integer, Field(ge=1, le=10_000)] = Field(default=10, description="Episodes per evaluation.")
     min_return: Annotated[Number, Field(ge=-(10**12), le=10**12)] | None = Field(
         default=None,
-        description="Mean greedy return (raw score) that the final model must reach for the run to succeed; below it the"
-        " run fails with the reason ScoreTooLow. Unset = any score will do.",
+        description="Mean greedy return (raw score) that the final model must reach for the run to succeed; below it"
+        " the run fails with the reason ScoreTooLow. Unset = any score will do.",
     )
 
 

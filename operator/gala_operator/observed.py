@@ -1,7 +1,8 @@
 """What the operator knows of a run, as plain frozen data: the input of `decide`.
 
-Place in the flow: watches deliver raw objects -> `cache` keeps these slim records of them -> `decide` reads them. Nothing
-here does input or output, and nothing raises on what a cluster may deliver: a field that is missing or foreign is None.
+Place in the flow: watches deliver raw objects -> `cache` keeps these slim records of them -> `decide` reads them.
+Nothing here does input or output, and nothing raises on what a cluster may deliver: a field that is missing or foreign
+is None.
 """
 
 from __future__ import annotations

@@ -291,8 +291,43 @@ CASES = {
     "reserved volume": {"worker": {"podTemplate": {"spec": {"volumes": [{"name": "gala-plan", "emptyDir": {}}]}}}},
     "reserved label": {"worker": {"podTemplate": {"metadata": {"labels": {"gala.dev/run": "a"}}}}},
     "reserved annotation": {"worker": {"podTemplate": {"metadata": {"annotations": {"gala.dev/run": "a"}}}}},
+    "unconfined by annotation": {
+        "worker": {
+            "podTemplate": {
+                "metadata": {"annotations": {"container.apparmor.security.beta.kubernetes.io/learner": "unconfined"}}
+            }
+        }
+    },
+    "mount of a volume that is not there": {
+        "worker": {"podTemplate": {"spec": {"volumeMounts": [{"name": "a", "mountPath": "/a"}]}}}
+    },
+    "mount over the plan": {
+        "worker": {
+            "podTemplate": {
+                "spec": {
+                    "volumes": [{"name": "a", "emptyDir": {}}],
+                    "volumeMounts": [{"name": "a", "mountPath": "/etc/gala/plan.json"}],
+                }
+            }
+        }
+    },
+    "selector without values": {
+        "worker": {
+            "podTemplate": {
+                "spec": {
+                    "topologySpreadConstraints": [
+                        {
+                            "topologyKey": "kubernetes.io/hostname",
+                            "labelSelector": {"matchExpressions": [{"key": "a", "operator": "In"}]},
+                        }
+                    ]
+                }
+            }
+        }
+    },
     "checkpoint volume without size or claim": {"checkpoint": {"volume": {}}},
     "storage class of an existing claim": {"checkpoint": {"volume": {"claimName": "a", "storageClassName": "b"}}},
+    "more learners needed than asked for": {"learners": 2, "runPolicy": {"minLearners": 3}},
     "access mode of an existing claim": {"checkpoint": {"volume": {"claimName": "a", "accessMode": "ReadWriteMany"}}},
 }
 
@@ -347,6 +382,8 @@ def test_an_api_server_refuses_to_change_what_is_immutable(change: dict[str, Any
         pytest.param({"totalSteps": 50_000_000}, id="totalSteps"),
         pytest.param({"topology": {"peers": 2}}, id="peers"),
         pytest.param({"runPolicy": {"suspend": True}}, id="suspend"),
+        pytest.param({"runPolicy": {"minLearners": 2}}, id="minLearners"),
+        pytest.param({"evaluation": {"minReturn": 18.5}}, id="minReturn"),
         pytest.param({"worker": {"resources": {"limits": {"cpu": 4}}}}, id="resources"),
         pytest.param({"seed": 1, "policy": {}, "algorithm": "GALA-A2C"}, id="defaults written out"),
     ],

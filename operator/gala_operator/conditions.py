@@ -1,0 +1,70 @@
+"""The run's conditions, as metav1.Condition: `lastTransitionTime` moves with the status, not with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final, Literal
+
+from gala_operator import times
+
+Type = Literal["Accepted", "PodsReady", "RingFormed", "Progressing", "Suspended", "Succeeded", "Failed"]
+ORDER: Final[tuple[Type, ...]] = (
+    "Accepted",
+    "PodsReady",
+    "RingFormed",
+    "Progressing",
+    "Suspended",
+    "Succeeded",
+    "Failed",
+)
+MAX_MESSAGE: Final = 4096
+
+
+class Conditions:
+    """Starts from those of the last status; what is not set stays as it was."""
+
+    def __init__(self, status: Mapping[str, Any], *, generation: int, now: datetime) -> None:
+        self._generation = generation
+        self._now = times.write(now)
+        self._by_type = read(status)
+
+    def set(self, type_: Type, value: bool, reason: str, message: str) -> None:
+        """What is so now."""
+        status = "True" if value else "False"
+        before = self._by_type.get(type_, {})
+        since = before.get("lastTransitionTime", self._now) if before.get("status") == status else self._now
+        self._by_type[type_] = {
+            "type": type_,
+            "status": status,
+            "observedGeneration": self._generation,
+            "lastTransitionTime": since,
+            "reason": reason,
+            "message": message[:MAX_MESSAGE],
+        }
+
+    def drop(self, type_: Type) -> None:
+        """Nothing is known about it any more."""
+        self._by_type.pop(type_, None)
+
+    def document(self) -> list[dict[str, Any]]:
+        """As they go into the status, in a fixed order."""
+        return [self._by_type[type_] for type_ in ORDER if type_ in self._by_type]
+
+
+def read(status: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The conditions of a status by type."""
+    listed = status.get("conditions")
+    if not isinstance(listed, list):
+        return {}
+    return {str(condition.get("type")): dict(condition) for condition in listed if isinstance(condition, dict)}
+
+
+def is_true(status: Mapping[str, Any], type_: Type) -> bool:
+    """Whether the condition was true when the status was written."""
+    return read(status).get(type_, {}).get("status") == "True"
+
+
+def reason(status: Mapping[str, Any], type_: Type) -> str:
+    """Its reason then; empty if there was none."""
+    return str(read(status).get(type_, {}).get("reason", ""))

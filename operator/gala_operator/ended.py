@@ -1,0 +1,86 @@
+"""After the end: finished learners are let go, pods are cleaned up, and the run is deleted when its time is over.
+
+Nothing is ever made again for a run that has ended. All this waits until the end stands in the status.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from gala.errors import SpecError
+from gala.spec import RunPolicy, parse
+from gala_operator import situation, status, times
+from gala_operator.actions import Actions, DeletePod
+from gala_operator.learners import is_ready
+from gala_operator.observed import Observed, ObservedPod, RunObject
+
+RELEASE: Final = timedelta(seconds=30)
+"""How long finished learners have to exit by themselves, so that their pods stay as Completed."""
+
+
+def actions(run: RunObject, observed: Observed, now: datetime) -> Actions:
+    """What is left to do for a run that has ended."""
+    end = times.read(run.status.get("completionTime")) or now
+    policy = _policy(run)
+    own = situation.own_pods(run, observed)
+    running = [pod for pod in situation.learner_pods(run, observed) if pod.phase not in ("Succeeded", "Failed")]
+    trained = "finishingTime" in run.status
+    exits_until = end + RELEASE if trained else end
+    waiting = bool(running) and now < exits_until
+    requeue = [exits_until] if waiting else []
+    delete_run = False
+    if policy.ttl_seconds_after_finished is not None:
+        expires = end + timedelta(seconds=policy.ttl_seconds_after_finished)
+        delete_run = expires <= now
+        requeue.append(expires)
+    return Actions(
+        release=tuple(pod.ip for pod in running if pod.ip is not None and not pod.deleting) if waiting else (),
+        delete=() if waiting else _superfluous(policy, own, running, trained=trained),
+        delete_run=delete_run,
+        status=_status(run, observed),
+        requeue_at=min((at for at in requeue if at > now), default=None),
+    )
+
+
+def _superfluous(
+    policy: RunPolicy, own: Sequence[ObservedPod], running: Sequence[ObservedPod], *, trained: bool
+) -> tuple[DeletePod, ...]:
+    """By cleanPodPolicy. The results pod serves `gala fetch` and goes only with All. Learners that were still at work
+    when the run failed are stopped whatever the policy: a run that is over does not go on training."""
+    if policy.clean_pod_policy == "All":
+        chosen = own
+    elif policy.clean_pod_policy == "Running" or not trained:
+        chosen = running
+    else:
+        chosen = ()
+    return tuple(DeletePod(name=pod.name, uid=pod.uid) for pod in chosen if not pod.deleting)
+
+
+def _policy(run: RunObject) -> RunPolicy:
+    try:
+        return parse(run.document).spec.run_policy
+    except SpecError:
+        return RunPolicy()
+
+
+def _status(run: RunObject, observed: Observed) -> dict[str, Any]:
+    """As it was at the end, but for what the pods do."""
+    pods = {pod.name: pod for pod in situation.learner_pods(run, observed)}
+    entries = situation.entries(run.status)
+    learners = []
+    for rank, entry in sorted(entries.items()):
+        pod = pods.get(f"{run.name}-{rank}")
+        state = entry.get("state")
+        if state not in ("finished", "failed"):
+            state = "pending" if pod is None or pod.phase in ("Succeeded", "Failed") else "stopping"
+        fields = {**entry, "ready": is_ready(pod), "state": state}
+        learners.append({**fields, **({"stepsPerSecond": 0.0} if "stepsPerSecond" in entry else {})})
+    ready = sum(bool(entry["ready"]) for entry in learners)
+    after = {**run.status, **status.readiness(ready, len(learners)), "observedGeneration": run.generation}
+    if learners:
+        after["learnerStatuses"] = learners
+    if "stepsPerSecond" in after:
+        after["stepsPerSecond"] = 0.0
+    return after

@@ -1,0 +1,166 @@
+"""The end of the training: the learners have finished, and the results pod makes the final model of their files.
+
+While it waits for the last learners and for the results, nothing of the ring is replaced any more: the steps are done.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from gala import names
+from gala_operator import failures, manifests, stuck, times
+from gala_operator.actions import DeletePod, Manifest
+from gala_operator.failures import Tally
+from gala_operator.learners import FINISHED, Learner
+from gala_operator.observed import ObservedPod
+from gala_operator.situation import Situation
+
+PATIENCE: Final = timedelta(seconds=60)
+"""From the first finished learner on: whoever has not finished by then is left out of the final model."""
+MAX_FAILURES: Final = 3
+"""Failures of the results pod before the run is given up."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """How the run ends."""
+
+    succeeded: bool
+    reason: str
+    message: str
+    final_model: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finish:
+    """How far the end has come."""
+
+    since: datetime
+    """When the first learner had finished."""
+    gathering: bool
+    """The results pod is at work, or is about to be."""
+    message: str
+    tally: Tally = field(default_factory=Tally)
+    outcome: Outcome | None = None
+    create: tuple[Manifest, ...] = ()
+    delete: tuple[DeletePod, ...] = ()
+    look_again: datetime | None = None
+    problem: stuck.Stuck | None = None
+
+
+def assess(situation: Situation, learners: Sequence[Learner]) -> Finish | None:
+    """None while the training goes on."""
+    pod = situation.pods.get(names.results_name(situation.run.name))
+    finished = [learner for learner in learners if learner.state == FINISHED]
+    if pod is None and not finished:
+        return None
+    since = times.read(situation.run.status.get("finishingTime")) or situation.now
+    at_work = [learner for learner in learners if learner.ready and learner.state != FINISHED]
+    if pod is None and at_work and situation.now < since + PATIENCE:
+        return Finish(
+            since=since,
+            gathering=False,
+            message=f"{len(finished)} of {len(learners)} learners have finished; {at_work[0].name} has not yet.",
+            look_again=since + PATIENCE,
+        )
+    return _gather(situation, since, pod)
+
+
+def _gather(situation: Situation, since: datetime, pod: ObservedPod | None) -> Finish:
+    now = situation.now
+    before = Tally.read(_mapping(situation.run.status.get("results")))
+    message = "The final model is being made."
+    if pod is None:
+        retry_at = before.retry_at(situation.settings) if before.failures else None
+        if retry_at is not None and retry_at > now:
+            return Finish(since=since, gathering=True, message=message, tally=before, look_again=retry_at)
+        manifest = manifests.results_pod(
+            situation.document, situation.owner, situation.plan, created=now, settings=situation.settings
+        )
+        free = not situation.is_taken(names.results_name(situation.run.name))
+        return Finish(since=since, gathering=True, message=message, tally=before, create=(manifest,) if free else ())
+    if pod.deleting:
+        return Finish(since=since, gathering=True, message=message, tally=before)
+    if failures.has_failed(pod):
+        return _failed(situation, since, pod, before)
+    if pod.phase in ("Failed", "Succeeded"):
+        at = failures.replaceable_at(pod)
+        delete = (DeletePod(name=pod.name, uid=pod.uid),) if at <= now else ()
+        return Finish(since=since, gathering=True, message=message, tally=before, delete=delete, look_again=at)
+    problem = stuck.of_pod(pod)
+    if problem is not None:
+        message = f"The final model cannot be made yet: {problem.reason}: {problem.message}"
+    return Finish(
+        since=since, gathering=True, message=message, tally=before, outcome=_outcome(situation, pod), problem=problem
+    )
+
+
+def _failed(situation: Situation, since: datetime, pod: ObservedPod, before: Tally) -> Finish:
+    now = situation.now
+    tally = before.count(pod, now)
+    why = stuck.of_failures(pod.name, tally, MAX_FAILURES - 1)
+    assert why is not None  # it has just been counted
+    if tally.is_final(MAX_FAILURES - 1):
+        outcome = Outcome(succeeded=False, reason="NoFinalModel", message=why.message)
+        return Finish(since=since, gathering=True, message=why.message, tally=tally, outcome=outcome)
+    retry_at = tally.retry_at(situation.settings) or now
+    delete: tuple[DeletePod, ...] = ()
+    if not before.has_counted(pod):
+        retry_at = now + timedelta(seconds=1)
+    elif retry_at <= now:
+        delete = (DeletePod(name=pod.name, uid=pod.uid),)
+    return Finish(
+        since=since,
+        gathering=True,
+        message=f"The final model cannot be made yet: {why.message}",
+        tally=tally,
+        delete=delete,
+        look_again=retry_at,
+        problem=why,
+    )
+
+
+def _outcome(situation: Situation, pod: ObservedPod) -> Outcome | None:
+    answer = situation.observed.results
+    if answer is None or answer.pod_uid != pod.uid:
+        return None
+    if answer.state == "failed":
+        message = answer.message or "the results pod does not say why"
+        return Outcome(succeeded=False, reason="NoFinalModel", message=f"There is no final model: {message}")
+    if answer.state != "ready":
+        return None
+    card = _mapping(answer.card)
+    scores = _mapping(card.get("evaluation"))
+    greedy, sampled = (_number(_mapping(scores.get(mode)).get("meanReturn")) for mode in ("greedy", "sampled"))
+    fields = {
+        "globalSteps": card.get("globalSteps"),
+        "meanReturn": greedy,
+        "sampledMeanReturn": sampled,
+        "sha256": answer.sha256,
+        "averaged": card.get("averaged"),
+        "location": f"pod/{pod.name}",
+    }
+    model = {name: value for name, value in fields.items() if value is not None}
+    least = situation.spec.evaluation.min_return
+    if least is not None and (greedy is None or greedy < least):
+        message = f"The final model's mean return is {_words(greedy)}, below evaluation.minReturn {least:g}."
+        return Outcome(succeeded=False, reason="ScoreTooLow", message=message, final_model=model)
+    message = f"The final model's mean return is {_words(greedy)}."
+    return Outcome(succeeded=True, reason="Completed", message=message, final_model=model)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _number(value: Any) -> float | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if is_number else None
+
+
+def _words(score: float | None) -> str:
+    return "unknown" if score is None else f"{score:g}"

@@ -1,0 +1,202 @@
+"""The run's status: one word, one sentence, the conditions, and the learners one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from gala import names
+from gala_operator import conditions, stuck, times
+from gala_operator.conditions import Conditions
+from gala_operator.learners import FAILED, Learner
+from gala_operator.progress import RUN_FIELDS, numbers
+from gala_operator.results import Finish, Outcome
+from gala_operator.ring import Ring
+from gala_operator.situation import Situation
+
+ENDED: Final = frozenset({"Succeeded", "Failed"})
+MAX_MESSAGE: Final = 1024
+
+
+def has_ended(status: Mapping[str, Any]) -> bool:
+    """Whether the run is over: for good."""
+    return status.get("state") in ENDED
+
+
+def of_active(
+    situation: Situation,
+    learners: Sequence[Learner],
+    ring: Ring,
+    finish: Finish | None,
+    outcome: Outcome | None,
+    obstacle: str | None,
+) -> tuple[dict[str, Any], Any]:
+    """The status of a run that is neither suspended nor refused, and when its numbers are due again."""
+    before, now = situation.run.status, situation.now
+    state = _state(before, learners, ring, finish, outcome)
+    figures = numbers(situation, learners, at_once=state != before.get("state"))
+    table = Conditions(before, generation=situation.run.generation, now=now)
+    table.set("Accepted", True, "Valid", "The spec is valid.")
+    ready = sum(learner.ready for learner in learners)
+    table.set("PodsReady", *_pods_ready(before, learners, ready, obstacle))
+    if finish is None or not ring.was_formed or ring.formed:
+        table.set("RingFormed", ring.formed, ring.reason, ring.message)
+    message = _message(state, learners, ready, finish, outcome, obstacle, table)
+    if outcome is not None:
+        table.set("Progressing", False, outcome.reason, outcome.message)
+        table.set("Succeeded", outcome.succeeded, outcome.reason, outcome.message)
+        table.set("Failed", not outcome.succeeded, outcome.reason, outcome.message)
+    elif finish is not None:
+        table.set("Progressing", True, "Finishing", finish.message)
+    else:
+        reason = "Training" if state in ("Running", "Degraded") else "Starting"
+        table.set("Progressing", True, reason, f"{ready} of {len(learners)} learners are ready.")
+    if conditions.is_true(before, "Suspended"):
+        table.set("Suspended", False, "Resumed", "The run has been resumed.")
+    elif "Suspended" in conditions.read(before):
+        table.set("Suspended", False, "NotSuspended", "The run is not suspended.")
+    status = {
+        **head(situation, state, message),
+        "conditions": table.document(),
+        "learners": len(learners),
+        **readiness(ready, len(learners)),
+        "epoch": situation.plan.epoch,
+        "startTime": before.get("startTime") or times.write(now),
+        **figures.run,
+        "learnerStatuses": [
+            {"rank": learner.rank, "ready": learner.ready, **figures.learners[learner.rank], **learner.tally.document()}
+            for learner in learners
+        ],
+    }
+    if finish is not None:
+        status["finishingTime"] = times.write(finish.since)
+        if finish.tally.failures:
+            status["results"] = finish.tally.document()
+    if outcome is not None:
+        status["completionTime"] = times.write(now)
+        if outcome.final_model is not None:
+            status["finalModel"] = dict(outcome.final_model)
+    return status, figures.due
+
+
+def of_suspended(situation: Situation, remaining: int) -> dict[str, Any]:
+    """The status of a run that is to be suspended, or is. Failures are forgiven: a resumed run starts afresh."""
+    before, asked = situation.run.status, situation.spec.learners
+    gone = remaining == 0
+    table = Conditions(before, generation=situation.run.generation, now=situation.now)
+    table.set("Accepted", True, "Valid", "The spec is valid.")
+    if gone:
+        kept = situation.spec.checkpoint.volume is not None
+        message = "Suspended." if kept else "Suspended; without spec.checkpoint.volume training will start over."
+        state, reason = "Suspended", "Suspended"
+    else:
+        state, reason = str(before.get("state") or "Pending"), "Stopping"
+        message = "The learners write a checkpoint and stop."
+    table.set("PodsReady", False, reason, message)
+    table.set("RingFormed", False, "Suspended", message)
+    table.set("Progressing", False, "Suspended", message)
+    table.set("Suspended", gone, reason, message)
+    status = {
+        **head(situation, state, message),
+        "conditions": table.document(),
+        "learners": asked,
+        **readiness(0, asked),
+        **{name: before[name] for name in ("epoch", *RUN_FIELDS, "progressTime") if name in before},
+        "learnerStatuses": [
+            {"rank": rank, "ready": False, "state": state_of, "failures": 0}
+            for rank in range(asked)
+            for state_of in (
+                "stopping" if names.learner_name(situation.run.name, rank) in situation.pods else "pending",
+            )
+        ],
+    }
+    if "stepsPerSecond" in status:
+        status["stepsPerSecond"] = 0.0
+    return status
+
+
+def head(situation: Situation, state: str, message: str) -> dict[str, Any]:
+    """What every status begins with."""
+    run = situation.run
+    return {
+        "state": state,
+        "message": message[:MAX_MESSAGE],
+        "observedGeneration": run.generation,
+        "selector": f"{names.LABEL_RUN}={run.name},{names.LABEL_ROLE}={names.ROLE_ACTOR_LEARNER}",
+    }
+
+
+def readiness(ready: int, asked: int) -> dict[str, Any]:
+    """For programs and for the printer column."""
+    return {"readyLearners": ready, "ready": f"{ready}/{asked}"}
+
+
+def _state(
+    before: Mapping[str, Any],
+    learners: Sequence[Learner],
+    ring: Ring,
+    finish: Finish | None,
+    outcome: Outcome | None,
+) -> str:
+    if outcome is not None:
+        return "Succeeded" if outcome.succeeded else "Failed"
+    previous = before.get("state")
+    if finish is not None:
+        return previous if previous in ("Running", "Degraded") else "Running"
+    ready = sum(learner.ready for learner in learners)
+    if ready == len(learners):
+        return "Running"
+    if ready == 0:
+        nothing_yet = previous in (None, "Pending", "Suspended") and all(learner.pod is None for learner in learners)
+        return "Pending" if nothing_yet else "Starting"
+    if not ring.was_formed and not any(learner.troubled for learner in learners):
+        return "Starting"
+    return "Degraded"
+
+
+def worst(learners: Sequence[Learner]) -> Learner | None:
+    """The learner whose trouble the status speaks of: one that is left out, else the first."""
+    troubled = [learner for learner in learners if learner.troubled]
+    return next((learner for learner in troubled if learner.state == FAILED), troubled[0] if troubled else None)
+
+
+def _pods_ready(
+    before: Mapping[str, Any], learners: Sequence[Learner], ready: int, obstacle: str | None
+) -> tuple[bool, str, str]:
+    if ready == len(learners):
+        return True, "AllReady", f"{ready} of {ready} learners are ready."
+    trouble = worst(learners)
+    if trouble is not None and trouble.stuck is not None:
+        return False, trouble.stuck.reason, _kept(before, trouble.stuck)
+    if obstacle is not None:
+        return False, stuck.NAME_CONFLICT, obstacle
+    return False, "Waiting", f"{ready} of {len(learners)} learners are ready."
+
+
+def _kept(before: Mapping[str, Any], why: stuck.Stuck) -> str:
+    old = conditions.read(before).get("PodsReady", {})
+    if why.is_repetition and old.get("reason") == why.reason:
+        return str(old.get("message"))
+    return why.message
+
+
+def _message(
+    state: str,
+    learners: Sequence[Learner],
+    ready: int,
+    finish: Finish | None,
+    outcome: Outcome | None,
+    obstacle: str | None,
+    table: Conditions,
+) -> str:
+    if outcome is not None:
+        return outcome.message
+    if finish is not None:
+        return finish.message
+    if state == "Running":
+        return "All learners are training." if len(learners) > 1 else "The learner is training."
+    said = f"{ready} of {len(learners)} learners are ready"
+    if worst(learners) is not None:
+        pods_ready = next(entry for entry in table.document() if entry["type"] == "PodsReady")
+        return f"{said}; {pods_ready['reason']}: {pods_ready['message']}"
+    return f"{said}; {obstacle}." if obstacle is not None else f"{said}."

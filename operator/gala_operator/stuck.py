@@ -1,0 +1,77 @@
+"""Why a pod does not get ready, lifted from the pod into one reason and one sentence for the run's status."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from gala_operator.failures import MISCONFIGURED, Tally
+from gala_operator.observed import ObservedPod
+
+_WAITING: Final[Mapping[str, str]] = {
+    "ErrImagePull": "ErrImagePull",
+    # The kubelet alternates between the two; one name keeps the status still.
+    "ImagePullBackOff": "ErrImagePull",
+    "ErrImageNeverPull": "ErrImageNeverPull",
+    "InvalidImageName": "InvalidImageName",
+    "CreateContainerConfigError": "CreateContainerConfigError",
+    "CreateContainerError": "CreateContainerError",
+    "RunContainerError": "RunContainerError",
+    "CrashLoopBackOff": "CrashLoopBackOff",
+}
+UNSCHEDULABLE: Final = "Unschedulable"
+NAME_CONFLICT: Final = "NameConflict"
+BACKOFF_LIMIT_EXCEEDED: Final = "BackoffLimitExceeded"
+OOM_KILLED: Final = "OOMKilled"
+CRASH_LOOP: Final = "CrashLoopBackOff"
+REASONS: Final = frozenset(
+    {*_WAITING.values(), UNSCHEDULABLE, NAME_CONFLICT, BACKOFF_LIMIT_EXCEEDED, MISCONFIGURED, OOM_KILLED, CRASH_LOOP}
+    | {"Error"}
+)
+"""Every reason that PodsReady can have for a pod that does not get ready by waiting."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stuck:
+    """Why a pod does not get ready."""
+
+    reason: str
+    """CamelCase."""
+    message: str
+    """Names the pod."""
+    is_repetition: bool = False
+    """The kubelet's "back-off pulling image": it says less than what it said before, which is worth keeping."""
+
+
+def of_pod(pod: ObservedPod) -> Stuck | None:
+    """Why a pod does not start; None if it only needs time."""
+    if pod.phase != "Pending":
+        return None
+    if pod.scheduling_problem is not None:
+        return Stuck(reason=UNSCHEDULABLE, message=f"{pod.name}: {pod.scheduling_problem}")
+    if pod.waiting_reason is not None and pod.waiting_reason in _WAITING:
+        return Stuck(
+            reason=_WAITING[pod.waiting_reason],
+            message=f"{pod.name}: {pod.waiting_message or pod.waiting_reason}",
+            is_repetition=pod.waiting_reason == "ImagePullBackOff",
+        )
+    return None
+
+
+def of_failures(name: str, tally: Tally, limit: int) -> Stuck | None:
+    """Why a learner that has failed is not ready; None if it never did."""
+    if tally.last is None:
+        return None
+    last = f"{tally.last.reason}: {tally.last.message}" if tally.last.message else tally.last.reason
+    if tally.is_final(limit):
+        reason = MISCONFIGURED if tally.last.reason == MISCONFIGURED else BACKOFF_LIMIT_EXCEEDED
+        return Stuck(reason=reason, message=f"{name} is left out after {_times(tally.failures)}; {last}")
+    reason = CRASH_LOOP if tally.failures > 1 else "Error"
+    if tally.last.reason == OOM_KILLED:
+        reason = OOM_KILLED
+    return Stuck(reason=reason, message=f"{name} restarts after {_times(tally.failures)} (limit {limit}); {last}")
+
+
+def _times(failures: int) -> str:
+    return "1 failure" if failures == 1 else f"{failures} failures"
