@@ -52,11 +52,34 @@ format: $(VENV)/installed-dev ## rewrite the code in the project's format
 proto: $(VENV)/installed-dev ## generate common/gala/wire from gossip.proto
 	$(BIN)/python -m grpc_tools.protoc -I common --python_out=common --pyi_out=common --grpc_python_out=common common/gala/wire/gossip.proto
 
-manifests: $(VENV)/installed-dev ## generate crds/galarun.yaml and docs/galarun.md from gala.spec
+manifests: $(VENV)/installed-dev ## generate crds/galarun.yaml, the chart's copy and docs/galarun.md from gala.spec
 	$(BIN)/gala crd > crds/galarun.yaml
+	cp crds/galarun.yaml charts/gala-operator/files/crds/galarun.yaml
 	$(BIN)/gala crd --reference > docs/galarun.md
+
+# A Kubernetes on this machine (Debian bookworm, root): tests/cluster/node/README.md. `make deploy` uses KUBECONFIG if it
+# is set, and that cluster otherwise; `eval "$$(tests/cluster/node/env.sh)"` gives the same to your shell.
+NODE := tests/cluster/node
+cluster-up cluster-down images deploy: export GALA_PYTHON = $(abspath $(BIN)/python)
+
+cluster-up: | $(BIN)/python ## install a Kubernetes and start it on this machine (first time: some minutes)
+	@$(NODE)/install.sh
+	@$(NODE)/up.sh
+	@echo 'for kubectl and helm in this shell:  eval "$$($(NODE)/env.sh)"'
+
+cluster-down: ## end that Kubernetes; nothing of it stays but what ~/.cache/galacluster keeps for the next time
+	@$(NODE)/down.sh --all
+
+images: | $(BIN)/python ## build both images and load them into that Kubernetes, if it is up
+	@$(NODE)/images/gala.sh --load
+
+deploy: ## install the operator with these images by its chart
+	@$(NODE)/deploy.sh
+
+test-cluster: $(VENV)/installed-dev ## test on a real Kubernetes only
+	GALA_CLUSTER_TESTS=1 $(BIN)/python -m pytest tests/cluster
 
 clean: ## remove the virtual environment and caches (runs/ stays)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help install install-dev run test check format proto manifests clean
+.PHONY: help install install-dev run test check format proto manifests cluster-up cluster-down images deploy test-cluster clean

@@ -1,0 +1,43 @@
+"""A GalaRun's life on a real cluster, from apply to deletion."""
+
+from typing import Any
+
+import pytest
+
+
+def cartpole(name: str, **spec: Any) -> dict[str, Any]:
+    """A run of two small learners on the CPU."""
+    return {
+        "apiVersion": "gala.dev/v1alpha1",
+        "kind": "GalaRun",
+        "metadata": {"name": name},
+        "spec": {
+            "environment": {"id": "CartPole-v1", "simulators": 4},
+            "learners": 2,
+            "totalSteps": 20_000,
+            "worker": {"gpus": 0, "resources": {"requests": {"cpu": "100m", "memory": "300Mi"}}},
+            "evaluation": {"episodes": 2},
+            **spec,
+        },
+    }
+
+
+def conditions(status: dict[str, Any]) -> dict[str, str]:
+    return {condition["type"]: condition["status"] for condition in status.get("conditions", [])}
+
+
+@pytest.mark.usefixtures("operator")
+def test_a_run_trains_to_its_end_and_leaves_nothing_when_it_is_deleted(namespace):
+    namespace.apply(cartpole("pole"))
+    status = namespace.wait_state("pole", "Succeeded", "Failed", seconds=240)
+
+    assert status["state"] == "Succeeded", status["message"]
+    assert conditions(status)["Succeeded"] == "True"
+    assert status["finalModel"]["globalSteps"] >= 20_000
+    assert status["finalModel"]["averaged"] == 2
+    assert len(status["finalModel"]["sha256"]) == 64
+    assert [learner["failures"] for learner in status["learnerStatuses"]] == [0, 0]
+    namespace.kubectl("wait", "--for=condition=Succeeded", "galarun/pole", "--timeout=5s")
+
+    namespace.kubectl("delete", "galarun", "pole", "--timeout=60s")
+    namespace.wait_gone("pole")
