@@ -1,0 +1,238 @@
+"""One look at a run: what is observed -> `decide` -> the API.
+
+Place in the flow: the workers of `queue` call `reconcile`. In the steady state nothing is written: `decide` asks only
+for what differs, and the status is sent only where it differs from what was last seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final, Protocol
+
+from gala_operator.actions import Actions, DeletePod, Manifest, RunEvent
+from gala_operator.cache import Cache
+from gala_operator.cluster import ApiError
+from gala_operator.kinds import POD, RUN
+from gala_operator.logs import run_context
+from gala_operator.metrics import Metrics
+from gala_operator.observed import Observed, RunObject
+from gala_operator.records import Key, key_of
+from gala_operator.settings import OperatorSettings
+
+log = logging.getLogger(__name__)
+
+Decide = Callable[[RunObject, Observed, datetime, OperatorSettings], Actions]
+SOON_SECONDS: Final = 0.05
+"""A time that decide asks for in the past, or right now, is at least so far away."""
+
+
+class ClusterApi(Protocol):
+    """What the controller needs of `cluster.Cluster`; see there."""
+
+    async def get(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None: ...
+    async def apply(self, manifest: Mapping[str, Any]) -> dict[str, Any]: ...
+    async def create(self, manifest: Mapping[str, Any]) -> dict[str, Any] | None: ...
+    async def delete_pod(
+        self, namespace: str, name: str, uid: str, grace_seconds: int | None = None
+    ) -> dict[str, Any] | None: ...
+    async def delete_run(self, namespace: str, name: str, uid: str) -> None: ...
+    async def annotate_pod(
+        self, namespace: str, name: str, uid: str, annotations: Mapping[str, str]
+    ) -> dict[str, Any] | None: ...
+    async def patch_status(
+        self, namespace: str, name: str, uid: str, patch: Mapping[str, Any]
+    ) -> dict[str, Any] | None: ...
+
+
+class Workers(Protocol):
+    """What the controller needs of `poller.Poller`; see there."""
+
+    def watch(self, key: Key, wanted: bool) -> None: ...
+    async def release(self, ip: str) -> None: ...
+
+
+class Events(Protocol):
+    """What the controller needs of `events.EventPoster`; see there."""
+
+    async def post(self, run: RunObject, event: RunEvent) -> None: ...
+
+
+class NameTakenError(ApiError):
+    """An object that is not the run's has the name of one of its children."""
+
+
+class Controller:
+    """Carries out what `decide` says. The queue sees to it that a run is looked at by one worker at a time."""
+
+    def __init__(
+        self,
+        *,
+        cache: Cache,
+        cluster: ClusterApi,
+        workers: Workers,
+        events: Events,
+        decide: Decide,
+        settings: OperatorSettings,
+        metrics: Metrics,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._cache = cache
+        self._cluster = cluster
+        self._workers = workers
+        self._events = events
+        self._decide = decide
+        self._settings = settings
+        self._metrics = metrics
+        self._clock = clock
+        self._written: dict[Key, tuple[str, Mapping[str, Any]]] = {}
+        """The run's resourceVersion after our last status, and that status: what the server prunes of it is not sent
+        again and again."""
+
+    async def reconcile(self, key: Key) -> float | None:
+        """One look. Returns in how many seconds to look again although nothing has happened.
+
+        Raises:
+            ApiError: something could not be done; what was decided after it has not been tried.
+        """
+        with run_context(*key), self._metrics.reconcile_seconds.time():
+            try:
+                seconds = await self._look(key)
+            except BaseException:
+                self._metrics.reconciles.labels("error").inc()
+                raise
+        self._metrics.reconciles.labels("success").inc()
+        return seconds
+
+    async def _look(self, key: Key) -> float | None:
+        run = self._cache.run(key)
+        if run is None or run.deleting:
+            # What it owned goes with it: the garbage collector's work, also while no operator runs.
+            self._workers.watch(key, False)
+            self._written.pop(key, None)
+            return None
+        now = self._clock()
+        actions = self._decide(run, self._cache.observed(key), now, self._settings)
+        try:
+            await self._carry_out(key, run, actions)
+        except ApiError as error:
+            if error.is_refusal or isinstance(error, NameTakenError):
+                reason = "NameTaken" if isinstance(error, NameTakenError) else "Refused"
+                await self._events.post(run, RunEvent(type="Warning", reason=reason, message=error.message))
+            raise
+        self._workers.watch(key, actions.poll)
+        if actions.delete_run:
+            log.info("the run's time to live is over")
+            await self._cluster.delete_run(run.namespace, run.name, run.uid)
+            return None
+        if await self._write_status(key, run, actions.status):
+            for event in actions.events:
+                log.info("%s: %s", event.reason, event.message)
+                await self._events.post(run, event)
+        if actions.requeue_at is None:
+            return None
+        return max((actions.requeue_at - now).total_seconds(), SOON_SECONDS)
+
+    async def _carry_out(self, key: Key, run: RunObject, actions: Actions) -> None:
+        for manifest in actions.apply:
+            await self._apply(key, run, manifest)
+        await _together(self._delete(run, deletion) for deletion in actions.delete)
+        await _together(self._create(key, run, manifest) for manifest in actions.create)
+        await _together(
+            self._put_pod(self._cluster.annotate_pod(run.namespace, note.name, note.uid, note.annotations))
+            for note in actions.annotate
+        )
+        await asyncio.gather(*(self._workers.release(ip) for ip in actions.release))
+
+    async def _apply(self, key: Key, run: RunObject, manifest: Manifest) -> None:
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
+        if not self._cache.has_child(key, kind, name):
+            # Without our label we do not see it: an apply would make somebody else's object ours.
+            found = await self._cluster.get(kind, run.namespace, name)
+            if found is not None and key_of(kind, found) != key:
+                raise _taken(kind, name, run)
+        log.info("applying %s %s", kind, name)
+        self._cache.put(kind, await self._cluster.apply(manifest))
+
+    async def _delete(self, run: RunObject, deletion: DeletePod) -> None:
+        log.info("deleting pod %s", deletion.name)
+        left = await self._cluster.delete_pod(run.namespace, deletion.name, deletion.uid, deletion.grace_seconds)
+        if left is None:
+            self._cache.remove_uid(POD, (run.namespace, deletion.name), deletion.uid)
+        else:
+            self._cache.put(POD, left)
+
+    async def _create(self, key: Key, run: RunObject, manifest: Manifest) -> None:
+        name = manifest["metadata"]["name"]
+        log.info("creating pod %s", name)
+        made = await self._cluster.create(manifest)
+        if made is None:
+            made = await self._cluster.get(POD, run.namespace, name)
+            if made is not None and key_of(POD, made) != key:
+                raise _taken(POD, name, run)
+        if made is not None:
+            self._cache.put(POD, made)
+
+    async def _put_pod(self, answer: Any) -> None:
+        raw = await answer
+        if raw is not None:
+            self._cache.put(POD, raw)
+
+    async def _write_status(self, key: Key, run: RunObject, status: Mapping[str, Any]) -> bool:
+        """Whether the status that was decided is now the run's."""
+        status = without_nulls(status)
+        version = self._cache.version(key)
+        if self._written.get(key) == (version, status):
+            return True
+        patch = merge_patch(run.status, status)
+        if not patch:
+            return True
+        answer = await self._cluster.patch_status(run.namespace, run.name, run.uid, patch)
+        if answer is None:  # deleted meanwhile
+            return False
+        self._cache.put(RUN, answer)
+        self._written[key] = (str(answer.get("metadata", {}).get("resourceVersion", "")), status)
+        return True
+
+
+def merge_patch(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON merge patch (RFC 7386) that makes `before` into `after`, neither of which has nulls."""
+    patch: dict[str, Any] = dict.fromkeys(name for name in before if name not in after)
+    for name, value in after.items():
+        old = before.get(name)
+        if name in before and old == value:
+            continue
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            inner = merge_patch(old, value)
+            if inner:
+                patch[name] = inner
+        else:
+            patch[name] = value
+    return patch
+
+
+def without_nulls(value: Any) -> Any:
+    """A copy without entries that are None: a server leaves them out, or refuses them."""
+    if isinstance(value, Mapping):
+        return {name: without_nulls(item) for name, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [without_nulls(item) for item in value]
+    return value
+
+
+async def _together(awaitables: Any) -> None:
+    """All at once; the first failure is raised when all have ended."""
+    for result in await asyncio.gather(*awaitables, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
+
+
+def _taken(kind: str, name: str, run: RunObject) -> NameTakenError:
+    return NameTakenError(
+        409,
+        "NameTaken",
+        f"there is a {kind} {name} in namespace {run.namespace} that does not belong to this run; "
+        "remove it, or use another name for the run",
+    )

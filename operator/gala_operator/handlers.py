@@ -1,0 +1,89 @@
+"""kopf's part: it watches, and every event goes into the cache and the run's key into the queue. Nothing else.
+
+Only `kopf.on.event` is used, with the label selector on the server's side: such an operator leaves neither annotations
+nor finalizers on anything, so that nothing hangs while it is down.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import kopf
+from kubernetes.aio.client.configuration import Configuration
+
+from gala import names
+from gala_operator.cache import Cache
+from gala_operator.kinds import RUN, WATCHED_KINDS, Resource
+from gala_operator.metrics import Metrics
+from gala_operator.records import Key
+
+WATCH_SECONDS: Final = 300
+PAGE: Final = 500
+
+
+def register(
+    *,
+    cache: Cache,
+    add: Callable[[Key], None],
+    metrics: Metrics,
+    resource: Callable[[str], Resource],
+    configuration: Callable[[], Awaitable[Configuration]],
+) -> kopf.OperatorRegistry:
+    """A registry with a handler for every watched kind. `resource` says where this server has a kind."""
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=registry, id="login")
+    async def login(**_: Any) -> kopf.ConnectionInfo:
+        return _connection(await configuration())
+
+    async def on_event(event: Any, param: Any = None, **_: Any) -> None:
+        metrics.watch_last_event.labels(resource(param).plural).set(time.time())
+        change = cache.remove if event["type"] == "DELETED" else cache.put
+        key = change(param, event["object"])
+        if key is not None:
+            add(key)
+
+    for kind in WATCHED_KINDS:
+        place = resource(kind)
+        watch = kopf.on.event(
+            place.group, place.version, place.plural, registry=registry, id=f"watch-{place.plural}", param=kind
+        )
+        watch(on_event)
+    return registry
+
+
+def watch_settings(resource: Callable[[str], Resource]) -> kopf.OperatorSettings:
+    """kopf's settings: quiet, bounded, and with no trace in the cluster."""
+    settings = kopf.OperatorSettings()
+    settings.persistence.finalizer = f"{names.GROUP}/unused"
+    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=f"kopf.{names.GROUP}")
+    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=f"kopf.{names.GROUP}")
+    settings.posting.enabled = False
+    settings.scanning.disabled = True  # no watches of namespaces and CRDs, and no rights for them
+    settings.peering.standalone = True
+    settings.watching.server_timeout = WATCH_SECONDS
+    settings.watching.client_timeout = WATCH_SECONDS + 30
+    settings.watching.connect_timeout = 10
+    settings.watching.chunk_size = PAGE
+    settings.networking.request_timeout = 30
+    settings.networking.error_backoffs = [1, 1, 2, 3, 5, 8]
+    settings.queueing.idle_timeout = 1.0  # tasks of thousands of quiet objects are not kept
+    for kind in WATCHED_KINDS:
+        if kind != RUN:
+            place = resource(kind)
+            settings.watching.label_selectors[place.group, place.version, place.plural] = names.LABEL_RUN
+    return settings
+
+
+def _connection(configuration: Configuration) -> kopf.ConnectionInfo:
+    header = configuration.api_key.get("BearerToken") or configuration.api_key.get("authorization") or ""
+    return kopf.ConnectionInfo(
+        server=configuration.host,
+        ca_path=configuration.ssl_ca_cert,
+        insecure=not configuration.verify_ssl,
+        token=header.split(" ", 1)[-1].strip() or None,
+        certificate_path=configuration.cert_file,
+        private_key_path=configuration.key_file,
+    )

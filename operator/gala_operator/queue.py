@@ -1,0 +1,177 @@
+"""The work queue: which runs are to be looked at, each by one worker at a time.
+
+What is added twice is done once; what is added while it is being worked on is done again afterwards. Failures come back
+after a back-off of their own key; `add_after` is for deadlines. All of it belongs to one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import logging
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Final, Generic, TypeVar
+
+log = logging.getLogger(__name__)
+
+K = TypeVar("K", bound=Hashable)
+
+FIRST_BACK_OFF_SECONDS: Final = 0.25
+MAX_BACK_OFF_SECONDS: Final = 60.0
+
+
+class WorkQueue(Generic[K]):
+    """De-duplicating, serialised by key."""
+
+    def __init__(
+        self,
+        *,
+        first_back_off: float = FIRST_BACK_OFF_SECONDS,
+        max_back_off: float = MAX_BACK_OFF_SECONDS,
+        waited: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
+        """`waited` is told how long each key has been ready before a worker took it."""
+        self._first_back_off = first_back_off
+        self._max_back_off = max_back_off
+        self._waited = waited
+        self._ready: deque[K] = deque()
+        self._added: dict[K, float] = {}
+        """Keys to be done -> since when; also those whose turn comes only when their worker is done with them."""
+        self._busy: set[K] = set()
+        self._due: dict[K, float] = {}
+        self._heap: list[tuple[float, int, K]] = []
+        self._count = 0
+        self._failures: dict[K, int] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._wakeups: deque[asyncio.Future[None]] = deque()
+
+    def __len__(self) -> int:
+        """Keys that wait for a worker; those with a delay do not count."""
+        return len(self._added)
+
+    @property
+    def num_busy(self) -> int:
+        """Keys that are being worked on."""
+        return len(self._busy)
+
+    @property
+    def num_delayed(self) -> int:
+        """Keys that wait for their time."""
+        return len(self._due)
+
+    def add(self, key: K) -> None:
+        """Now. Of a key that is being worked on: again, as soon as that is done."""
+        if key in self._added:
+            return
+        self._added[key] = asyncio.get_running_loop().time()
+        if key not in self._busy:
+            self._ready.append(key)
+            self._wake()
+
+    def add_after(self, key: K, seconds: float) -> None:
+        """In so many seconds, unless it is due earlier already."""
+        if seconds <= 0:
+            self.add(key)
+            return
+        at = asyncio.get_running_loop().time() + seconds
+        if at >= self._due.get(key, float("inf")):
+            return
+        self._due[key] = at
+        self._count += 1
+        heapq.heappush(self._heap, (at, self._count, key))
+        if len(self._heap) > 2 * len(self._due) + 64:  # deadlines that were decided again and again
+            self._heap = [entry for entry in self._heap if self._due.get(entry[2]) == entry[0]]
+            heapq.heapify(self._heap)
+        self._set_timer()
+
+    def retry(self, key: K) -> float:
+        """After a failure: after a back-off, which is returned. It doubles until `forget`."""
+        failures = self._failures.get(key, 0)
+        self._failures[key] = failures + 1
+        seconds = min(self._first_back_off * 2.0 ** min(failures, 30), self._max_back_off)
+        seconds *= random.uniform(0.8, 1.2)  # what failed together does not come back together
+        self.add_after(key, seconds)
+        return seconds
+
+    def forget(self, key: K) -> None:
+        """After a success: the next failure's back-off is the first one's again."""
+        self._failures.pop(key, None)
+
+    async def get(self) -> K:
+        """The next key; `done` must follow. What it was due for later is dropped: who works on it decides that anew."""
+        while not self._ready:
+            wakeup: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._wakeups.append(wakeup)
+            try:
+                await wakeup
+            except asyncio.CancelledError:
+                with contextlib.suppress(ValueError):
+                    self._wakeups.remove(wakeup)
+                if wakeup.done() and not wakeup.cancelled() and self._ready:
+                    self._wake()  # it was meant for one who does not come any more
+                raise
+        key = self._ready.popleft()
+        self._waited(asyncio.get_running_loop().time() - self._added.pop(key))
+        self._due.pop(key, None)
+        self._busy.add(key)
+        return key
+
+    def done(self, key: K) -> None:
+        """The worker is done with it, for better or worse."""
+        self._busy.discard(key)
+        if key in self._added:
+            self._ready.append(key)
+            self._wake()
+
+    async def work(self, handle: Callable[[K], Awaitable[float | None]], *, workers: int) -> None:
+        """Until cancelled: hands every key to `handle`, so many at the same time.
+
+        `handle` returns in how many seconds to come back although nothing has happened, None for never. What it raises
+        is logged, and the key comes back after its back-off.
+        """
+        async with asyncio.TaskGroup() as group:
+            for number in range(workers):
+                group.create_task(self._worker(handle), name=f"reconcile-{number}")
+
+    async def _worker(self, handle: Callable[[K], Awaitable[float | None]]) -> None:
+        while True:
+            key = await self.get()
+            try:
+                seconds = await handle(key)
+            except Exception:
+                log.exception("%s failed, coming back in %.1f s", key, self.retry(key))
+            else:
+                self.forget(key)
+                if seconds is not None:
+                    self.add_after(key, seconds)
+            finally:
+                self.done(key)
+
+    def _wake(self) -> None:
+        while self._wakeups:
+            wakeup = self._wakeups.popleft()
+            if not wakeup.done():
+                wakeup.set_result(None)
+                return
+
+    def _set_timer(self) -> None:
+        while self._heap and self._due.get(self._heap[0][2]) != self._heap[0][0]:
+            heapq.heappop(self._heap)  # done, or due earlier by another entry
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._heap:
+            self._timer = asyncio.get_running_loop().call_at(self._heap[0][0], self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        now = asyncio.get_running_loop().time()
+        while self._heap and self._heap[0][0] <= now:
+            at, _, key = heapq.heappop(self._heap)
+            if self._due.get(key) == at:
+                del self._due[key]
+                self.add(key)
+        self._set_timer()

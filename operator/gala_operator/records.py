@@ -1,0 +1,212 @@
+"""From raw Kubernetes objects to the slim records of `observed`.
+
+Place in the flow: `handlers` and `cluster` hold raw dicts, `cache` keeps what these functions make of them. Nothing
+here raises on what a cluster may deliver; an object that is not ours gives None.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final, cast, get_args
+
+from gala import names
+from gala_operator import times
+from gala_operator.observed import ChildKind, ObservedChild, ObservedPod, PodPhase, RunObject
+
+Raw = Mapping[str, Any]
+Key = tuple[str, str]
+"""(namespace, name) of a run: the unit of work."""
+
+EPOCH: Final = datetime.fromtimestamp(0, UTC)
+MAX_MESSAGE: Final = 2000
+"""Characters kept of what a container, the kubelet or the scheduler says."""
+DISRUPTIONS: Final = frozenset(
+    {
+        "Evicted",
+        "Preempting",
+        "Preempted",
+        "PreemptionByScheduler",
+        "PreemptionByKubeScheduler",
+        "DeletionByTaintManager",
+        "EvictionByEvictionAPI",
+        "DeletionByPodGC",
+        "TerminationByKubelet",
+        "NodeLost",
+        "NodeShutdown",
+        "Shutdown",
+        "Terminated",
+        "NodeAffinity",
+        "OutOfcpu",
+        "OutOfmemory",
+        "OutOfpods",
+        "OutOfnvidia.com/gpu",
+        "UnexpectedAdmissionError",
+    }
+)
+"""`status.reason` of pods that the cluster ended, not themselves."""
+IMAGE_PROBLEMS: Final = frozenset(
+    {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "CreateContainerConfigError"}
+)
+
+
+def text(value: Any, default: str = "") -> str:
+    """`value` if it is a text."""
+    return value if isinstance(value, str) else default
+
+
+def mapping(value: Any) -> Raw:
+    """`value` if it is a mapping, else an empty one."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def items(value: Any) -> list[Raw]:
+    """The mappings of a list."""
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
+
+
+def metadata(raw: Raw) -> Raw:
+    """The object's metadata."""
+    return mapping(raw.get("metadata"))
+
+
+def key_of(kind: str, raw: Raw) -> Key | None:
+    """The run that an object belongs to; None if it is none of ours."""
+    meta = metadata(raw)
+    name = meta.get("name") if kind == names.KIND else mapping(meta.get("labels")).get(names.LABEL_RUN)
+    namespace = meta.get("namespace")
+    if not isinstance(name, str) or not isinstance(namespace, str) or not name or not namespace:
+        return None
+    return sys.intern(namespace), sys.intern(name)
+
+
+def run_object(raw: Raw) -> RunObject | None:
+    """A GalaRun, whatever its spec says."""
+    meta = metadata(raw)
+    name, namespace, uid = meta.get("name"), meta.get("namespace"), meta.get("uid")
+    if not (isinstance(name, str) and isinstance(namespace, str) and isinstance(uid, str)):
+        return None
+    document: dict[str, Any] = {
+        "apiVersion": raw.get("apiVersion", f"{names.GROUP}/{names.VERSION}"),
+        "kind": raw.get("kind", names.KIND),
+        "metadata": {"name": name, "namespace": namespace},
+    }
+    if "spec" in raw:
+        document["spec"] = raw["spec"]
+    return RunObject(
+        namespace=namespace,
+        name=name,
+        uid=uid,
+        generation=_number(meta.get("generation")),
+        created=times.read(meta.get("creationTimestamp")) or EPOCH,
+        deleting=bool(meta.get("deletionTimestamp")),
+        document=document,
+        status=mapping(raw.get("status")),
+    )
+
+
+def pod(raw: Raw) -> ObservedPod | None:
+    """A pod that carries a run's label and ours; None for others."""
+    meta, status = metadata(raw), mapping(raw.get("status"))
+    labels, annotations = mapping(meta.get("labels")), mapping(meta.get("annotations"))
+    name, uid = meta.get("name"), meta.get("uid")
+    role = text(labels.get(names.LABEL_ROLE))
+    rank = _rank(labels.get(names.LABEL_RANK))
+    if not isinstance(name, str) or not isinstance(uid, str):
+        return None
+    if role not in (names.ROLE_ACTOR_LEARNER, names.ROLE_RESULTS) or (role == names.ROLE_ACTOR_LEARNER) != (
+        rank is not None
+    ):
+        return None
+    phase = status.get("phase", "Pending")
+    conditions = {text(condition.get("type")): condition for condition in items(status.get("conditions"))}
+    # The container of ours is the first; what a user's overlay adds comes after it.
+    container = next(iter(items(status.get("containerStatuses"))), {})
+    waiting, ended = _waiting(status, container), _ended(container)
+    scheduled = conditions.get("PodScheduled", {})
+    return ObservedPod(
+        name=name,
+        uid=uid,
+        run_uid=sys.intern(text(labels.get(names.LABEL_RUN_UID))),
+        role=sys.intern(role),
+        rank=rank,
+        attempt=_number(annotations.get(names.ANNOTATION_ATTEMPT)),
+        plan_epoch=_number(annotations.get(names.ANNOTATION_PLAN_EPOCH)),
+        created=times.read(meta.get("creationTimestamp")) or EPOCH,
+        deleting=bool(meta.get("deletionTimestamp")),
+        phase=cast("PodPhase", sys.intern(phase)) if phase in get_args(PodPhase) else "Unknown",
+        ready=conditions.get("Ready", {}).get("status") == "True",
+        ip=_optional(status.get("podIP")),
+        scheduling_problem=_optional(scheduled.get("message"), "cannot be scheduled")
+        if scheduled.get("status") == "False"
+        else None,
+        waiting_reason=_optional(waiting.get("reason")),
+        waiting_message=_optional(waiting.get("message")),
+        exit_code=_exit_code(ended),
+        termination_reason=_optional(status.get("reason")) or _optional(ended.get("reason")),
+        termination_message=_optional(ended.get("message")) or _optional(status.get("message")),
+        disrupted=_disrupted(status, conditions),
+        finished_at=times.read(ended.get("finishedAt")),
+    )
+
+
+def child(kind: ChildKind, raw: Raw) -> ObservedChild | None:
+    """A Service, ConfigMap... that carries a run's label."""
+    meta = metadata(raw)
+    name, uid = meta.get("name"), meta.get("uid")
+    if not isinstance(name, str) or not isinstance(uid, str):
+        return None
+    owners = (owner for owner in items(meta.get("ownerReferences")) if owner.get("kind") == names.KIND)
+    return ObservedChild(
+        kind=kind,
+        name=name,
+        uid=uid,
+        owner_uid=next((_optional(owner.get("uid")) for owner in owners), None),
+        annotations={
+            sys.intern(key): value
+            for key, value in mapping(meta.get("annotations")).items()
+            if isinstance(key, str) and isinstance(value, str) and key.startswith(f"{names.GROUP}/")
+        },
+        deleting=bool(meta.get("deletionTimestamp")),
+    )
+
+
+def _waiting(status: Raw, container: Raw) -> Raw:
+    """What the pod waits for: the first init container that does not get on, or the container itself."""
+    for each in [*items(status.get("initContainerStatuses")), container]:
+        waiting = mapping(mapping(each.get("state")).get("waiting"))
+        if waiting and (each is container or waiting.get("reason") in IMAGE_PROBLEMS):
+            return waiting
+    return {}
+
+
+def _ended(container: Raw) -> Raw:
+    return mapping(mapping(container.get("state")).get("terminated"))
+
+
+def _disrupted(status: Raw, conditions: Mapping[str, Raw]) -> bool:
+    if status.get("reason") in DISRUPTIONS:
+        return True
+    return status.get("phase") == "Failed" and conditions.get("DisruptionTarget", {}).get("status") == "True"
+
+
+def _exit_code(ended: Raw) -> int | None:
+    code = ended.get("exitCode")
+    return code if isinstance(code, int) and not isinstance(code, bool) else None
+
+
+def _rank(value: Any) -> int | None:
+    if not isinstance(value, str) or not value.isascii() or not value.isdigit() or len(value) > 4:
+        return None
+    return int(value) if int(value) < names.MAX_LEARNERS else None
+
+
+def _number(value: Any) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 16 else 0
+
+
+def _optional(value: Any, default: str | None = None) -> str | None:
+    return value[:MAX_MESSAGE] if isinstance(value, str) and value else default

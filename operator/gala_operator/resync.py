@@ -1,0 +1,175 @@
+"""Compares what the watches have delivered with what the API server has: at the start, and every few minutes.
+
+At the start nothing may be decided before everything has been seen, or running learners would be missed. Later this
+finds what a watch has lost: objects that were deleted while it was broken are removed, and a watch that delivers
+nothing any more is noticed, which ends the process; its successor starts with fresh ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, Final, Protocol
+
+from gala.errors import GalaError
+from gala_operator.cache import Cache
+from gala_operator.cluster import ApiError
+from gala_operator.kinds import WATCHED_KINDS
+from gala_operator.metrics import Metrics
+from gala_operator.records import Key
+
+log = logging.getLogger(__name__)
+
+Place = tuple[str, str]
+PATIENCE_SECONDS: Final = 10.0
+"""How long the watches may take at the start before the lists are read again: something may have been deleted."""
+FAILED_SECONDS: Final = 15.0
+"""After a resync that failed."""
+STALLED_PERIODS: Final = 3
+
+
+class WatchStalledError(GalaError):
+    """A watch has not delivered for a whole period what the API server has."""
+
+
+class ListApi(Protocol):
+    """What is needed of the cluster."""
+
+    def list_metadata(self, kind: str, namespaces: Sequence[str]) -> AsyncIterator[Mapping[str, Any]]: ...
+
+
+class Health:
+    """Whether the operator is alive and whether it works; `server` tells kubelet."""
+
+    def __init__(self, period_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit = STALLED_PERIODS * period_seconds
+        self._clock = clock
+        self._beat = clock()
+        self.is_ready = False
+        """Standing by as a replica counts: it does what it should."""
+
+    def beat(self) -> None:
+        """The resync loop has come round."""
+        self._beat = self._clock()
+
+    def complaint(self) -> str | None:
+        """Why the process should be restarted; None while it is healthy."""
+        silent = self._clock() - self._beat
+        return None if silent <= self._limit else f"no resync for {silent:.0f} s"
+
+
+class Resync:
+    """One loop for the whole operator."""
+
+    def __init__(
+        self,
+        *,
+        cluster: ListApi,
+        cache: Cache,
+        add: Callable[[Key], None],
+        health: Health,
+        metrics: Metrics,
+        namespaces: Sequence[str],
+        period_seconds: float,
+    ) -> None:
+        """`add` is called with every run at every resync."""
+        self._cluster = cluster
+        self._cache = cache
+        self._add = add
+        self._health = health
+        self._metrics = metrics
+        self._namespaces = namespaces
+        self._period_seconds = period_seconds
+        self._late: dict[str, str] = {}
+        """uid -> our version of it (empty: none), of what was behind at the last resync."""
+
+    async def first(self) -> None:
+        """Returns when everything that the API server has is in the cache."""
+        started = time.monotonic()
+        while True:
+            try:
+                expected = {kind: await self._listed(kind) for kind in WATCHED_KINDS}
+            except ApiError as error:
+                log.warning("cannot list what there is: %s", error)
+                await asyncio.sleep(1.0)
+                continue
+            patience = time.monotonic() + PATIENCE_SECONDS
+            while missing := sum(len(self._missing(kind, listed)) for kind, listed in expected.items()):
+                if time.monotonic() > patience:
+                    break
+                await asyncio.sleep(0.1)
+            if not missing:
+                break
+            log.warning("waiting for the watches: %d objects have not come yet", missing)
+        self._health.beat()
+        runs = self._cache.all_keys()
+        log.info("%d runs seen in %.1f s", len(runs), time.monotonic() - started)
+        for key in runs:
+            self._add(key)
+
+    async def work(self) -> None:
+        """Until cancelled.
+
+        Raises:
+            WatchStalledError: a watch is dead.
+        """
+        while True:
+            await asyncio.sleep(self._period_seconds)
+            while not await self._try():
+                self._health.beat()  # to be restarted would not help against a server that is down
+                await asyncio.sleep(min(FAILED_SECONDS, self._period_seconds))
+            self._health.beat()
+
+    async def _try(self) -> bool:
+        try:
+            await self.compare()
+        except ApiError as error:
+            self._metrics.resyncs.labels("error").inc()
+            log.warning("resync: %s", error)
+            return False
+        self._metrics.resyncs.labels("success").inc()
+        return True
+
+    async def compare(self) -> None:
+        """One resync.
+
+        Raises:
+            ApiError: the server does not answer.
+            WatchStalledError: a watch is dead.
+        """
+        late: dict[str, str] = {}
+        for kind in WATCHED_KINDS:
+            before = self._cache.versions(kind)
+            listed = await self._listed(kind)
+            for uid, (place, _) in before.items():
+                if uid not in listed and not self._cache.is_gone(uid):
+                    log.info("%s %s/%s is gone; its deletion was missed", kind, *place)
+                    self._cache.remove_uid(kind, place, uid)
+            now = self._cache.versions(kind)
+            for uid, version in listed.items():
+                ours = now[uid][1] if uid in now else ""
+                if ours != version and not self._cache.is_gone(uid) and not _is_newer(ours, version):
+                    late[uid] = ours
+                    if self._late.get(uid) == ours:
+                        raise WatchStalledError(
+                            f"the watch of {kind} is dead: uid {uid} is at version {version}, seen {ours or 'never'}"
+                        )
+        self._late = late
+        for key in self._cache.all_keys():
+            self._add(key)
+
+    async def _listed(self, kind: str) -> dict[str, str]:
+        """uid -> resourceVersion."""
+        return {
+            meta["uid"]: meta["resourceVersion"] async for meta in self._cluster.list_metadata(kind, self._namespaces)
+        }
+
+    def _missing(self, kind: str, listed: Mapping[str, str]) -> set[str]:
+        seen = self._cache.versions(kind)
+        return {uid for uid in listed if uid not in seen and not self._cache.is_gone(uid)}
+
+
+def _is_newer(ours: str, version: str) -> bool:
+    return ours.isdigit() and version.isdigit() and int(ours) > int(version)
