@@ -11,12 +11,9 @@ from typing import Annotated, ClassVar, Final, Literal
 from pydantic import Field, StringConstraints
 
 from gala.spec_base import (
-    ABSOLUTE_PATH,
-    DNS_LABEL,
     ENVIRONMENT_VARIABLE,
     NO_BLANKS,
     Annotations,
-    FreeObject,
     Integer,
     Labels,
     ObjectName,
@@ -27,10 +24,17 @@ from gala.spec_base import (
     Switch,
     keyed,
 )
+from gala.spec_scheduling import Affinity, SpreadConstraint, Toleration
+from gala.spec_volumes import Volume, VolumeMount
 
 GPU_RESOURCE: Final = "nvidia.com/gpu"
 RESERVED_PREFIX: Final = "GALA_"
-VOLUME_SOURCES: Final = ("empty_dir", "config_map", "secret", "persistent_volume_claim", "ephemeral")
+PROFILE_PREFIXES: Final = (
+    "container.apparmor.security.beta.kubernetes.io/",
+    "container.seccomp.security.alpha.kubernetes.io/",
+    "seccomp.security.alpha.kubernetes.io/",
+)
+"""Annotations by which a pod, on some servers, leaves the confinement that its securityContext asks for."""
 
 _ONE_PER_NAME, _BY_NAME = keyed("name")
 _ONE_PER_PATH, _BY_PATH = keyed("mountPath")
@@ -89,50 +93,6 @@ class EnvironmentVariable(Section):
     )
 
 
-class Toleration(Section):
-    """A node taint that the learners' pods tolerate."""
-
-    key: Annotated[str, StringConstraints(max_length=316)] | None = Field(
-        default=None, description="Key of the taint; unset, with operator Exists, tolerates every taint."
-    )
-    operator: Literal["Equal", "Exists"] = Field(
-        default="Equal", description="Equal compares the value, Exists ignores it."
-    )
-    value: Annotated[str, StringConstraints(max_length=63)] | None = Field(
-        default=None, description="Value of the taint."
-    )
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
-        default=None, description="Effect of the taint; unset tolerates every effect."
-    )
-    toleration_seconds: Annotated[Integer, Field(ge=0, le=2**31 - 1)] | None = Field(
-        default=None, description="Seconds that a pod stays on a node that got a NoExecute taint; unset = for ever."
-    )
-
-    rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
-            path="value",
-            holds=lambda toleration: toleration.operator == "Equal" or not toleration.value,
-            cel="self.operator == 'Equal' || !has(self.value) || self.value == ''",
-            message="must be unset when operator is Exists",
-            remedy="remove the value, or use operator Equal",
-        ),
-        Rule(
-            path="key",
-            holds=lambda toleration: toleration.operator == "Exists" or bool(toleration.key),
-            cel="self.operator == 'Exists' || (has(self.key) && self.key != '')",
-            message="must be set when operator is Equal",
-            remedy="name the taint's key, or use operator Exists",
-        ),
-        Rule(
-            path="tolerationSeconds",
-            holds=lambda toleration: toleration.toleration_seconds is None or toleration.effect == "NoExecute",
-            cel="!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
-            message="must be unset unless effect is NoExecute",
-            remedy="remove it, or set effect: NoExecute",
-        ),
-    )
-
-
 class Resources(Section):
     """Compute resources of a learner's container."""
 
@@ -151,52 +111,6 @@ class Resources(Section):
         )
         for part in ("requests", "limits")
     )
-
-
-class Volume(Section):
-    """A volume of a learner's pod: a name and exactly one source. Others, hostPath first of all, are not offered."""
-
-    name: Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=DNS_LABEL)] = Field(
-        description="Name that volumeMounts refer to. Names that begin with gala- are the operator's own."
-    )
-    empty_dir: FreeObject | None = Field(default=None, description="A fresh folder that lives as long as the pod.")
-    config_map: FreeObject | None = Field(default=None, description="The files of a ConfigMap.")
-    secret: FreeObject | None = Field(default=None, description="The files of a Secret.")
-    persistent_volume_claim: FreeObject | None = Field(default=None, description="An existing claim.")
-    ephemeral: FreeObject | None = Field(default=None, description="A claim that lives as long as the pod.")
-
-    rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
-            path="",
-            holds=lambda volume: sum(getattr(volume, source) is not None for source in VOLUME_SOURCES) == 1,
-            cel="[has(self.emptyDir), has(self.configMap), has(self.secret), has(self.persistentVolumeClaim),"
-            " has(self.ephemeral)].filter(present, present).size() == 1",
-            message="must have exactly one source",
-            remedy="keep one of emptyDir, configMap, secret, persistentVolumeClaim, ephemeral",
-        ),
-        Rule(
-            path="name",
-            holds=lambda volume: not volume.name.startswith("gala-"),
-            cel="!self.name.startsWith('gala-')",
-            message="must not begin with gala-",
-            remedy="use another name: those are the operator's own volumes",
-        ),
-    )
-
-
-class VolumeMount(Section):
-    """Where a volume appears in the learner's container."""
-
-    name: Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=DNS_LABEL)] = Field(
-        description="Name of the volume."
-    )
-    mount_path: Annotated[str, StringConstraints(max_length=1024, pattern=ABSOLUTE_PATH)] = Field(
-        description="Absolute path in the container."
-    )
-    sub_path: Annotated[str, StringConstraints(max_length=1024)] | None = Field(
-        default=None, description="Path inside the volume; unset = its root."
-    )
-    read_only: Switch = Field(default=False, description="Mount without write access.")
 
 
 class PodSecurityContext(Section):
@@ -227,19 +141,30 @@ class PodMetadata(Section):
         default={}, description="Annotations. Keys under gala.dev/ are the operator's own."
     )
 
-    rules: ClassVar[tuple[Rule, ...]] = tuple(
+    rules: ClassVar[tuple[Rule, ...]] = (
+        *(
+            Rule(
+                path=part,
+                holds=lambda metadata, part=part: (
+                    not any(  # type: ignore[misc]
+                        key.startswith("gala.dev/") for key in getattr(metadata, part)
+                    )
+                ),
+                cel=f"self.{part}.all(key, !key.startsWith('gala.dev/'))",
+                message="must not have keys under gala.dev/",
+                remedy="use a prefix of your own: those are how the operator finds its pods",
+            )
+            for part in ("labels", "annotations")
+        ),
         Rule(
-            path=part,
-            holds=lambda metadata, part=part: (
-                not any(  # type: ignore[misc]
-                    key.startswith("gala.dev/") for key in getattr(metadata, part)
-                )
-            ),
-            cel=f"self.{part}.all(key, !key.startsWith('gala.dev/'))",
-            message="must not have keys under gala.dev/",
-            remedy="use a prefix of your own: those are how the operator finds its pods",
-        )
-        for part in ("labels", "annotations")
+            path="annotations",
+            holds=lambda metadata: not any(key.startswith(PROFILE_PREFIXES) for key in metadata.annotations),
+            cel="self.annotations.all(key, "
+            + " && ".join(f"!key.startsWith('{prefix}')" for prefix in PROFILE_PREFIXES)
+            + ")",
+            message="must not choose AppArmor or seccomp profiles",
+            remedy="remove them: every pod runs confined, as the restricted Pod Security Standard asks",
+        ),
     )
 
 
@@ -262,10 +187,20 @@ class PodSpec(Section):
     termination_grace_period_seconds: Annotated[Integer, Field(ge=1, le=3600)] = Field(
         default=60, description="Seconds a learner has for its last checkpoint and its farewell after SIGTERM."
     )
-    topology_spread_constraints: Annotated[tuple[FreeObject, ...], Field(max_length=8)] = Field(
-        default=(), description="How pods are spread over nodes and zones, as in a Pod's spec."
+    topology_spread_constraints: Annotated[tuple[SpreadConstraint, ...], Field(max_length=8)] = Field(
+        default=(), description="How the learners are spread over nodes and zones."
     )
     security_context: PodSecurityContext | None = Field(default=None, description="User and groups of the pods.")
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            path="volumeMounts",
+            holds=lambda pod: {mount.name for mount in pod.volume_mounts} <= {volume.name for volume in pod.volumes},
+            cel="self.volumeMounts.all(mount, self.volumes.exists(volume, volume.name == mount.name))",
+            message="must name volumes of the list beside it",
+            remedy="add the volume to podTemplate.spec.volumes",
+        ),
+    )
 
 
 class PodTemplate(Section):
@@ -292,7 +227,7 @@ class Worker(Section):
     tolerations: Annotated[tuple[Toleration, ...], Field(max_length=32)] = Field(
         default=(), description="Node taints that the pods tolerate."
     )
-    affinity: FreeObject | None = Field(default=None, description="Affinity of the pods, as in a Pod's spec.")
+    affinity: Affinity | None = Field(default=None, description="Affinity of the pods, as in a Pod's spec.")
     priority_class_name: ObjectName | None = Field(default=None, description="PriorityClass of the pods.")
     service_account_name: ObjectName | None = Field(
         default=None,

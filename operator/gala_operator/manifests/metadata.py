@@ -102,14 +102,21 @@ def plan_hash(plan: RunPlan) -> str:
 
 def immutable_hash(run: GalaRun) -> str:
     """The fields that may not change while the run exists."""
-    kept = {"algorithm": True, "environment": True, "policy": True, "topology": {"type"}, "seed": True}
-    return digest(run.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, include=kept))
+    spec = run.spec.model_dump(
+        mode="json",
+        by_alias=True,
+        exclude_defaults=True,
+        include={"algorithm": True, "environment": True, "policy": True, "topology": {"type"}, "seed": True},
+    )
+    return digest(spec)
 
 
 def spec_hash(run: GalaRun, image: str) -> str:
     """The part of the spec that pods are made from."""
-    kept = {"worker": True, "checkpoint": {"volume"}}
-    return digest([image, run.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, include=kept)])
+    spec = run.spec.model_dump(
+        mode="json", by_alias=True, exclude_defaults=True, include={"worker": True, "checkpoint": {"volume"}}
+    )
+    return digest([image, spec])
 
 
 def digest(content: Any) -> str:

@@ -34,22 +34,22 @@ def scheduling(worker: Worker, owner: Owner) -> dict[str, Any]:
     """Where a learner may run."""
     pod = _pod(worker)
     spread = [
-        {"labelSelector": {"matchLabels": learner_selector(owner)}, **constraint}
-        for constraint in _dumped(pod)["topologySpreadConstraints"]
+        {"labelSelector": {"matchLabels": learner_selector(owner)}, **_dumped(constraint)}
+        for constraint in pod.topology_spread_constraints
     ]
-    chosen = {"affinity": worker.affinity, "topologySpreadConstraints": spread}
-    return results_scheduling(worker) | _without_empty(chosen)
+    affinity = _dumped(worker.affinity) if worker.affinity is not None else {}
+    return results_scheduling(worker) | _without_empty({"affinity": affinity, "topologySpreadConstraints": spread})
 
 
 def results_scheduling(worker: Worker) -> dict[str, Any]:
     """Where the results pod may run: the learners' rules about nodes, but not those about one another."""
     pod = _pod(worker)
-    affinity = {key: value for key, value in (worker.affinity or {}).items() if key == "nodeAffinity"}
+    to_nodes = worker.affinity.node_affinity if worker.affinity is not None else None
     return _without_empty(
         {
             "nodeSelector": dict(worker.node_selector),
             "tolerations": [_dumped(toleration) for toleration in worker.tolerations],
-            "affinity": affinity,
+            "affinity": {"nodeAffinity": to_nodes} if to_nodes is not None else None,
             "priorityClassName": worker.priority_class_name,
             "schedulerName": pod.scheduler_name,
         }
@@ -177,7 +177,8 @@ def _dumped(section: Section) -> dict[str, Any]:
 
 
 def _amount(quantity: str) -> Decimal:
-    return parse_quantity(quantity)
+    amount: Decimal = parse_quantity(quantity)  # type: ignore[no-untyped-call]
+    return amount
 
 
 def _without_empty(fields: dict[str, Any]) -> dict[str, Any]:
