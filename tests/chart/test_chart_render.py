@@ -216,6 +216,7 @@ def test_namespaced_mode_has_no_cluster_wide_rights(render: Render) -> None:
     assert [role["metadata"]["namespace"] for role in roles] == ["team-a", "team-b"]
     cluster_wide = one(render(), "ClusterRole", "gala-operator")
     assert all(rules(role) == rules(cluster_wide) for role in roles)
+    assert not of(render(MATRIX["namespaced with everything"]), "ClusterRoleBinding")
 
 
 def test_no_right_is_a_wildcard_or_a_way_to_more_rights(rendered: list[Manifest]) -> None:

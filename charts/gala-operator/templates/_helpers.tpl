@@ -50,7 +50,7 @@ app.kubernetes.io/component: operator
 {{- define "gala-operator.rules" -}}
 - apiGroups: [gala.dev]
   resources: [galaruns]
-  verbs: [get, list, watch, patch, delete]  # delete: ttlSecondsAfterFinished
+  verbs: [list, watch, delete]  # delete: ttlSecondsAfterFinished
 - apiGroups: [gala.dev]
   resources: [galaruns/status]
   verbs: [patch]
