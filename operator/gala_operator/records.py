@@ -176,7 +176,7 @@ def _waiting(status: Raw, container: Raw) -> Raw:
     """What the pod waits for: the first init container that does not get on, or the container itself."""
     for each in [*items(status.get("initContainerStatuses")), container]:
         waiting = mapping(mapping(each.get("state")).get("waiting"))
-        if waiting and (each is container or waiting.get("reason") in IMAGE_PROBLEMS):
+        if waiting and (each is container or text(waiting.get("reason")) in IMAGE_PROBLEMS):
             return waiting
     return {}
 
@@ -186,7 +186,7 @@ def _ended(container: Raw) -> Raw:
 
 
 def _disrupted(status: Raw, conditions: Mapping[str, Raw]) -> bool:
-    if status.get("reason") in DISRUPTIONS:
+    if text(status.get("reason")) in DISRUPTIONS:
         return True
     return status.get("phase") == "Failed" and conditions.get("DisruptionTarget", {}).get("status") == "True"
 

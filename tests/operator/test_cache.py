@@ -1,0 +1,222 @@
+"""Slim records of what the cluster has, and the parsing of whatever it delivers."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gala_operator import records
+from gala_operator.cache import Cache
+from gala_operator.observed import LearnerProgress
+from gala_operator.testing import RUN_UID as UID
+from gala_operator.testing import child_raw, pod_raw, run_raw
+
+KEY = ("lab", "pong")
+
+
+def progress(rank: int) -> LearnerProgress:
+    return LearnerProgress(
+        rank=rank, pod_uid="u", state="training", epoch=0, steps=1, global_steps=2, steps_per_second=3.0
+    )
+
+
+def test_a_run_its_pods_and_its_children_come_together_under_its_key() -> None:
+    cache = Cache()
+    assert cache.put("GalaRun", run_raw()) == KEY
+    assert cache.put("Pod", pod_raw(0)) == KEY
+    assert cache.put("Pod", pod_raw(1)) == KEY
+    assert cache.put("Service", child_raw("Service")) == KEY
+    assert cache.put("Pod", pod_raw(0, run="other", uid="x")) == ("lab", "other")
+    observed = cache.observed(KEY)
+    assert {pod.rank for pod in observed.pods} == {0, 1}
+    assert [child.kind for child in observed.children] == ["Service"]
+    assert cache.has_child(KEY, "Service", "pong")
+    assert cache.all_keys() == {KEY, ("lab", "other")}
+    run = cache.run(KEY)
+    assert run is not None
+    assert run.uid == UID
+    assert "managedFields" not in run.document["metadata"]
+
+
+def test_an_older_version_does_not_replace_a_newer_one() -> None:
+    cache = Cache()
+    cache.put("Pod", pod_raw(version=10, phase="Running"))
+    cache.put("Pod", pod_raw(version=9, phase="Pending"))
+    assert cache.observed(KEY).pods[0].phase == "Running"
+    cache.put("Pod", pod_raw(version=11, phase="Failed"))
+    assert cache.observed(KEY).pods[0].phase == "Failed"
+
+
+def test_the_end_of_a_pod_does_not_remove_its_successor_of_the_same_name() -> None:
+    cache = Cache()
+    cache.put("Pod", pod_raw(uid="first", version=1))
+    cache.put("Pod", pod_raw(uid="second", version=3))
+    assert cache.remove("Pod", pod_raw(uid="first", version=2)) == KEY
+    assert [pod.uid for pod in cache.observed(KEY).pods] == ["second"]
+
+
+def test_a_removed_object_does_not_come_back_with_a_late_answer() -> None:
+    cache = Cache()
+    cache.remove("Pod", pod_raw(uid="first", version=5))
+    cache.put("Pod", pod_raw(uid="first", version=4))
+    assert cache.observed(KEY).pods == ()
+    assert cache.is_gone("first")
+
+
+def test_a_deleted_run_takes_its_progress_along_and_a_successor_starts_without() -> None:
+    cache = Cache()
+    cache.put("GalaRun", run_raw())
+    cache.put("Pod", pod_raw())
+    cache.put_progress(KEY, progress(0))
+    assert cache.observed(KEY).progress[0].steps == 1
+    cache.put("GalaRun", run_raw(uid="another", version=2))
+    assert cache.observed(KEY).progress == {}
+    cache.put_progress(KEY, progress(0))
+    cache.remove("GalaRun", run_raw(uid="another", version=3))
+    assert cache.run(KEY) is None
+    assert cache.observed(KEY).progress == {}
+    assert len(cache.observed(KEY).pods) == 1, "the garbage collector has not come by yet"
+
+
+def test_nothing_is_kept_of_a_run_of_which_nothing_is_left() -> None:
+    cache = Cache()
+    cache.put("GalaRun", run_raw())
+    cache.put("Pod", pod_raw())
+    cache.remove("GalaRun", run_raw())
+    cache.remove("Pod", pod_raw())
+    assert cache.all_keys() == set()
+    assert cache._families == {}
+
+
+def test_progress_of_an_unknown_run_is_not_kept() -> None:
+    cache = Cache()
+    cache.put_progress(KEY, progress(0))
+    assert cache.all_keys() == set()
+
+
+def test_a_pod_that_loses_its_label_is_let_go() -> None:
+    cache = Cache()
+    cache.put("Pod", pod_raw(version=1))
+    stripped = pod_raw(version=2)
+    del stripped["metadata"]["labels"]["gala.dev/run"]
+    assert cache.put("Pod", stripped) == KEY
+    assert cache.observed(KEY).pods == ()
+
+
+def test_a_snapshot_does_not_change_afterwards() -> None:
+    cache = Cache()
+    cache.put("GalaRun", run_raw())
+    cache.put_progress(KEY, progress(0))
+    before = cache.observed(KEY)
+    cache.put_progress(KEY, progress(1))
+    assert set(before.progress) == {0}
+
+
+def test_a_pod_is_read_in_full() -> None:
+    pod = records.pod(
+        pod_raw(
+            1,
+            phase="Failed",
+            podIP="10.0.0.7",
+            conditions=[{"type": "Ready", "status": "False"}, {"type": "PodScheduled", "status": "True"}],
+            containerStatuses=[
+                {
+                    "state": {
+                        "terminated": {
+                            "exitCode": 137,
+                            "reason": "OOMKilled",
+                            "message": "the last line",
+                            "finishedAt": "2026-11-22T18:05:00Z",
+                        }
+                    }
+                }
+            ],
+        )
+    )
+    assert pod is not None
+    assert (pod.rank, pod.attempt, pod.plan_epoch, pod.run_uid) == (1, 2, 3, UID)
+    assert (pod.phase, pod.ready, pod.ip) == ("Failed", False, "10.0.0.7")
+    assert (pod.exit_code, pod.termination_reason, pod.termination_message) == (137, "OOMKilled", "the last line")
+    assert pod.finished_at is not None
+    assert not pod.disrupted
+    assert pod.scheduling_problem is None
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        pytest.param({"phase": "Failed", "reason": "Evicted"}, id="evicted"),
+        pytest.param({"phase": "Failed", "reason": "NodeShutdown"}, id="node shutdown"),
+        pytest.param(
+            {"phase": "Failed", "conditions": [{"type": "DisruptionTarget", "status": "True"}]}, id="condition"
+        ),
+    ],
+)
+def test_a_pod_that_the_cluster_ended_is_disrupted(status: dict[str, Any]) -> None:
+    pod = records.pod(pod_raw(0, **status))
+    assert pod is not None
+    assert pod.disrupted
+
+
+def test_a_pod_that_fails_by_itself_is_not_disrupted() -> None:
+    pod = records.pod(pod_raw(0, phase="Failed", conditions=[{"type": "DisruptionTarget", "status": "False"}]))
+    assert pod is not None
+    assert not pod.disrupted
+
+
+def test_the_scheduler_and_the_kubelet_are_quoted() -> None:
+    pod = records.pod(
+        pod_raw(
+            0,
+            conditions=[
+                {"type": "PodScheduled", "status": "False", "message": "0/1 nodes: Insufficient nvidia.com/gpu"}
+            ],
+            containerStatuses=[{"state": {"waiting": {"reason": "ErrImagePull", "message": "no such host"}}}],
+        )
+    )
+    assert pod is not None
+    assert pod.scheduling_problem == "0/1 nodes: Insufficient nvidia.com/gpu"
+    assert (pod.waiting_reason, pod.waiting_message) == ("ErrImagePull", "no such host")
+
+
+@pytest.mark.parametrize("rank", ["", "-1", "1.5", "٣", "99999", "1024", None, 3])
+def test_a_pod_with_a_foreign_rank_is_not_ours(rank: Any) -> None:
+    raw = pod_raw()
+    raw["metadata"]["labels"]["gala.dev/rank"] = rank
+    assert records.pod(raw) is None
+
+
+def test_a_child_says_who_owns_it_and_carries_only_our_annotations() -> None:
+    child = records.child("Service", child_raw("Service"))
+    assert child is not None
+    assert child.owner_uid == UID
+    assert dict(child.annotations) == {"gala.dev/manifest-hash": "abc"}
+    foreign = child_raw("Service")
+    foreign["metadata"]["ownerReferences"] = [{"kind": "Deployment", "uid": "x"}]
+    record = records.child("Service", foreign)
+    assert record is not None
+    assert record.owner_uid is None
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=12,
+)
+STATUS_KEYS = st.sampled_from(
+    ["phase", "reason", "podIP", "conditions", "containerStatuses", "initContainerStatuses", "message"]
+)
+
+
+@given(status=st.dictionaries(STATUS_KEYS, JSON), labels=JSON, annotations=JSON, extra=JSON)
+def test_no_object_that_a_cluster_may_deliver_raises(status: Any, labels: Any, annotations: Any, extra: Any) -> None:
+    cache = Cache()
+    for kind in ("GalaRun", "Pod", "Service"):
+        raw = {"metadata": {**pod_raw()["metadata"], "annotations": annotations}, "status": status, "spec": extra}
+        cache.put(kind, raw)
+        cache.remove(kind, raw)
+        raw["metadata"]["labels"] = labels
+        cache.put(kind, raw)
+        cache.put(kind, {"metadata": extra})
+        cache.observed(KEY)
