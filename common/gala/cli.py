@@ -1,26 +1,25 @@
 """`gala`: the command line. Every command is a thin shell over a function of this package.
 
 Heavy modules are imported by the command that needs them, so that `gala --help` and `gala --version` answer at once.
-Exit codes: 0 done, 1 failed, 2 the user's mistake (one line says which), 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 the user's mistake (one line says which), 124 timeout, 130 interrupted.
 """
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gala import names
+from gala.cli_options import DEFAULT_OUTPUT, File, Learners, Name, Overrides, all_overrides
 from gala.errors import GalaError, SpecError, UsageError
+from gala.remote import commands as remote
 
 if TYPE_CHECKING:
     from gala.plan import RunPlan
-
-DEFAULT_OUTPUT: Final = Path("runs")
 
 app = typer.Typer(
     name="gala",
@@ -33,20 +32,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
-File = Annotated[Path, typer.Argument(metavar="FILE", help="A GalaRun document (yaml).", show_default=False)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="PATH=VALUE",
-        help="Override a field, such as spec.learners=8; may be repeated.",
-        show_default=False,
-    ),
-]
-Learners = Annotated[int | None, typer.Option(help="Short for --set spec.learners=N.", metavar="N", show_default=False)]
-Name = Annotated[
-    str | None, typer.Option(help="Another name, to keep several runs of one file.", metavar="NAME", show_default=False)
-]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its name below runs/.", show_default=False)]
 
 
@@ -94,7 +79,7 @@ def run(
     from gala import local
     from gala.spec import load
 
-    document = load(file, _all_overrides(overrides, learners, name))
+    document = load(file, all_overrides(overrides, learners, name))
     raise typer.Exit(local.start(document, output=output, force=force, source=str(file)))
 
 
@@ -127,7 +112,7 @@ def plan(
     from gala.plan import plan as make_plan
     from gala.spec import load
 
-    made = make_plan(load(file, _all_overrides(overrides, learners, name)))
+    made = make_plan(load(file, all_overrides(overrides, learners, name)))
     typer.echo(made.to_json() if as_json else _plan_text(made), nl=False)
 
 
@@ -201,11 +186,7 @@ def crd(
         typer.echo(render_crd(), nl=False)
 
 
-def _all_overrides(overrides: list[str] | None, learners: int | None, name: str | None) -> list[str]:
-    short = [] if learners is None else [f"spec.learners={learners}"]
-    # Quoted: a name such as 123 or on is a string all the same.
-    short += [] if name is None else [f"metadata.name={json.dumps(name)}"]
-    return [*(overrides or []), *short]
+app.add_typer(remote.app)  # without a name: its commands stand beside these
 
 
 def _run_directory(run: str) -> Path:

@@ -3,16 +3,20 @@
     GalaError                   exit code 1
     ├── SpecError               2   a galarun.yaml (or an override) with problems; lists all of them
     ├── UsageError              2   the command line asks for what cannot be done: a name already taken, an unknown run
+    │   └── NotFoundError       2   the cluster has no such object
     ├── SimulatorError          2   the environment cannot be made: unknown id, unknown ROM, unsupported spaces
     ├── RunError                1   a run that cannot start, or did not reach its end
+    ├── TimedOutError         124   the user's --timeout is over, and what was waited for goes on
+    ├── ClusterError            1   a cluster answers with what it should not
+    │   └── UnreachableError    1   a cluster does not answer, or is in trouble; trying again may help
     ├── CheckpointError         1   a checkpoint that is truncated, foreign or unreadable
     └── GossipError             1
         ├── RefusedError        1   a neighbour refused our hello, with its reason
         └── MessageError        1   a message that is malformed or hostile
 
 `str(error)` is a text for the user, without a traceback; a command ends with `error.exit_code`. Exit code 2 says "the
-user's mistake, trying again will not help"; 1 is everything else. Errors of other libraries are translated where they
-enter, with `from`.
+user's mistake, trying again will not help"; 124 "not yet"; 1 is everything else. Errors of other libraries are
+translated where they enter, with `from`.
 """
 
 from __future__ import annotations
@@ -83,6 +87,17 @@ class UsageError(GalaError):
     exit_code: ClassVar[int] = 2
 
 
+class NotFoundError(UsageError):
+    """The cluster has no such object. `kind` is what there is none of, as the API server calls it: galaruns, pods."""
+
+    def __init__(self, message: str, kind: str) -> None:
+        self.kind = kind
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[NotFoundError], tuple[str, str]]:
+        return type(self), (str(self), self.kind)
+
+
 class SimulatorError(GalaError):
     """The environment cannot be made: unknown id, unknown ROM, spaces that no policy supports."""
 
@@ -91,6 +106,20 @@ class SimulatorError(GalaError):
 
 class RunError(GalaError):
     """A run cannot start, or ended without having reached its total steps."""
+
+
+class TimedOutError(GalaError):
+    """The user's --timeout is over; what was waited for goes on. The exit code is that of timeout(1)."""
+
+    exit_code: ClassVar[int] = 124
+
+
+class ClusterError(GalaError):
+    """A cluster, or a pod in it, answers with what it should not."""
+
+
+class UnreachableError(ClusterError):
+    """A cluster does not answer, or is in trouble; trying again may help."""
 
 
 class CheckpointError(GalaError):

@@ -23,9 +23,13 @@ def test_every_error_is_a_gala_error_and_stands_in_the_drawn_tree() -> None:
 
 def test_users_mistakes_exit_with_2_and_all_else_with_1() -> None:
     codes = {kind.__name__: kind.exit_code for kind in _all_errors()}
-    assert {name for name, code in codes.items() if code == 2} == {"SpecError", "UsageError", "SimulatorError"}
+    assert {name for name, code in codes.items() if code == 2} == {
+        *("SpecError", "UsageError", "NotFoundError", "SimulatorError")
+    }
+    assert {name for name, code in codes.items() if code == 124} == {"TimedOutError"}
     assert {name for name, code in codes.items() if code == 1} == {
-        *("GalaError", "RunError", "CheckpointError", "GossipError", "RefusedError", "MessageError")
+        *("GalaError", "RunError", "ClusterError", "UnreachableError", "CheckpointError"),
+        *("GossipError", "RefusedError", "MessageError"),
     }
 
 

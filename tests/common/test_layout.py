@@ -41,6 +41,11 @@ def test_the_worker_imports_without_kubernetes() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_command_line_imports_without_kubernetes() -> None:
+    done = import_without(WITHOUT_KUBERNETES, "gala.cli", "gala.remote.cluster", "gala.remote.fetching")
+    assert done.returncode == 0, done.stderr
+
+
 def test_an_absent_module_is_really_absent_in_these_tests() -> None:
     done = import_without(WITHOUT_TORCH, "gala_worker.worker")
     assert "ModuleNotFoundError" in done.stderr

@@ -21,12 +21,15 @@ class Display:
     Args:
         console: where to.
         line_seconds: between two plain progress lines.
+        live: draw the table on a terminal; else nothing is shown but what is said.
     """
 
-    def __init__(self, console: Console, *, line_seconds: float = 10.0) -> None:
+    def __init__(self, console: Console, *, line_seconds: float = 10.0, live: bool = True) -> None:
         self._console = console
         # No refresh thread of rich's own: the launcher redraws when there is something new, and workers need the cores.
-        self._live = Live(console=console, auto_refresh=False, transient=False) if console.is_terminal else None
+        self._live = (
+            Live(console=console, auto_refresh=False, transient=False) if live and console.is_terminal else None
+        )
         self._line_seconds = line_seconds
         self._last_line = float("-inf")
 

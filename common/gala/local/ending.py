@@ -64,19 +64,11 @@ def summary(
     directory: RunDirectory, source: str, num_learners: int, wall_seconds: float, report: tuple[Path | None, str]
 ) -> list[str]:
     """The lines that end a successful run."""
-    card = _card(directory)
     path = shown(directory.path)
-    report_path, excuse = report
     name = directory.path.name
-    final = directory.path / names.FINAL_DIRECTORY
-    lines = [f"{name} has reached {card.get('globalSteps', 0):,} decisions in {duration(wall_seconds)}."]
-    evaluation = card.get("evaluation")
-    for mode, result in evaluation.items() if isinstance(evaluation, dict) else ():
-        if isinstance(result, dict):
-            lines.append(f"  {mode + ' policy':<15} {_score(result)}")
-    lines += [
-        f"  {'final model':<15} {shown(final / names.MODEL_FILE)}",
-        f"  {'report':<15} {shown(report_path) if report_path else excuse}",
+    return [
+        f"{name} has reached {_card(directory).get('globalSteps', 0):,} decisions in {duration(wall_seconds)}.",
+        *results(directory, report),
         "Next:",
         f"  gala evaluate {path} --video {name}.gif",
         "      watch the final policy play",
@@ -87,7 +79,23 @@ def summary(
         f"  tensorboard --logdir {path}",
         "      every curve of every learner",
     ]
-    return lines
+
+
+def results(directory: RunDirectory, report: tuple[Path | None, str]) -> list[str]:
+    """What a finished run has brought: its scores, its model, its report."""
+    report_path, excuse = report
+    final = directory.path / names.FINAL_DIRECTORY
+    evaluation = _card(directory).get("evaluation")
+    lines = [
+        f"  {mode + ' policy':<15} {_score(result)}"
+        for mode, result in (evaluation.items() if isinstance(evaluation, dict) else ())
+        if isinstance(result, dict)
+    ]
+    return [
+        *lines,
+        f"  {'final model':<15} {shown(final / names.MODEL_FILE)}",
+        f"  {'report':<15} {shown(report_path) if report_path else excuse}",
+    ]
 
 
 def shown(path: Path) -> str:

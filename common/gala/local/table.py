@@ -21,6 +21,7 @@ STATE_STYLES = {
     "backing off": "red",
     "silent": "red",
     "given up": "bold red",
+    "failed": "bold red",
 }
 ACTIVE_STATES = ("training", "waiting")
 
@@ -58,6 +59,8 @@ class Snapshot:
     wall_seconds: float
     note: str = ""
     """What the launcher is doing, when it is not simply training."""
+    hint: str = "Ctrl-C stops, the same again resumes"
+    """Shown while there is no note."""
 
     @property
     def steps_per_second(self) -> float:
@@ -123,7 +126,7 @@ def live_view(snapshot: Snapshot, max_rows: int = 1024) -> RenderableType:
         Text(f"ETA {duration(snapshot.eta_seconds)}"),
     )
     so_far = f"{_count(snapshot.global_steps)} of {_count(snapshot.total_steps)} decisions"
-    hint = snapshot.note or "Ctrl-C stops, the same again resumes"
+    hint = snapshot.note or snapshot.hint
     footer = Text(f"{so_far} in {duration(snapshot.wall_seconds)}; ").append(hint, "yellow" if snapshot.note else "dim")
     return Group(table, progress, footer)
 

@@ -1,0 +1,34 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+DEFAULT_OUTPUT: Final = Path("runs")
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="A GalaRun document (yaml).", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUE",
+        help="Override a field, such as spec.learners=8; may be repeated.",
+        show_default=False,
+    ),
+]
+Learners = Annotated[int | None, typer.Option(help="Short for --set spec.learners=N.", metavar="N", show_default=False)]
+Name = Annotated[
+    str | None, typer.Option(help="Another name, to keep several runs of one file.", metavar="NAME", show_default=False)
+]
+
+
+def all_overrides(overrides: list[str] | None, learners: int | None, name: str | None) -> list[str]:
+    """--set, --learners and --name as overrides of the document."""
+    short = [] if learners is None else [f"spec.learners={learners}"]
+    # Quoted: a name such as 123 or on is a string all the same.
+    short += [] if name is None else [f"metadata.name={json.dumps(name)}"]
+    return [*(overrides or []), *short]
