@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gala_worker import http
+from gala_worker import http_server
 from gala_worker.health import Heartbeat
 from gala_worker.http import StatusServer
 
@@ -159,7 +159,7 @@ def test_bytes_that_are_not_http_are_refused_and_the_server_lives_on() -> None:
 
 
 def test_idle_strangers_are_closed_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(http_server, "MAX_CONNECTIONS", 2)
 
     async def scenario(worker: Worker, session: aiohttp.ClientSession) -> None:
         strangers = [await asyncio.open_connection("127.0.0.1", worker.server.port) for _ in range(5)]

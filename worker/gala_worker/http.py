@@ -14,30 +14,23 @@ local launcher ask. Nothing here touches the learner thread: it reads what that 
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from aiohttp import web
 
-from gala_worker import address as addresses
 from gala_worker.downloads import Downloads
 from gala_worker.health import Heartbeat
+from gala_worker.http_server import HttpServer
 from gala_worker.metrics import to_json
 
 READY_STATES: Final = frozenset({"training", "waiting"})
-MAX_BODY_BYTES: Final = 1024
-"""Nobody sends a body to these."""
-MAX_HEADER_BYTES: Final = 4096
-MAX_CONNECTIONS: Final = 64
-"""Of more open connections the oldest are closed, once a second: idle strangers cannot use up the open files."""
 FILE_CHUNK_BYTES: Final = 1 << 20
 EXPOSITION_CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
-class StatusServer:
+class StatusServer(HttpServer):
     """Serves one worker. `status` returns at least `state`: starting, training, waiting, stopping or finished."""
 
     def __init__(
@@ -49,22 +42,12 @@ class StatusServer:
         heartbeat: Heartbeat,
     ) -> None:
         """`address` is `host:port`; the functions are called on the asyncio thread and must be quick."""
-        host, self._port = addresses.split(address)
-        self._hosts = addresses.listening_hosts(host)
+        super().__init__(address)
         self._status = status
         self._exposition = exposition
         self._heartbeat = heartbeat
         self._downloads: Downloads | None = None
         self._release: Callable[[], None] | None = None
-        self._runner: web.AppRunner | None = None
-        self._sweeper: asyncio.Task[None] | None = None
-
-    @property
-    def port(self) -> int:
-        """The port it listens on: the one asked for, or the one found if that was 0."""
-        if self._runner is None or not self._runner.addresses:
-            return self._port
-        return int(self._runner.addresses[0][1])
 
     def hold(self, downloads: Downloads, release: Callable[[], None]) -> None:
         """From now on the worker's files are served, it counts as ready, and who asks may have it `release`d.
@@ -74,56 +57,17 @@ class StatusServer:
         self._release = release
         self._downloads = downloads
 
-    async def start(self) -> None:
-        """Listens once it returns: where the address says, or on all interfaces where it is a name.
-
-        Raises:
-            OSError: the address cannot be used.
-        """
-        app = web.Application(client_max_size=MAX_BODY_BYTES)
-        app.add_routes(
-            [
-                web.get("/healthz", self._get_healthz),
-                web.get("/readyz", self._get_readyz),
-                web.get("/metrics", self._get_metrics),
-                web.get("/status", self._get_status),
-                web.get("/files", self._get_files),
-                web.get("/files/{path:.+}", self._get_file),
-                web.post("/release", self._post_release),
-            ]
+    def routes(self) -> Iterable[web.RouteDef]:
+        """All of them."""
+        return (
+            web.get("/healthz", self._get_healthz),
+            web.get("/readyz", self._get_readyz),
+            web.get("/metrics", self._get_metrics),
+            web.get("/status", self._get_status),
+            web.get("/files", self._get_files),
+            web.get("/files/{path:.+}", self._get_file),
+            web.post("/release", self._post_release),
         )
-        self._runner = web.AppRunner(
-            app,
-            access_log=None,
-            handle_signals=False,
-            keepalive_timeout=15.0,
-            max_line_size=MAX_HEADER_BYTES,
-            max_field_size=MAX_HEADER_BYTES,
-            shutdown_timeout=1.0,
-        )
-        await self._runner.setup()
-        # The launcher holds the port with the same option, so that nobody can take it between two lives of a worker.
-        for host in self._hosts:
-            await web.TCPSite(self._runner, host, self._port, reuse_port=True).start()
-        self._sweeper = asyncio.create_task(self._sweep(self._runner), name="http-sweeper")
-
-    async def stop(self) -> None:
-        """Closes the port and every connection."""
-        runner, self._runner = self._runner, None
-        sweeper, self._sweeper = self._sweeper, None
-        if sweeper is not None:
-            sweeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await sweeper
-        if runner is not None:
-            await runner.cleanup()
-
-    @staticmethod
-    async def _sweep(runner: web.AppRunner) -> None:
-        while (server := runner.server) is not None:
-            for connection in server.connections[:-MAX_CONNECTIONS]:  # in the order of their arrival
-                connection.force_close()
-            await asyncio.sleep(1.0)
 
     async def _get_healthz(self, request: web.Request) -> web.Response:
         complaint = self._heartbeat.complaint()
