@@ -22,7 +22,7 @@ from kubernetes.aio.config import ConfigException, load_incluster_config, load_k
 
 from gala import names
 from gala.errors import GalaError
-from gala_operator.kinds import FIELD_MANAGER, OLD_DISRUPTION_BUDGET, POD, RESOURCES, RUN, Resource
+from gala_operator.kinds import FIELD_MANAGER, OLD_DISRUPTION_BUDGET, POD, RESOURCES, RUN, UNHEALTHY_POLICY, Resource
 
 Raw = dict[str, Any]
 
@@ -122,6 +122,8 @@ class Cluster:
         resource = self.resource(manifest["kind"])
         meta = manifest["metadata"]
         body = {**manifest, "apiVersion": resource.base.removeprefix("/apis/").removeprefix("/api/")}
+        if resource is OLD_DISRUPTION_BUDGET:  # such servers refuse a manifest with a field that they do not know
+            body["spec"] = {key: value for key, value in manifest["spec"].items() if key != UNHEALTHY_POLICY}
         return await self._request(
             "patch",
             resource.plural,

@@ -46,6 +46,8 @@ RESOURCES: Final = {
 }
 OLD_DISRUPTION_BUDGET: Final = Resource("policy", "v1beta1", "poddisruptionbudgets")
 """Where servers before 1.21 have it."""
+UNHEALTHY_POLICY: Final = "unhealthyPodEvictionPolicy"
+"""A field of disruption budgets that those servers do not know."""
 
 CHILD_KINDS: Final = ("Service", "ConfigMap", "NetworkPolicy", "PodDisruptionBudget", "PersistentVolumeClaim")
 WATCHED_KINDS: Final = (RUN, POD, *CHILD_KINDS)

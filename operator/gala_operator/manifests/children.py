@@ -138,6 +138,7 @@ def disruption_budget(run: GalaRun, owner: Owner) -> Manifest:
             "metadata": metadata(owner, owner.name, labels(owner)),
             "spec": {
                 "maxUnavailable": 1,
+                "unhealthyPodEvictionPolicy": "AlwaysAllow",
                 "selector": {"matchLabels": learner_selector(owner)},
             },
         }

@@ -12,13 +12,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from pydantic.main import IncEx
+
 from gala import names
 from gala.plan import RunPlan
-from gala.spec import GalaRun
+from gala.spec import GalaRun, RunSpec
 from gala_operator.actions import Manifest
 
 MANAGED_BY: Final = "gala-operator"
 HASH_CHARACTERS: Final = 16
+_IMMUTABLE: Final[dict[str, Any]] = {
+    "algorithm": True,
+    "environment": True,
+    "policy": True,
+    "topology": {"type": True},
+    "seed": True,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,30 +105,27 @@ def plan_hash(plan: RunPlan) -> str:
 
     What only a launcher reads is left out: suspending a run or giving its pods more memory is no news to the learners.
     """
-    spec = plan.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"worker", "run_policy"})
+    spec = _chosen(plan.spec, exclude={"worker", "run_policy"})
     return digest({"run": plan.run_name, "uid": plan.run_uid, "learners": len(plan.learners), "spec": spec})
 
 
 def immutable_hash(run: GalaRun) -> str:
     """The fields that may not change while the run exists."""
-    spec = run.spec.model_dump(
-        mode="json",
-        by_alias=True,
-        exclude_defaults=True,
-        include={"algorithm": True, "environment": True, "policy": True, "topology": {"type"}, "seed": True},
-    )
-    return digest(spec)
+    return digest(_chosen(run.spec, include=_IMMUTABLE))
 
 
 def spec_hash(run: GalaRun, image: str) -> str:
     """The part of the spec that pods are made from."""
-    spec = run.spec.model_dump(
-        mode="json", by_alias=True, exclude_defaults=True, include={"worker": True, "checkpoint": {"volume"}}
-    )
-    return digest([image, spec])
+    return digest([image, _chosen(run.spec, include={"worker": True, "checkpoint": {"volume"}})])
 
 
 def digest(content: Any) -> str:
     """A short hash of anything JSON-like; the order of keys does not matter."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:HASH_CHARACTERS]
+
+
+def _chosen(spec: RunSpec, include: IncEx | None = None, exclude: IncEx | None = None) -> dict[str, Any]:
+    """What somebody chose to have otherwise than by default."""
+    chosen = spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, include=include, exclude=exclude)
+    return {key: value for key, value in chosen.items() if value != {}}

@@ -177,7 +177,7 @@ def _dumped(section: Section) -> dict[str, Any]:
 
 
 def _amount(quantity: str) -> Decimal:
-    amount: Decimal = parse_quantity(quantity)  # type: ignore[no-untyped-call]
+    amount: Decimal = parse_quantity(quantity)
     return amount
 
 
