@@ -1,0 +1,574 @@
+"""The pods of a run: whatever a GalaRun's author asks for, they stay within the restricted Pod Security Standard."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib.metadata import version
+from posixpath import normpath
+from typing import Any
+
+import kubernetes_validate
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gala import names
+from gala.errors import SpecError
+from gala.plan import plan
+from gala.spec import GalaRun, parse
+from gala_operator import manifests
+from gala_operator.actions import Manifest
+from gala_operator.manifests import Owner
+from gala_operator.settings import OperatorSettings
+
+UID = "11111111-0000-4000-8000-000000000001"
+OWNER = Owner(name="pong", namespace="lab", uid=UID)
+SETTINGS = OperatorSettings(worker_image="registry.example/gala-worker:1")
+CREATED = datetime(2026, 11, 22, 18, 0, 0, 250_000, tzinfo=UTC)
+SERVERS = ("1.29", kubernetes_validate.latest_version())
+
+# The restricted Pod Security Standard, https://kubernetes.io/docs/concepts/security/pod-security-standards/, and what
+# this project asks of its pods beyond it.
+
+VOLUME_TYPES = {
+    *("configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "image", "persistentVolumeClaim", "projected"),
+    "secret",
+}
+SELINUX_TYPES = {"", "container_t", "container_init_t", "container_kvm_t", "container_engine_t"}
+SAFE_SYSCTLS = {
+    *("kernel.shm_rmid_forced", "net.ipv4.ip_local_port_range", "net.ipv4.ip_unprivileged_port_start"),
+    *("net.ipv4.tcp_syncookies", "net.ipv4.ping_group_range", "net.ipv4.ip_local_reserved_ports"),
+    *("net.ipv4.tcp_keepalive_time", "net.ipv4.tcp_fin_timeout", "net.ipv4.tcp_keepalive_intvl"),
+    *("net.ipv4.tcp_keepalive_probes", "net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem"),
+}
+CONFINED = {"RuntimeDefault", "Localhost"}
+
+
+def violations(pod: Manifest) -> Iterator[str]:
+    """What of a pod the restricted standard forbids, for pods of Linux."""
+    spec = pod["spec"]
+    for field in ("hostNetwork", "hostPID", "hostIPC"):
+        if spec.get(field):
+            yield field
+    for volume in spec.get("volumes", []):
+        if not set(volume) - {"name"} <= VOLUME_TYPES:
+            yield f"volume {volume}"
+    for key, value in pod["metadata"].get("annotations", {}).items():
+        if "apparmor.security" in key and value != "runtime/default" and not value.startswith("localhost/"):
+            yield f"annotation {key}"
+        if "seccomp.security" in key:
+            yield f"annotation {key}"
+    outer = spec.get("securityContext", {})
+    if any(sysctl["name"] not in SAFE_SYSCTLS for sysctl in outer.get("sysctls", [])):
+        yield "sysctls"
+    containers = [*spec.get("initContainers", []), *spec["containers"], *spec.get("ephemeralContainers", [])]
+    for container in containers:
+        inner = container.get("securityContext", {})
+        for context in (outer, inner):
+            if context.get("runAsUser") == 0:
+                yield "runs as root"
+            if context.get("windowsOptions", {}).get("hostProcess"):
+                yield "hostProcess"
+            if context.get("seLinuxOptions", {}).get("type", "") not in SELINUX_TYPES:
+                yield "SELinux type"
+            if {"user", "role"} & set(context.get("seLinuxOptions", {})):
+                yield "SELinux user or role"
+            if context.get("appArmorProfile", {}).get("type", "RuntimeDefault") not in CONFINED:
+                yield "AppArmor"
+            if context.get("seccompProfile", {}).get("type", "RuntimeDefault") not in CONFINED:
+                yield "seccomp"
+        if "seccompProfile" not in outer and "seccompProfile" not in inner:
+            yield "seccomp is not set"
+        if not inner.get("runAsNonRoot", outer.get("runAsNonRoot")):
+            yield "runAsNonRoot"
+        if inner.get("allowPrivilegeEscalation") is not False:
+            yield "allowPrivilegeEscalation"
+        if inner.get("privileged"):
+            yield "privileged"
+        if inner.get("procMount", "Default") != "Default":
+            yield "procMount"
+        capabilities = inner.get("capabilities", {})
+        if "ALL" not in capabilities.get("drop", []) or not set(capabilities.get("add", [])) <= {"NET_BIND_SERVICE"}:
+            yield "capabilities"
+        if any(port.get("hostPort") for port in container.get("ports", [])):
+            yield "hostPort"
+        handlers = [container.get(f"{kind}Probe", {}) for kind in ("startup", "liveness", "readiness")]
+        handlers += container.get("lifecycle", {}).values()
+        if any(handler.get(kind, {}).get("host") for handler in handlers for kind in ("httpGet", "tcpSocket")):
+            yield "a probe of another host"
+
+
+def laxities(pod: Manifest) -> Iterator[str]:
+    """What this project forbids beyond the standard."""
+    spec = pod["spec"]
+    if spec.get("automountServiceAccountToken") is not False:
+        yield "an API token"
+    if any("projected" in volume for volume in spec["volumes"]):
+        yield "a projected token"
+    if spec.get("enableServiceLinks") is not False:
+        yield "service links"
+    if spec.get("shareProcessNamespace"):
+        yield "shareProcessNamespace"
+    for container in spec["containers"]:
+        if not container["securityContext"].get("readOnlyRootFilesystem"):
+            yield "a writable root"
+        if "lifecycle" in container or any("exec" in container[f"{kind}Probe"] for kind in ("startup", "liveness")):
+            yield "commands beside the learner"
+
+
+def run_with(**spec: Any) -> GalaRun:
+    return parse(
+        {
+            "apiVersion": "gala.dev/v1alpha1",
+            "kind": "GalaRun",
+            "metadata": {"name": "pong", "namespace": "lab"},
+            "spec": {"environment": {"id": "ALE/Pong-v5"}, **spec},
+        }
+    )
+
+
+def learner_of(run: GalaRun, rank: int = 1, attempt: int = 0, epoch: int = 0) -> Manifest:
+    return manifests.learner_pod(
+        run, OWNER, plan(run, epoch=epoch, uid=UID), rank, attempt=attempt, created=CREATED, settings=SETTINGS
+    )
+
+
+def results_of(run: GalaRun) -> Manifest:
+    return manifests.results_pod(run, OWNER, plan(run, uid=UID), created=CREATED, settings=SETTINGS)
+
+
+def container_of(pod: Manifest) -> dict[str, Any]:
+    (container,) = pod["spec"]["containers"]
+    return dict(container)
+
+
+def environment_of(pod: Manifest) -> dict[str, Any]:
+    entries = container_of(pod)["env"]
+    variables = {entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in entries}
+    assert len(variables) == len(entries)
+    return variables
+
+
+def mounts_of(pod: Manifest) -> dict[str, dict[str, Any]]:
+    """What is mounted where: the volume's source."""
+    sources = {
+        volume["name"]: {key: value for key, value in volume.items() if key != "name"}
+        for volume in pod["spec"]["volumes"]
+    }
+    assert len(sources) == len(pod["spec"]["volumes"])
+    mounts = {normpath(mount["mountPath"]): sources[mount["name"]] for mount in container_of(pod)["volumeMounts"]}
+    assert len(mounts) == len(container_of(pod)["volumeMounts"])
+    return mounts
+
+
+# Everything that a GalaRun's author can ask for.
+
+label = st.sampled_from(
+    ["a", "b", "team", "example.com/part", "app.kubernetes.io/name", "app.kubernetes.io/managed-by"]
+)
+label_values = st.sampled_from(["", "x", "y-1", "gala-operator"])
+annotation = st.sampled_from(["a", "example.com/note", "sidecar.istio.io/inject", "container.apparmor/x"])
+object_name = st.sampled_from(["data", "gala", "pong-plan", "other.name"])
+quantity = st.sampled_from([1, 4, "500m", "1.5Gi", "2e3", "8Gi", "0"])
+resource = st.sampled_from(["cpu", "memory", "ephemeral-storage", "amd.com/gpu"])
+identity = st.integers(1, 2**31 - 1)
+mode = st.integers(0, 0o777)
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers(0, 9) | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+def some(**optional: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries({}, optional=optional)
+
+
+def with_required(required: dict[str, st.SearchStrategy[Any]], **optional: st.SearchStrategy[Any]) -> Any:
+    return st.fixed_dictionaries(required, optional=optional)
+
+
+def maps(keys: st.SearchStrategy[str], values: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    return st.dictionaries(keys, values, max_size=3)
+
+
+files = {
+    "items": st.lists(with_required({"key": object_name, "path": object_name}, mode=mode), max_size=2),
+    "defaultMode": mode,
+    "optional": st.booleans(),
+}
+sources = st.one_of(
+    some(medium=st.sampled_from(["", "Memory"]), sizeLimit=quantity).map(lambda value: {"emptyDir": value}),
+    with_required({"name": object_name}, **files).map(lambda value: {"configMap": value}),
+    with_required({"secretName": object_name}, **files).map(lambda value: {"secret": value}),
+    with_required({"claimName": object_name}, readOnly=st.booleans()).map(
+        lambda value: {"persistentVolumeClaim": value}
+    ),
+    with_required(
+        {
+            "spec": with_required(
+                {"resources": st.fixed_dictionaries({"requests": st.fixed_dictionaries({"storage": quantity})})},
+                storageClassName=object_name,
+                accessModes=st.just(["ReadWriteOnce"]),
+            )
+        },
+        metadata=some(labels=maps(label, label_values), annotations=maps(annotation, label_values)),
+    ).map(lambda value: {"ephemeral": {"volumeClaimTemplate": value}}),
+)
+mount_path = st.sampled_from(["/data", "/tmp", "/tmp/", "/dev/shm", "/var/lib/gala", "/var/lib", "/opt/x", "/root"])
+
+
+@st.composite
+def volumes_and_mounts(draw: st.DrawFn) -> dict[str, Any]:
+    volumes = [{"name": f"v{index}", **source} for index, source in enumerate(draw(st.lists(sources, max_size=3)))]
+    if not volumes:
+        return {}
+    name = st.sampled_from([volume["name"] for volume in volumes])
+    mount = with_required({"name": name, "mountPath": mount_path}, readOnly=st.booleans(), subPath=st.just("x"))
+    mounts = draw(st.lists(mount, max_size=3, unique_by=lambda entry: normpath(entry["mountPath"])))
+    return {"volumes": volumes, "volumeMounts": mounts}
+
+
+spread = with_required(
+    {"topologyKey": st.just("kubernetes.io/hostname")},
+    maxSkew=st.integers(1, 3),
+    whenUnsatisfiable=st.sampled_from(["DoNotSchedule", "ScheduleAnyway"]),
+    labelSelector=some(
+        matchLabels=maps(label, label_values),
+        matchExpressions=st.just([{"key": "a", "operator": "In", "values": ["x"]}]),
+    ),
+    nodeTaintsPolicy=st.sampled_from(["Honor", "Ignore"]),
+)
+pod_template = some(
+    metadata=some(labels=maps(label, label_values), annotations=maps(annotation, label_values)),
+    spec=st.builds(
+        lambda fields, volumes: fields | volumes,
+        some(
+            imagePullSecrets=st.lists(st.fixed_dictionaries({"name": object_name}), max_size=2),
+            schedulerName=object_name,
+            runtimeClassName=object_name,
+            terminationGracePeriodSeconds=st.integers(1, 3600),
+            topologySpreadConstraints=st.lists(spread, max_size=2),
+            securityContext=some(runAsUser=identity, runAsGroup=identity, fsGroup=identity),
+        ),
+        volumes_and_mounts(),
+    ),
+)
+variable = st.one_of(
+    st.fixed_dictionaries(
+        {"name": st.sampled_from(["HOME", "A", "NVIDIA_VISIBLE_DEVICES"]), "value": st.text(max_size=3)}
+    ),
+    st.fixed_dictionaries(
+        {
+            "name": st.sampled_from(["TOKEN", "TMPDIR"]),
+            "valueFrom": st.fixed_dictionaries(
+                {"secretKeyRef": st.fixed_dictionaries({"name": object_name, "key": object_name})}
+            ),
+        }
+    ),
+)
+tolerations = st.sampled_from([{"operator": "Exists"}, {"key": "gpu", "value": "yes", "effect": "NoSchedule"}])
+affinity_part = maps(st.text(max_size=5), anything)
+workers = some(
+    image=st.just("registry.example/mine@sha256:0"),
+    imagePullPolicy=st.sampled_from(["Always", "Never"]),
+    gpus=st.integers(0, 2),
+    resources=some(requests=maps(resource, quantity), limits=maps(resource, quantity)),
+    nodeSelector=maps(label, label_values),
+    tolerations=st.lists(tolerations, max_size=2),
+    affinity=some(nodeAffinity=affinity_part, podAffinity=affinity_part, podAntiAffinity=affinity_part),
+    priorityClassName=object_name,
+    serviceAccountName=object_name,
+    env=st.lists(variable, max_size=3, unique_by=lambda entry: entry["name"]),
+    podTemplate=pod_template,
+)
+checkpoints = st.sampled_from([{}, {"volume": {"size": "10Gi"}}, {"volume": {"claimName": "shared"}}])
+EVERYTHING = {
+    "worker": {
+        "image": "registry.example/mine:2",
+        "gpus": 2,
+        "resources": {"requests": {"cpu": 4, "memory": "16Gi"}, "limits": {"memory": "32Gi", "amd.com/gpu": 1}},
+        "nodeSelector": {"pool": "gpu"},
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+        "affinity": {
+            "nodeAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": {
+                    "nodeSelectorTerms": [{"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]}]
+                }
+            },
+            "podAntiAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": [
+                    {
+                        "topologyKey": "kubernetes.io/hostname",
+                        "labelSelector": {"matchLabels": {names.LABEL_ROLE: names.ROLE_ACTOR_LEARNER}},
+                    }
+                ]
+            },
+        },
+        "priorityClassName": "research",
+        "serviceAccountName": "trainer",
+        "env": [
+            {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}},
+            {"name": "HOME", "value": "/scratch"},
+        ],
+        "podTemplate": {
+            "metadata": {"labels": {"team": "rl"}, "annotations": {"example.com/note": "x"}},
+            "spec": {
+                "volumes": [
+                    {"name": "scratch", "emptyDir": {"medium": "Memory", "sizeLimit": "8Gi"}},
+                    {"name": "roms", "configMap": {"name": "roms", "items": [{"key": "a", "path": "a.bin"}]}},
+                    {"name": "keys", "secret": {"secretName": "keys", "defaultMode": 256}},
+                    {"name": "data", "persistentVolumeClaim": {"claimName": "data", "readOnly": True}},
+                    {
+                        "name": "big",
+                        "ephemeral": {
+                            "volumeClaimTemplate": {"spec": {"resources": {"requests": {"storage": "100Gi"}}}}
+                        },
+                    },
+                ],
+                "volumeMounts": [
+                    {"name": "scratch", "mountPath": "/dev/shm"},
+                    {"name": "data", "mountPath": "/data", "readOnly": True, "subPath": "atari"},
+                ],
+                "imagePullSecrets": [{"name": "registry"}],
+                "schedulerName": "volcano",
+                "runtimeClassName": "nvidia",
+                "terminationGracePeriodSeconds": 120,
+                "topologySpreadConstraints": [{"topologyKey": "kubernetes.io/hostname"}],
+                "securityContext": {"runAsUser": 1000, "runAsGroup": 1000, "fsGroup": 2000},
+            },
+        },
+    },
+    "checkpoint": {"volume": {"size": "10Gi"}},
+}
+
+
+@given(worker=workers, checkpoint=checkpoints)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+def test_no_run_gets_a_pod_beyond_the_restricted_standard(worker: dict[str, Any], checkpoint: dict[str, Any]) -> None:
+    run = run_with(worker=worker, checkpoint=checkpoint)
+    for pod in (learner_of(run), results_of(run)):
+        assert [*violations(pod), *laxities(pod)] == []
+        # What tells the operator's pods apart is not for the author to say.
+        assert pod["metadata"]["labels"][names.LABEL_RUN_UID] == UID
+        assert pod["metadata"]["labels"]["app.kubernetes.io/name"] == "gala"
+        assert pod["metadata"]["ownerReferences"][0]["uid"] == UID
+        assert environment_of(pod)[names.ENV_PLAN_FILE] == "/etc/gala/plan.json"
+        assert mounts_of(pod)["/etc/gala"] == {"configMap": {"name": "pong-plan"}}
+        assert {"/tmp", "/dev/shm", "/var/lib/gala"} <= set(mounts_of(pod))
+
+
+@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize("spec", [{}, EVERYTHING], ids=["plain", "everything"])
+def test_a_pod_is_what_an_api_server_takes(server: str, spec: dict[str, Any]) -> None:
+    run = run_with(**spec)
+    kubernetes_validate.validate(learner_of(run), server, strict=True)
+    kubernetes_validate.validate(results_of(run), server, strict=True)
+
+
+def test_everything_that_was_asked_for_is_in_the_learners_pod() -> None:
+    pod = learner_of(run_with(**EVERYTHING))
+    asked = EVERYTHING["worker"]
+    spec, container = pod["spec"], container_of(pod)
+    assert container["image"] == "registry.example/mine:2"
+    assert container["resources"] == {
+        "requests": {"cpu": "4", "memory": "16Gi", "nvidia.com/gpu": "2"},
+        "limits": {"memory": "32Gi", "amd.com/gpu": "1", "nvidia.com/gpu": "2"},
+    }
+    for field in ("nodeSelector", "affinity", "priorityClassName", "serviceAccountName"):
+        assert spec[field] == asked[field]
+    assert spec["tolerations"] == asked["tolerations"]
+    template = asked["podTemplate"]["spec"]
+    for field in ("imagePullSecrets", "schedulerName", "runtimeClassName", "terminationGracePeriodSeconds"):
+        assert spec[field] == template[field]
+    assert spec["securityContext"].items() >= template["securityContext"].items()
+    assert environment_of(pod)["TOKEN"] == {"secretKeyRef": {"name": "hub", "key": "token", "optional": False}}
+    assert environment_of(pod)["HOME"] == "/scratch"
+    assert mounts_of(pod)["/dev/shm"] == {"emptyDir": {"medium": "Memory", "sizeLimit": "8Gi"}}
+    assert mounts_of(pod)["/data"] == {"persistentVolumeClaim": {"claimName": "data", "readOnly": True}}
+    assert {volume["name"] for volume in template["volumes"]} <= {volume["name"] for volume in spec["volumes"]}
+    assert pod["metadata"]["labels"]["team"] == "rl"
+    assert pod["metadata"]["annotations"]["example.com/note"] == "x"
+
+
+def test_a_learner_is_started_under_its_name_with_its_rank_and_plan() -> None:
+    pod = learner_of(run_with(), rank=3)
+    assert pod["metadata"]["name"] == "pong-3"
+    assert (pod["spec"]["hostname"], pod["spec"]["subdomain"]) == ("pong-3", "pong")
+    assert pod["spec"]["restartPolicy"] == "Never"
+    container = container_of(pod)
+    assert container["command"] == ["python", "-m", "gala_worker"]
+    assert container["image"] == "registry.example/gala-worker:1"
+    assert (
+        environment_of(pod).items()
+        >= {
+            names.ENV_RANK: "3",
+            names.ENV_PLAN_FILE: "/etc/gala/plan.json",
+            names.ENV_OUTPUT_DIR: "/var/lib/gala/pong",
+            names.ENV_INCARNATION: str(int(CREATED.timestamp()) * 1000 + 250),
+            names.ENV_HOLD: "86400",
+            "HOME": "/tmp",
+        }.items()
+    )
+    assert "subPath" not in container["volumeMounts"][0]  # else the plan would never refresh
+
+
+def test_a_pod_is_stamped_with_what_it_was_made_from() -> None:
+    run = run_with()
+    annotations = learner_of(run, attempt=2, epoch=5)["metadata"]["annotations"]
+    assert annotations[names.ANNOTATION_ATTEMPT] == "2"
+    assert annotations[names.ANNOTATION_PLAN_EPOCH] == "5"
+    assert annotations[names.ANNOTATION_OPERATOR_VERSION] == version("gala")
+    changed = learner_of(run_with(worker={"resources": {"limits": {"cpu": 2}}}))["metadata"]["annotations"]
+    assert annotations[names.ANNOTATION_SPEC_HASH] != changed[names.ANNOTATION_SPEC_HASH]
+    longer = learner_of(run_with(totalSteps=1))["metadata"]["annotations"]
+    assert annotations[names.ANNOTATION_SPEC_HASH] == longer[names.ANNOTATION_SPEC_HASH]
+
+
+def test_probes_ask_the_workers_http_server_and_give_it_time_to_start() -> None:
+    for pod in (learner_of(run_with()), results_of(run_with())):
+        container = container_of(pod)
+        probes = {kind: container[f"{kind}Probe"] for kind in ("startup", "liveness", "readiness")}
+        assert {kind: probe["httpGet"]["path"] for kind, probe in probes.items()} == {
+            "startup": "/healthz",
+            "liveness": "/healthz",
+            "readiness": "/readyz",
+        }
+        assert probes["startup"]["periodSeconds"] * probes["startup"]["failureThreshold"] >= 300
+        assert {"name": "http", "containerPort": names.PORT_HTTP, "protocol": "TCP"} in container["ports"]
+
+
+def test_a_run_without_gpus_gets_none_even_where_every_container_would() -> None:
+    pod = learner_of(run_with(worker={"gpus": 0}))
+    assert container_of(pod)["resources"] == {}
+    assert environment_of(pod)["NVIDIA_VISIBLE_DEVICES"] == "void"
+    assert "NVIDIA_VISIBLE_DEVICES" not in environment_of(learner_of(run_with()))
+
+
+def test_checkpoints_live_where_the_run_says() -> None:
+    def output(checkpoint: dict[str, Any], pod: Any) -> dict[str, Any]:
+        return mounts_of(pod(run_with(checkpoint=checkpoint)))["/var/lib/gala"]
+
+    assert output({}, learner_of) == {"emptyDir": {}}
+    assert output({"volume": {"size": "1Gi"}}, learner_of) == {"persistentVolumeClaim": {"claimName": "pong-1"}}
+    assert output({"volume": {"size": "1Gi"}}, results_of) == {"persistentVolumeClaim": {"claimName": "pong-results"}}
+    for pod in (learner_of, results_of):
+        assert output({"volume": {"claimName": "all"}}, pod) == {"persistentVolumeClaim": {"claimName": "all"}}
+
+
+def test_a_learner_that_is_not_root_can_write_to_its_claim() -> None:
+    context = learner_of(run_with(checkpoint={"volume": {"size": "1Gi"}}))["spec"]["securityContext"]
+    assert context["fsGroup"] > 0
+    assert context["fsGroupChangePolicy"] == "OnRootMismatch"
+    assert "fsGroup" not in learner_of(run_with())["spec"]["securityContext"]
+
+
+def test_learners_are_spread_among_themselves_unless_the_run_says_otherwise() -> None:
+    chosen = {"matchLabels": {"team": "rl"}}
+    constraints = [{"topologyKey": "zone"}, {"topologyKey": "zone", "labelSelector": chosen}]
+    run = run_with(worker={"podTemplate": {"spec": {"topologySpreadConstraints": constraints}}})
+    own, users = learner_of(run)["spec"]["topologySpreadConstraints"]
+    assert own["labelSelector"]["matchLabels"] == {
+        names.LABEL_RUN: "pong",
+        names.LABEL_RUN_UID: UID,
+        names.LABEL_ROLE: names.ROLE_ACTOR_LEARNER,
+    }
+    assert users["labelSelector"]["matchLabels"] == chosen["matchLabels"]
+
+
+def test_the_results_pod_finds_room_while_the_learners_hold_theirs() -> None:
+    pod = results_of(run_with(**EVERYTHING))
+    assert container_of(pod)["command"] == ["python", "-m", "gala_worker.results"]
+    assert container_of(pod)["resources"] == {
+        "requests": {"cpu": "500m", "memory": "1Gi"},
+        "limits": {"memory": "32Gi"},
+    }
+    assert set(pod["spec"]["affinity"]) == {"nodeAffinity"}
+    assert "topologySpreadConstraints" not in pod["spec"]
+    assert pod["spec"]["nodeSelector"] == {"pool": "gpu"}
+    small = results_of(run_with(worker={"resources": {"requests": {"cpu": "100m"}, "limits": {"memory": "512Mi"}}}))
+    assert container_of(small)["resources"]["requests"] == {"cpu": "100m", "memory": "512Mi"}
+    assert container_of(results_of(run_with()))["resources"] == {}
+    assert pod["metadata"]["labels"][names.LABEL_ROLE] == names.ROLE_RESULTS
+    assert names.ENV_RANK not in environment_of(pod)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("hostPath", {"volumes": [{"name": "a", "hostPath": {"path": "/"}}]}),
+        ("projected", {"volumes": [{"name": "a", "projected": {"sources": [{"serviceAccountToken": {}}]}}]}),
+        ("csi", {"volumes": [{"name": "a", "csi": {"driver": "x"}}]}),
+        ("medium", {"volumes": [{"name": "a", "emptyDir": {"medium": "HugePages"}}]}),
+        ("dataSourceRef", {"volumes": [{"name": "a", "ephemeral": {"volumeClaimTemplate": {"spec": {
+            "resources": {"requests": {}}, "dataSourceRef": {"namespace": "other"}}}}}]}),
+        ("volumeName", {"volumes": [{"name": "a", "ephemeral": {"volumeClaimTemplate": {"spec": {
+            "resources": {"requests": {}}, "volumeName": "pv-of-others"}}}}]}),
+        ("hostNetwork", {"hostNetwork": True}),
+        ("hostPID", {"hostPID": True}),
+        ("containers", {"containers": [{"name": "x"}]}),
+        ("initContainers", {"initContainers": [{"name": "x"}]}),
+        ("automountServiceAccountToken", {"automountServiceAccountToken": True}),
+        ("nodeName", {"nodeName": "control-plane"}),
+        ("runAsUser", {"securityContext": {"runAsUser": 0}}),
+        ("privileged", {"securityContext": {"privileged": True}}),
+        ("seccompProfile", {"securityContext": {"seccompProfile": {"type": "Unconfined"}}}),
+        ("namespaceSelector", {"topologySpreadConstraints": [{"topologyKey": "a", "namespaceSelector": {}}]}),
+    ],
+)  # fmt: skip
+def test_what_is_not_on_the_list_is_refused_by_name(field: str, value: dict[str, Any]) -> None:
+    with pytest.raises(SpecError, match=field):
+        run_with(worker={"podTemplate": {"spec": value}})
+
+
+def test_a_profile_by_annotation_is_refused() -> None:
+    annotations = {"container.apparmor.security.beta.kubernetes.io/learner": "unconfined"}
+    with pytest.raises(SpecError, match="AppArmor"):
+        run_with(worker={"podTemplate": {"metadata": {"annotations": annotations}}})
+
+
+def _set(pod: dict[str, Any], path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    node: Any = pod
+    for key in parents:
+        node = node[int(key)] if isinstance(node, list) else node.setdefault(key, {})
+    node[last] = value
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("spec.hostNetwork", True),
+        ("spec.hostPID", True),
+        ("spec.hostIPC", True),
+        ("spec.volumes", [{"name": "a", "hostPath": {"path": "/"}}]),
+        ("metadata.annotations.seccomp.security", "unconfined"),
+        ("spec.securityContext.sysctls", [{"name": "kernel.msgmax", "value": "1"}]),
+        ("spec.securityContext.runAsUser", 0),
+        ("spec.securityContext.seccompProfile", {"type": "Unconfined"}),
+        ("spec.securityContext.seLinuxOptions", {"type": "spc_t"}),
+        ("spec.securityContext.appArmorProfile", {"type": "Unconfined"}),
+        ("spec.containers.0.securityContext.runAsNonRoot", False),
+        ("spec.containers.0.securityContext.privileged", True),
+        ("spec.containers.0.securityContext.allowPrivilegeEscalation", True),
+        ("spec.containers.0.securityContext.procMount", "Unmasked"),
+        ("spec.containers.0.securityContext.capabilities", {"drop": ["ALL"], "add": ["SYS_ADMIN"]}),
+        ("spec.containers.0.securityContext.capabilities", {"drop": ["KILL"]}),
+        ("spec.containers.0.ports", [{"containerPort": 1, "hostPort": 1}]),
+        ("spec.containers.0.livenessProbe", {"httpGet": {"host": "169.254.169.254"}}),
+        ("spec.initContainers", [{"name": "x"}]),
+        ("spec.automountServiceAccountToken", True),
+        ("spec.enableServiceLinks", True),
+        ("spec.containers.0.securityContext.readOnlyRootFilesystem", False),
+        ("spec.containers.0.startupProbe", {"exec": {"command": ["true"]}}),
+    ],
+)
+def test_the_checker_sees_every_kind_of_violation(path: str, value: Any) -> None:
+    pod = copy.deepcopy(dict(learner_of(run_with())))
+    if path.startswith("metadata.annotations."):
+        pod["metadata"]["annotations"][path.removeprefix("metadata.annotations.")] = value
+    else:
+        _set(pod, path, value)
+    assert [*violations(pod), *laxities(pod)]
