@@ -25,6 +25,7 @@ YOUNG: Final = timedelta(seconds=10)
 """A pod that the cluster ended within this time of its creation is replaced only after it: a node that refuses pods
 would else be offered hundreds of them."""
 MAX_MESSAGE: Final = 1024
+MAX_REASON: Final = 256
 MAX_LINE: Final = 300
 _SIGNALS: Final = {134: "SIGABRT", 137: "SIGKILL", 139: "SIGSEGV", 143: "SIGTERM"}
 
@@ -121,7 +122,7 @@ def last_line(text: str | None) -> str:
 def _reason(pod: ObservedPod) -> str:
     if pod.exit_code == USAGE_EXIT_CODE:
         return MISCONFIGURED
-    return pod.termination_reason or "Error"
+    return (pod.termination_reason or "Error")[:MAX_REASON]
 
 
 def _message(pod: ObservedPod) -> str:

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from gala import names
+from gala.status_schema import LEARNER_STATES
 from gala_operator import failures, stuck
 from gala_operator.failures import Tally
 from gala_operator.observed import LearnerProgress, ObservedPod
@@ -156,7 +157,7 @@ def _state(pod: ObservedPod, progress: LearnerProgress | None, entry: Mapping[st
         return previous if previous in WORKING or previous == FINISHED else "starting"
     if progress.state == "stopping" and previous == FINISHED:
         return FINISHED
-    return progress.state
+    return progress.state if progress.state in LEARNER_STATES else "training"
 
 
 def _aftermath(situation: Situation, name: str, pod: ObservedPod | None, tally: Tally) -> Stuck | None:

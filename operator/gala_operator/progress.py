@@ -67,10 +67,10 @@ def _of_learner(situation: Situation, learner: Learner) -> dict[str, Any]:
         return _pick(situation.entries.get(learner.rank, {}), LEARNER_FIELDS)
     at_work = learner.progress is not None and learner.ready and learner.state in WORKING
     return _known(
-        steps=progress.steps,
+        steps=max(0, progress.steps),
         stepsPerSecond=_round(progress.steps_per_second, 1) if at_work else 0.0,
         meanReturn=_round(progress.mean_return, 2),
-        staleness=progress.staleness,
+        staleness=None if progress.staleness is None else max(0, progress.staleness),
         disagreement=_significant(progress.disagreement),
     )
 
@@ -86,7 +86,7 @@ def _of_run(
     returns = [fields["meanReturn"] for fields in by_rank.values() if "meanReturn" in fields]
     distances = [fields["disagreement"] for fields in by_rank.values() if "disagreement" in fields]
     return _known(
-        steps=max(answer.global_steps for answer in answers),
+        steps=max(0, *(answer.global_steps for answer in answers)),
         stepsPerSecond=_round(sum(fields.get("stepsPerSecond", 0.0) for fields in by_rank.values()), 1),
         meanReturn=_round(sum(returns) / len(returns), 2) if returns else None,
         disagreement=max(distances) if distances else None,

@@ -137,11 +137,11 @@ def _outcome(situation: Situation, pod: ObservedPod) -> Outcome | None:
     scores = _mapping(card.get("evaluation"))
     greedy, sampled = (_number(_mapping(scores.get(mode)).get("meanReturn")) for mode in ("greedy", "sampled"))
     fields = {
-        "globalSteps": card.get("globalSteps"),
+        "globalSteps": _count(card.get("globalSteps")),
         "meanReturn": greedy,
         "sampledMeanReturn": sampled,
-        "sha256": answer.sha256,
-        "averaged": card.get("averaged"),
+        "sha256": None if answer.sha256 is None else answer.sha256[:64],
+        "averaged": _ranks(card.get("averaged")),
         "location": f"pod/{pod.name}",
     }
     model = {name: value for name, value in fields.items() if value is not None}
@@ -160,6 +160,16 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 def _number(value: Any) -> float | None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return float(value) if is_number else None
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _ranks(value: Any) -> list[int] | None:
+    """What is no list of ranks is left out: a status that the API server refuses would keep the run from ending."""
+    ranks = [_count(rank) for rank in value] if isinstance(value, list | tuple) else [None]
+    return [rank for rank in ranks if rank is not None] if None not in ranks else None
 
 
 def _words(score: float | None) -> str:

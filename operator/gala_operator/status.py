@@ -16,6 +16,7 @@ from gala_operator.situation import Situation
 
 ENDED: Final = frozenset({"Succeeded", "Failed"})
 MAX_MESSAGE: Final = 1024
+STARTS_OVER: Final = "without spec.checkpoint.volume its training will start over."
 
 
 def has_ended(status: Mapping[str, Any]) -> bool:
@@ -87,7 +88,7 @@ def of_suspended(situation: Situation, remaining: int) -> dict[str, Any]:
     table.set("Accepted", True, "Valid", "The spec is valid.")
     if gone:
         kept = situation.spec.checkpoint.volume is not None
-        message = "Suspended." if kept else "Suspended; without spec.checkpoint.volume training will start over."
+        message = "The run is suspended." if kept else f"The run is suspended; {STARTS_OVER}"
         state, reason = "Suspended", "Suspended"
     else:
         state, reason = str(before.get("state") or "Pending"), "Stopping"

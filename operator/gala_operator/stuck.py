@@ -18,18 +18,14 @@ _WAITING: Final[Mapping[str, str]] = {
     "CreateContainerConfigError": "CreateContainerConfigError",
     "CreateContainerError": "CreateContainerError",
     "RunContainerError": "RunContainerError",
-    "CrashLoopBackOff": "CrashLoopBackOff",
 }
 UNSCHEDULABLE: Final = "Unschedulable"
 NAME_CONFLICT: Final = "NameConflict"
 BACKOFF_LIMIT_EXCEEDED: Final = "BackoffLimitExceeded"
 OOM_KILLED: Final = "OOMKilled"
 CRASH_LOOP: Final = "CrashLoopBackOff"
-REASONS: Final = frozenset(
-    {*_WAITING.values(), UNSCHEDULABLE, NAME_CONFLICT, BACKOFF_LIMIT_EXCEEDED, MISCONFIGURED, OOM_KILLED, CRASH_LOOP}
-    | {"Error"}
-)
-"""Every reason that PodsReady can have for a pod that does not get ready by waiting."""
+NOT_STARTING: Final = frozenset({*_WAITING.values(), UNSCHEDULABLE, NAME_CONFLICT})
+"""Reasons of pods that do not come to life."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

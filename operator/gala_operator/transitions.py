@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from gala_operator import conditions, situation, stuck
 from gala_operator.actions import RunEvent
-from gala_operator.learners import BACKING_OFF, FAILED, WORKING, Learner
+from gala_operator.learners import FAILED, WORKING, Learner
+from gala_operator.status import STARTS_OVER
 
 _ALIVE = frozenset({"starting", "stopping", *WORKING})
 
@@ -32,7 +33,7 @@ def _of_learners(before: Mapping[str, Any], learners: Sequence[Learner]) -> Iter
             why = learner.pod.termination_reason if learner.pod is not None else None
             message = f"The cluster ended {learner.name} ({why or 'disruption'}); it is replaced."
             yield RunEvent(type="Normal", reason="LearnerDisrupted", message=message)
-        elif learner.pod is None and learner.create and entry.get("state") in _ALIVE and entry["state"] != BACKING_OFF:
+        elif learner.pod is None and learner.create and entry.get("state") in _ALIVE:
             yield RunEvent(type="Normal", reason="LearnerReplaced", message=f"{learner.name} is gone; it is replaced.")
 
 
@@ -48,7 +49,7 @@ def _of_run(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Run
     if became("Accepted", "True"):
         yield RunEvent(type="Normal", reason="Accepted", message=says("Accepted"))
     ready = new.get("PodsReady", {})
-    if ready.get("reason") in stuck.REASONS and ready.get("reason") != old.get("PodsReady", {}).get("reason"):
+    if ready.get("reason") in stuck.NOT_STARTING and ready.get("reason") != old.get("PodsReady", {}).get("reason"):
         yield RunEvent(type="Warning", reason=str(ready["reason"]), message=says("PodsReady")[:1024])
     if became("RingFormed", "True"):
         yield RunEvent(type="Normal", reason="RingFormed", message=says("RingFormed"))
@@ -58,7 +59,9 @@ def _of_run(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Run
         message = f"From {before['learners']} to {after['learners']} learners."
         yield RunEvent(type="Normal", reason="Scaled", message=message)
     if became("Suspended", "True"):
-        yield RunEvent(type="Normal", reason="Suspended", message=says("Suspended"))
+        # To lose what was learned is worth a warning.
+        kind: Literal["Normal", "Warning"] = "Warning" if says("Suspended").endswith(STARTS_OVER) else "Normal"
+        yield RunEvent(type=kind, reason="Suspended", message=says("Suspended"))
     if old.get("Suspended", {}).get("status") == "True" and became("Suspended", "False"):
         yield RunEvent(type="Normal", reason="Resumed", message=says("Suspended"))
     if "finishingTime" in after and "finishingTime" not in before:

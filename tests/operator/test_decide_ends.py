@@ -1,0 +1,196 @@
+"""How a run ends, and what is left of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gala_operator.actions import Actions
+
+
+def made(actions: Actions) -> list[str]:
+    return [manifest["metadata"]["name"] for manifest in actions.create]
+
+
+def deleted(actions: Actions) -> list[str]:
+    return [deletion.name for deletion in actions.delete]
+
+
+def test_the_results_pod_is_made_when_every_learner_that_is_ready_has_finished(scene: Any) -> None:
+    run = scene().start()
+    for rank in (0, 1):
+        run.answer(rank, state="finished")
+    assert made(run.step()) == []
+    assert run.status["finishingTime"] == "2026-11-22T18:00:20Z"
+    assert run.step(after=10).requeue_at == run.at(80)
+    run.answer(2, state="finished")
+    assert made(run.step(after=10)) == ["pong-results"]
+    assert run.status["finishingTime"] == "2026-11-22T18:00:20Z"
+    assert run.condition("Progressing")["reason"] == "Finishing"
+
+
+def test_a_learner_that_does_not_come_to_its_end_is_left_out_after_a_while(scene: Any) -> None:
+    run = scene().start()
+    run.answer(0, state="finished")
+    run.step()
+    assert made(run.step(after=59)) == []
+    assert made(run.step(after=1)) == ["pong-results"]
+
+
+def test_a_learner_that_is_not_ready_is_not_waited_for_nor_replaced(scene: Any) -> None:
+    run = scene().start()
+    del run.pods["pong-2"]
+    for rank in (0, 1):
+        run.answer(rank, state="finished")
+    assert made(run.step()) == ["pong-results"]
+
+
+def test_a_pod_that_has_succeeded_has_finished(scene: Any) -> None:
+    run = scene(learners=1).start()
+    run.answer(0, state="finished")
+    run.step()
+    run.progress.clear()
+    run.pod(0, phase="Succeeded", ready=False, exit_code=0)
+    assert made(run.step()) == ["pong-results"]
+
+
+def test_a_pod_that_left_in_the_midst_of_training_is_replaced_and_does_not_count(scene: Any) -> None:
+    run = scene().start()
+    run.pod(1, phase="Succeeded", ready=False, exit_code=0)
+    actions = run.step()
+    assert (deleted(actions), run.entry(1)["failures"]) == (["pong-1"], 0)
+    assert "finishingTime" not in run.status
+
+
+def test_a_final_model_makes_the_run_succeed(scene: Any) -> None:
+    run = scene().start().finish()
+    run.answer_results(score=9.5)
+    actions = run.step(after=5)
+    assert (run.status["state"], run.condition("Succeeded")["status"]) == ("Succeeded", "True")
+    assert (run.condition("Failed")["status"], run.condition("Progressing")["status"]) == ("False", "False")
+    assert run.status["completionTime"] == "2026-11-22T18:00:25Z"
+    assert run.status["finalModel"] == {
+        "globalSteps": 300,
+        "meanReturn": 9.5,
+        "sha256": "ab" * 32,
+        "averaged": [0, 1, 2],
+        "location": "pod/pong-results",
+    }
+    assert (actions.delete, actions.release) == ((), ())
+    assert [event.reason for event in actions.events] == ["Succeeded"]
+
+
+@pytest.mark.parametrize(("score", "state"), [(10.0, "Succeeded"), (9.99, "Failed"), (None, "Failed")])
+def test_the_final_model_must_reach_the_least_return(scene: Any, score: float | None, state: str) -> None:
+    run = scene(evaluation={"minReturn": 10}).start().finish()
+    run.answer_results(score=score)
+    run.step()
+    assert run.status["state"] == state
+    if state == "Failed":
+        assert run.condition("Failed")["reason"] == "ScoreTooLow"
+    assert run.status["finalModel"]["sha256"] == "ab" * 32
+
+
+def test_without_a_final_model_the_run_fails(scene: Any) -> None:
+    run = scene().start().finish()
+    run.answer_results(state="failed", message="no learner answered")
+    run.step()
+    assert run.condition("Failed")["reason"] == "NoFinalModel"
+    assert "no learner answered" in run.status["message"]
+
+
+def test_the_answer_of_an_earlier_results_pod_says_nothing(scene: Any) -> None:
+    run = scene().start().finish()
+    run.answer_results()
+    run.pods.pop("pong-results")
+    run.pod(None, uid="another")
+    run.step()
+    assert run.status["state"] == "Running"
+
+
+def test_a_results_pod_is_tried_three_times(scene: Any) -> None:
+    run = scene().start().finish()
+    for failures in (1, 2):
+        run.fail(None, uid=f"results-{failures}")
+        run.step()
+        assert run.status["results"]["failures"] == failures
+        assert deleted(run.step(after=10)) == ["pong-results"]
+        del run.pods["pong-results"]
+        assert made(run.step()) == ["pong-results"]
+        run.pod(None)
+    run.fail(None, uid="results-3")
+    run.step()
+    assert run.condition("Failed")["reason"] == "NoFinalModel"
+
+
+def test_a_disrupted_results_pod_is_replaced_and_does_not_count(scene: Any) -> None:
+    run = scene().start().finish()
+    run.fail(None, disrupted=True)
+    actions = run.step(after=10)
+    assert deleted(actions) == ["pong-results"]
+    assert "results" not in run.status
+
+
+def test_finished_learners_are_let_go_before_anything_is_cleaned_up(scene: Any) -> None:
+    run = scene().start().end()
+    actions = run.step(after=1)
+    assert sorted(actions.release) == ["10.0.0.0", "10.0.0.1", "10.0.0.2"]
+    assert (actions.delete, actions.requeue_at) == ((), run.at(50))
+    for rank in range(3):
+        run.pod(rank, phase="Succeeded", ready=False, exit_code=0)
+    actions = run.step(after=1)
+    assert (actions.release, actions.delete) == ((), ())
+    assert (run.status["ready"], run.status["state"], run.entry(0)["state"]) == ("0/3", "Succeeded", "finished")
+    assert run.decide(after=1000) == Actions(status=run.status)
+
+
+@pytest.mark.parametrize(
+    ("policy", "gone"),
+    [
+        ("None", []),
+        ("Running", ["pong-1"]),
+        ("All", ["pong-0", "pong-1", "pong-2", "pong-results"]),
+    ],
+)
+def test_pods_are_cleaned_up_by_policy(scene: Any, policy: str, gone: list[str]) -> None:
+    run = scene(runPolicy={"cleanPodPolicy": policy}).start().end()
+    for rank in (0, 2):
+        run.pod(rank, phase="Succeeded", ready=False, exit_code=0)
+    assert deleted(run.step(after=29)) == []
+    assert deleted(run.step(after=1)) == gone
+
+
+def test_an_end_is_for_good(scene: Any) -> None:
+    run = scene().start().end()
+    run.pods.clear()
+    for spec in (
+        {"learners": 5},
+        {"totalSteps": 10**9},
+        {"runPolicy": {"suspend": True}},
+        {"seed": 5},
+        {"learners": 0},
+    ):
+        run.edit(**spec)
+        actions = run.step(after=100)
+        assert (actions.apply, actions.create, actions.delete) == ((), (), ())
+        assert run.status["state"] == "Succeeded"
+        assert run.status["observedGeneration"] == run.run.generation
+
+
+def test_a_run_is_deleted_when_its_time_to_live_is_over(scene: Any) -> None:
+    run = scene(runPolicy={"ttlSecondsAfterFinished": 500}).start().end()
+    run.pods.clear()
+    actions = run.step(after=1)
+    assert (actions.delete_run, actions.requeue_at) == (False, run.at(520))
+    assert run.step(after=499).delete_run
+
+
+def test_finished_learners_that_are_lost_before_the_results_train_again(scene: Any) -> None:
+    run = scene(learners=1).start()
+    run.answer(0, state="finished")
+    run.step()
+    run.pods.clear()
+    actions = run.step()
+    assert made(actions) == ["pong-0"]
+    assert "finishingTime" not in run.status

@@ -1,0 +1,454 @@
+"""`decide` against a small cluster in which everything happens: hypothesis chooses what, and in which order.
+
+The cluster has what makes real ones hard: the operator sees each kind of object as it was some writes ago, forgets all
+between two passes, and is replaced by one of another version. Pods start when the kubelet gets to it, fail, are
+disrupted, deleted and vanish.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from gala import names, status_schema
+from gala_operator.actions import Actions
+from gala_operator.decide import decide
+from gala_operator.observed import LearnerProgress, Observed, ObservedChild, ObservedPod, ResultsProgress, RunObject
+from gala_operator.settings import OperatorSettings
+
+START = datetime(2026, 11, 22, 18, 0, tzinfo=UTC)
+BACKOFF_LIMIT = 2
+ENDED = ("Succeeded", "Failed")
+
+
+STATUS = status_schema.schema()
+TYPES = {"object": dict, "array": list, "string": str, "boolean": bool, "integer": int, "number": (int, float)}
+
+
+def check(value: Any, schema: dict[str, Any], path: str = "status") -> None:
+    """That an API server would take the value, and keep all of it: what it prunes would be written again and again."""
+    assert isinstance(value, TYPES[schema["type"]]), path
+    if isinstance(value, str):
+        assert len(value) <= schema.get("maxLength", len(value)), path
+        assert re.search(schema.get("pattern", ""), value), path
+    if isinstance(value, dict):
+        assert set(schema.get("required", ())) <= set(value), path
+        for key, inner in value.items():
+            check(inner, schema["properties"][key], f"{path}.{key}")
+    if isinstance(value, list):
+        for inner in value:
+            check(inner, schema["items"], f"{path}[]")
+
+
+class Cluster:
+    """What is really there, and how the operator's actions change it."""
+
+    def __init__(self, learners: int, min_learners: int, policy: str) -> None:
+        self.now = START
+        self.settings = OperatorSettings()
+        run_policy = {"backoffLimit": BACKOFF_LIMIT, "minLearners": min_learners, "cleanPodPolicy": policy}
+        self.run = RunObject(
+            namespace="default",
+            name="pong",
+            uid="run-1",
+            generation=1,
+            created=START,
+            deleting=False,
+            document={
+                "apiVersion": "gala.dev/v1alpha1",
+                "kind": "GalaRun",
+                "metadata": {"name": "pong", "namespace": "default"},
+                "spec": {"environment": {"id": "CartPole-v1"}, "learners": learners, "runPolicy": run_policy},
+            },
+            status={},
+        )
+        self.pods: dict[str, ObservedPod] = {}
+        self.children: dict[tuple[str, str], ObservedChild] = {}
+        self.epochs: dict[str, int] = {}
+        """Plan epoch of the worker in each pod, by uid."""
+        self.finished: set[str] = set()
+        """Pods whose worker is at the end of the training."""
+        self.asked: set[str] = set()
+        """Pods that the present operator has polled."""
+        self.failures: dict[int, int] = {}
+        """What really happened: failed pods of each rank."""
+        self.results_state = "collecting"
+        self.made = 0
+        self.trace: list[str] = []
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        spec: dict[str, Any] = self.run.document["spec"]  # type: ignore[assignment]
+        return spec
+
+    @property
+    def suspended(self) -> bool:
+        return bool(self.spec["runPolicy"].get("suspend"))
+
+    @property
+    def has_ended(self) -> bool:
+        return self.run.status.get("state") in ENDED
+
+    def edit(self, change: Mapping[str, Any]) -> None:
+        document = copy.deepcopy(dict(self.run.document))
+        document["spec"] |= change
+        self.run = dataclasses.replace(self.run, document=document, generation=self.run.generation + 1)
+
+    def replace(self, name: str, **fields: Any) -> None:
+        self.pods[name] = dataclasses.replace(self.pods[name], **fields)
+
+    def learners(self) -> list[ObservedPod]:
+        return [pod for pod in self.pods.values() if pod.rank is not None]
+
+    def observed(self) -> Observed:
+        return Observed(
+            pods=tuple(self.pods.values()),
+            children=tuple(self.children.values()),
+            progress={
+                pod.rank: self.progress(pod)
+                for pod in self.learners()
+                if pod.ready and pod.uid in self.asked and pod.rank is not None
+            },
+            results=self.results(),
+        )
+
+    def progress(self, pod: ObservedPod) -> LearnerProgress:
+        assert pod.rank is not None
+        return LearnerProgress(
+            rank=pod.rank,
+            pod_uid=pod.uid,
+            state="finished" if pod.uid in self.finished else "training",
+            epoch=self.epochs[pod.uid],
+            steps=1000,
+            global_steps=4000,
+            steps_per_second=100.0,
+            mean_return=1.0,
+            in_peers=tuple(other.rank for other in self.learners() if other.ready and other.rank != pod.rank),  # type: ignore[misc]
+        )
+
+    def results(self) -> ResultsProgress | None:
+        pod = self.pods.get("pong-results")
+        if pod is None or not pod.ready or pod.uid not in self.asked:
+            return None
+        card = {"globalSteps": 4000, "averaged": [0], "evaluation": {"greedy": {"meanReturn": 9.5}}}
+        return ResultsProgress(pod_uid=pod.uid, state=self.results_state, card=card, sha256="0" * 64)
+
+    def carry_out(self, actions: Actions) -> None:
+        for manifest in actions.apply:
+            metadata = manifest["metadata"]
+            self.children[manifest["kind"], metadata["name"]] = ObservedChild(
+                kind=manifest["kind"],
+                name=metadata["name"],
+                uid=metadata["name"],
+                owner_uid=metadata["ownerReferences"][0]["uid"],
+                annotations=metadata["annotations"],
+            )
+        for deletion in actions.delete:
+            pod = self.pods.get(deletion.name)
+            if pod is not None and pod.uid == deletion.uid:
+                self.check_deletion(pod)
+                self.terminate(pod)
+        for manifest in actions.create:
+            self.create(manifest)
+        for annotation in actions.annotate:
+            pod = self.pods.get(annotation.name)
+            if pod is not None and pod.uid == annotation.uid:
+                epoch = int(annotation.annotations[names.ANNOTATION_PLAN_EPOCH])
+                assert epoch > pod.plan_epoch or epoch <= self.plan_epoch
+                self.replace(pod.name, plan_epoch=max(epoch, pod.plan_epoch))
+                self.epochs[pod.uid] = self.plan_epoch
+        for ip in actions.release:
+            for pod in self.learners():
+                if pod.ip == ip and pod.phase == "Running":
+                    assert self.has_ended
+                    self.replace(pod.name, phase="Succeeded", ready=False, exit_code=0)
+        check(actions.status, STATUS)
+        before = self.run.status
+        if actions.status != before:
+            if before.get("state") in ENDED:
+                assert actions.status["state"] == before["state"]
+                assert actions.status.get("completionTime") == before.get("completionTime")
+            self.run = dataclasses.replace(self.run, status=copy.deepcopy(dict(actions.status)))
+
+    @property
+    def plan_epoch(self) -> int:
+        child = self.children.get(("ConfigMap", "pong-plan"))
+        return 0 if child is None else int(child.annotations[names.ANNOTATION_PLAN_EPOCH])
+
+    def check_deletion(self, pod: ObservedPod) -> None:
+        """A pod that runs is deleted by scale-down, suspension and the end, and by nothing else."""
+        if pod.phase in ("Pending", "Running"):
+            scaled_down = pod.rank is not None and pod.rank >= self.spec["learners"]
+            assert scaled_down or self.suspended or self.has_ended, f"{pod.name} was deleted"
+
+    def terminate(self, pod: ObservedPod) -> None:
+        if pod.phase in ("Succeeded", "Failed"):
+            del self.pods[pod.name]
+        else:
+            self.replace(pod.name, deleting=True, ready=False)
+
+    def create(self, manifest: Mapping[str, Any]) -> None:
+        metadata = manifest["metadata"]
+        assert not self.has_ended
+        if metadata["name"] in self.pods:
+            return  # 409
+        rank = metadata["labels"].get(names.LABEL_RANK)
+        attempt = int(metadata["annotations"].get(names.ANNOTATION_ATTEMPT, 0))
+        assert attempt <= BACKOFF_LIMIT
+        self.made += 1
+        self.pods[metadata["name"]] = ObservedPod(
+            name=metadata["name"],
+            uid=f"pod-{self.made}",
+            run_uid=metadata["labels"][names.LABEL_RUN_UID],
+            role=metadata["labels"][names.LABEL_ROLE],
+            rank=None if rank is None else int(rank),
+            attempt=attempt,
+            plan_epoch=int(metadata["annotations"].get(names.ANNOTATION_PLAN_EPOCH, 0)),
+            created=self.now,
+            deleting=False,
+            phase="Pending",
+            ready=False,
+            ip=None,
+        )
+
+    def kubelet(self, name: str) -> None:
+        """One step in the life of a pod."""
+        pod = self.pods.get(name)
+        if pod is None:
+            return
+        if pod.deleting:
+            del self.pods[name]
+        elif pod.phase == "Pending":
+            self.replace(name, phase="Running", ip=f"10.0.0.{self.made % 250}{len(self.pods)}{pod.uid}")
+            self.epochs[pod.uid] = self.plan_epoch
+        elif pod.phase == "Running":
+            self.replace(name, ready=True)
+            self.asked.add(pod.uid)
+            self.epochs[pod.uid] = max(self.epochs[pod.uid], pod.plan_epoch)
+
+    def end_pod(self, pod: ObservedPod, **fields: Any) -> None:
+        self.replace(pod.name, phase="Failed", ready=False, finished_at=self.now, **fields)
+
+    def settle(self) -> None:
+        """Everything that is under way comes to its end."""
+        for _ in range(400):
+            status = self.run.status
+            actions = decide(self.run, self.observed(), self.now, self.settings)
+            self.carry_out(actions)
+            pods = dict(self.pods)
+            for name in pods:
+                self.kubelet(name)
+            quiet = self.run.status == status and self.pods == pods
+            if quiet and actions.requeue_at is None:
+                return
+            step = timedelta(seconds=1)
+            if quiet and actions.requeue_at is not None:
+                step = max(step, actions.requeue_at - self.now)
+            self.now += step
+        raise AssertionError(f"it does not settle: {self.run.status}")
+
+    def check_settled(self) -> None:
+        """The right state, and nothing more to do."""
+        status, asked = self.run.status, self.spec["learners"]
+        actions = decide(self.run, self.observed(), self.now, self.settings)
+        nothing = (actions.apply, actions.create, actions.delete, actions.annotate, actions.release, actions.events)
+        assert nothing == ((),) * 6
+        assert actions.status == status
+        assert not actions.delete_run
+        if status["state"] in ENDED:
+            if self.spec["runPolicy"]["cleanPodPolicy"] == "All":
+                assert self.pods == {}
+            assert not any(pod.phase in ("Pending", "Running") for pod in self.learners())
+            return
+        if self.suspended:
+            assert status["state"] == "Suspended"
+            assert self.pods == {}
+            return
+        recorded = {entry["rank"]: entry["failures"] for entry in status["learnerStatuses"]}
+        assert recorded == {rank: self.failures.get(rank, 0) for rank in range(asked)}
+        out = {rank for rank in range(asked) if self.failures.get(rank, 0) > BACKOFF_LIMIT}
+        ready = {pod.rank for pod in self.learners() if pod.ready}
+        assert ready == set(range(asked)) - out
+        assert status["state"] == ("Degraded" if out else "Running")
+        assert status["ready"] == f"{len(ready)}/{asked}"
+        assert all(pod.plan_epoch == self.plan_epoch for pod in self.learners() if pod.ready)
+        assert {pod.attempt == self.failures.get(pod.rank, 0) for pod in self.learners() if pod.ready} == {True}  # type: ignore[arg-type]
+        ring = next(entry for entry in status["conditions"] if entry["type"] == "RingFormed")
+        assert ring["status"] == ("True" if len(ready) > 1 or asked == 1 else "False")
+
+
+class Life(RuleBasedStateMachine):
+    """A run from its creation to whatever becomes of it."""
+
+    @initialize(learners=st.integers(1, 4), least=st.integers(1, 2), policy=st.sampled_from(["None", "Running", "All"]))
+    def begin(self, learners: int, least: int, policy: str) -> None:
+        self.cluster = Cluster(learners, min(least, learners), policy)
+        self.history = [self.snapshot()]
+        self.seen = [0, 0, 0]
+
+    def snapshot(self) -> tuple[RunObject, Observed]:
+        return self.cluster.run, self.cluster.observed()
+
+    def remember(self) -> None:
+        self.history.append(self.snapshot())
+
+    @rule(lag=st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 3)))
+    def reconcile(self, lag: tuple[int, int, int]) -> None:
+        """A pass over what the watches have delivered so far; each of them lags for itself, and none goes back."""
+        newest = len(self.history) - 1
+        self.seen = [max(seen, newest - behind) for seen, behind in zip(self.seen, lag, strict=True)]
+        run, pods, children = (self.history[index] for index in self.seen)
+        observed = dataclasses.replace(pods[1], children=children[1].children)
+        # The spec is as old as the run; what may be deleted is judged by the newest spec, so keep that in step.
+        run_object = dataclasses.replace(self.cluster.run, status=run[0].status)
+        self.cluster.carry_out(decide(run_object, observed, self.cluster.now, self.cluster.settings))
+        self.remember()
+
+    @rule(name=st.sampled_from(["pong-0", "pong-1", "pong-2", "pong-3", "pong-results"]))
+    def kubelet(self, name: str) -> None:
+        self.cluster.kubelet(name)
+        self.remember()
+
+    @rule()
+    def kubelets(self) -> None:
+        for name in list(self.cluster.pods):
+            self.cluster.kubelet(name)
+        self.remember()
+
+    @rule(seconds=st.sampled_from([1, 5, 10, 20, 61, 400]))
+    def time_passes(self, seconds: int) -> None:
+        self.cluster.now += timedelta(seconds=seconds)
+
+    def victim(self, rank: int) -> ObservedPod | None:
+        pod = self.cluster.pods.get(f"pong-{rank}")
+        in_plan = rank < self.cluster.spec["learners"]
+        alive = pod is not None and pod.phase == "Running" and not pod.deleting and in_plan
+        return pod if alive and pod.uid not in self.cluster.finished and not self.cluster.has_ended else None  # type: ignore[union-attr]
+
+    @rule(rank=st.integers(0, 3), reason=st.sampled_from(["OOMKilled", "Error"]))
+    def learner_fails(self, rank: int, reason: str) -> None:
+        pod = self.victim(rank)
+        if pod is not None and not self.cluster.finished and not self.cluster.suspended:
+            self.cluster.end_pod(pod, exit_code=137 if reason == "OOMKilled" else 1, termination_reason=reason)
+            self.cluster.failures[rank] = self.cluster.failures.get(rank, 0) + 1
+            self.remember()
+
+    @rule(rank=st.integers(0, 3))
+    def learner_is_disrupted(self, rank: int) -> None:
+        pod = self.victim(rank)
+        if pod is not None:
+            self.cluster.end_pod(pod, exit_code=143, termination_reason="Evicted", disrupted=True)
+            self.remember()
+
+    @rule(rank=st.integers(0, 3), vanishes=st.booleans())
+    def learner_is_deleted(self, rank: int, vanishes: bool) -> None:
+        pod = self.victim(rank)
+        if pod is not None:
+            if vanishes:
+                del self.cluster.pods[pod.name]
+            else:
+                self.cluster.terminate(pod)
+            self.remember()
+
+    @rule(fails=st.booleans())
+    def results_pod_dies(self, fails: bool) -> None:
+        pod = self.cluster.pods.get("pong-results")
+        if pod is not None and pod.phase == "Running" and not pod.deleting and not self.cluster.has_ended:
+            self.cluster.end_pod(pod, exit_code=1, termination_reason="Error", disrupted=not fails)
+            self.remember()
+
+    def see_everything(self) -> None:
+        """A pass without any lag."""
+        self.remember()
+        self.reconcile((0, 0, 0))
+
+    @precondition(lambda self: not self.cluster.finished)
+    @rule(learners=st.integers(1, 4))
+    def scale(self, learners: int) -> None:
+        least = self.cluster.spec["runPolicy"]["minLearners"]
+        self.cluster.edit({"learners": max(learners, least)})
+        if not self.cluster.suspended and not self.cluster.has_ended:
+            for rank in list(self.cluster.failures):
+                if rank >= max(learners, least):
+                    del self.cluster.failures[rank]
+        self.see_everything()
+
+    @rule(suspend=st.booleans())
+    def suspend(self, suspend: bool) -> None:
+        if suspend != self.cluster.suspended:
+            self.cluster.edit({"runPolicy": {**self.cluster.spec["runPolicy"], "suspend": suspend}})
+            self.see_everything()
+            if suspend and not self.cluster.has_ended:
+                self.cluster.failures.clear()
+                self.cluster.finished.clear()
+
+    @rule(total=st.sampled_from([10_000, 20_000]))
+    def more_steps(self, total: int) -> None:
+        self.cluster.edit({"totalSteps": total})
+        self.remember()
+
+    @rule(version=st.integers(1, 3))
+    def operator_is_replaced(self, version: int) -> None:
+        """By one of another version, which has asked nobody yet, and at first sees what is there."""
+        self.cluster.settings = OperatorSettings(worker_image=f"worker:{version}", monitoring_namespace=f"m{version}")
+        self.cluster.asked.clear()
+        self.remember()
+        self.seen = [len(self.history) - 1] * 3
+
+    @rule()
+    def operator_asks(self) -> None:
+        self.cluster.asked |= {pod.uid for pod in self.cluster.pods.values() if pod.ready}
+        self.remember()
+
+    @rule(rank=st.integers(0, 3))
+    def learner_finishes(self, rank: int) -> None:
+        pod = self.victim(rank)
+        if pod is not None and pod.ready:
+            self.cluster.finished.add(pod.uid)
+            self.remember()
+
+    @rule(state=st.sampled_from(["collecting", "ready", "failed"]))
+    def results(self, state: str) -> None:
+        self.cluster.results_state = state
+        self.remember()
+
+    @invariant()
+    def failures_are_never_counted_twice(self) -> None:
+        if self.cluster.suspended or self.cluster.has_ended or self.cluster.finished:
+            return
+        for entry in self.cluster.run.status.get("learnerStatuses", ()):
+            assert entry["failures"] <= self.cluster.failures.get(entry["rank"], 0)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "cluster"):
+            return
+        cluster = self.cluster
+        cluster.asked |= {pod.uid for pod in cluster.pods.values() if pod.ready}
+        if cluster.finished:
+            # All who can reach the end do.
+            cluster.results_state = "ready"
+        cluster.settle()
+        cluster.asked |= {pod.uid for pod in cluster.pods.values() if pod.ready}
+        cluster.settle()
+        if not cluster.finished or cluster.has_ended:
+            cluster.check_settled()
+        before = {pod.uid for pod in cluster.learners() if pod.phase == "Running"}
+        cluster.settings = OperatorSettings(worker_image="worker:another")
+        cluster.settle()
+        assert {pod.uid for pod in cluster.learners() if pod.phase == "Running"} == before
+
+
+TestLife = Life.TestCase
+TestLife.settings = settings(
+    max_examples=60, stateful_step_count=40, suppress_health_check=list(HealthCheck), derandomize=True, database=None
+)
+TestLife = pytest.mark.timeout(240)(TestLife)  # type: ignore[assignment, misc]
