@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gala_worker import http_server
+from gala_worker import address, http_server
 from gala_worker.health import Heartbeat
 from gala_worker.http import StatusServer
 
@@ -189,3 +189,34 @@ def test_the_port_that_the_launcher_holds_can_be_served() -> None:
         held.bind(("127.0.0.1", 0))
         asyncio.run(main(held.getsockname()[1]))
         asyncio.run(main(held.getsockname()[1]))  # a restarted worker
+
+
+def test_a_learner_s_own_name_need_not_resolve_for_it_to_listen() -> None:
+    async def main() -> None:
+        server = StatusServer(
+            "pong-0.pong.default.svc:0", status=lambda: {"state": "training"}, exposition=bytes, heartbeat=Heartbeat()
+        )
+        await server.start()
+        base = f"http://127.0.0.1:{server.port}"
+        async with aiohttp.ClientSession() as session, session.get(f"{base}/readyz") as response:
+            assert response.status == 200
+        await server.stop()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("host", "has_ipv6", "hosts"),
+    [
+        ("10.0.0.7", True, ("10.0.0.7",)),
+        ("::1", True, ("::1",)),
+        ("localhost", True, ("localhost",)),
+        ("pong-0.pong.default.svc", True, ("0.0.0.0", "::")),
+        ("pong-0.pong.default.svc", False, ("0.0.0.0",)),
+    ],
+)
+def test_a_name_stands_for_all_interfaces_that_there_are(
+    monkeypatch: pytest.MonkeyPatch, host: str, has_ipv6: bool, hosts: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(address, "has_ipv6", lambda: has_ipv6)
+    assert address.listening_hosts(host) == hosts

@@ -219,17 +219,21 @@ def test_what_was_fetched_before_an_interruption_is_not_fetched_again(
 class Impostor:
     """Answers for a learner, as it likes."""
 
-    def __init__(self, loop: LoopThread, listing: list[dict[str, Any]], content: bytes) -> None:
+    def __init__(self, loop: LoopThread, listing: list[Any], content: bytes) -> None:
         self._loop = loop
+        self._listing = listing
+        self._content = content
         app = web.Application()
-        app.add_routes([web.get("/files", lambda _: self._answer(web.json_response(listing)))])
-        app.add_routes([web.get("/files/{path:.+}", lambda _: self._answer(web.Response(body=content)))])
+        app.add_routes([web.get("/files", self._get_files), web.get("/files/{path:.+}", self._get_file)])
         self._runner = web.AppRunner(app)
         loop.run(self._start())
         self.address = Address(gossip="unused:1", http=f"127.0.0.1:{self._runner.addresses[0][1]}")
 
-    async def _answer(self, response: web.Response) -> web.Response:
-        return response
+    async def _get_files(self, request: web.Request) -> web.Response:
+        return web.json_response(self._listing)
+
+    async def _get_file(self, request: web.Request) -> web.Response:
+        return web.Response(body=self._content)
 
     async def _start(self) -> None:
         await self._runner.setup()

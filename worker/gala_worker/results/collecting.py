@@ -74,7 +74,7 @@ async def collect(
             await asyncio.gather(*(collection.learner(learner) for learner in plan.learners))
             if len(collection.left_out) < len(plan.learners):
                 return collection.left_out
-            rank, reason = next(iter(collection.left_out.items()))
+            rank, reason = min(collection.left_out.items())
             if time.monotonic() >= deadline:
                 raise RunError(f"no learner gives its final model; rank {rank}: {reason}")
 
