@@ -276,7 +276,9 @@ def test_one_operator_is_gone_before_the_next_starts_unless_a_leader_is_elected(
     assert one(render(), "Deployment")["spec"]["replicas"] == 1
     assert not of(render(), "PodDisruptionBudget")
     two = render(EVERYTHING)
-    assert one(two, "Deployment")["spec"]["strategy"] == {"type": "RollingUpdate"}
+    # Both fields are helm's own: those that the server fills in would stay when the strategy is changed to Recreate.
+    rolling = {"maxSurge": 1, "maxUnavailable": 0}
+    assert one(two, "Deployment")["spec"]["strategy"] == {"type": "RollingUpdate", "rollingUpdate": rolling}
     assert one(two, "Deployment")["spec"]["template"]["spec"]["affinity"]["podAntiAffinity"]
     assert one(two, "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
 

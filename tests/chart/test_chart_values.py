@@ -141,6 +141,7 @@ def test_the_readme_lists_every_value_with_its_default() -> None:
         pytest.param({"watchNamespaces": ["Team_A"]}, "does not match pattern", id="namespace"),
         pytest.param({"image": {"digest": "latest"}}, "does not match pattern", id="digest"),
         pytest.param({"controller": {"workers": 0}}, "minimum", id="workers"),
+        pytest.param({"controller": {"pollSeconds": "soon"}}, "does not match pattern", id="seconds"),
         pytest.param({"controller": {"logFormat": "xml"}}, "logFormat", id="log format"),
         pytest.param({"crds": {"keep": "yes"}}, "got string, want boolean", id="boolean"),
         pytest.param(
@@ -226,6 +227,10 @@ def test_values_become_the_operators_settings(render: Render) -> None:
         api_concurrency=8,
         log_format="text",
     )
+
+
+def test_fractions_may_come_as_the_text_that_helm_makes_of_them(render: Render) -> None:
+    assert settings(render({}, "--set", "controller.restartSeconds=0.5")).restart_seconds == 0.5
 
 
 def test_the_lease_that_may_be_touched_is_the_operators(render: Render) -> None:
