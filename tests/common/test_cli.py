@@ -44,7 +44,7 @@ def write(path: Path, **spec: object) -> str:
 def test_help_lists_every_command_with_a_sentence(gala: Gala) -> None:
     code, out, _ = gala("--help")
     assert code == 0
-    for command in ("run", "validate", "plan", "evaluate", "report", "crd"):
+    for command in ("run", "validate", "plan", "evaluate", "report", "crd", "submit", "status", "logs", "fetch"):
         line = next(line for line in out.splitlines() if line.split()[:1] == [command])
         assert len(line.split()) > 4
 
@@ -54,10 +54,9 @@ def test_the_version_is_the_installed_one(gala: Gala) -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
+    heavy = ("pydantic", "yaml", "torch", "numpy", "matplotlib", "grpc", "kubernetes")
     code = "import sys\nfrom gala import cli\ntry: cli.app(['--help'])\nexcept SystemExit: pass\n"
-    code += (
-        "sys.exit(str([m for m in ('pydantic', 'yaml', 'torch', 'numpy', 'matplotlib', 'grpc') if m in sys.modules]))"
-    )
+    code += f"sys.exit(str([m for m in {heavy} if m in sys.modules]))"
     ended = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
     assert ended.stderr == "[]\n"
 

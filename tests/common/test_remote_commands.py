@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -433,3 +434,8 @@ def test_the_role_of_the_cronjob_allows_what_its_command_does_and_no_more(gala: 
     verbs = {"GET": "get", "PATCH": "patch", "DELETE": "delete"}
     # An apply that finds nothing creates, for which the API server asks for that verb too.
     assert {verbs[method] for method, *_ in cluster.requests} | {"create"} == set(rule["verbs"])
+
+
+def test_kubectl_finds_the_commands_as_its_plugin() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts["kubectl-gala"] == scripts["gala"]  # kubectl runs `kubectl-gala submit` for `kubectl gala submit`

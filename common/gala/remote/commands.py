@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -133,9 +132,6 @@ def logs(
         show(cluster, run, rank=rank, tail=tail, write=typer.echo, note=_note)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
-    except BrokenPipeError:  # | head
-        sys.stderr.close()
-        raise typer.Exit(0) from None
 
 
 @app.command()
