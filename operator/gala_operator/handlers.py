@@ -7,7 +7,7 @@ nor finalizers on anything, so that nothing hangs while it is down.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, Final
 
 import kopf
@@ -21,6 +21,17 @@ from gala_operator.records import Key
 
 WATCH_SECONDS: Final = 300
 PAGE: Final = 500
+MAX_BACK_OFF_SECONDS: Final = 5.0
+
+
+class EndlessBackOffs(Iterable[float]):
+    """Of a watch whose server is away: kopf gives a watch up for ever when its back-offs are used up."""
+
+    def __iter__(self) -> Iterator[float]:
+        seconds = 0.5
+        while True:
+            yield seconds
+            seconds = min(2 * seconds, MAX_BACK_OFF_SECONDS)
 
 
 def register(
@@ -68,7 +79,7 @@ def watch_settings(resource: Callable[[str], Resource]) -> kopf.OperatorSettings
     settings.watching.connect_timeout = 10
     settings.watching.chunk_size = PAGE
     settings.networking.request_timeout = 30
-    settings.networking.error_backoffs = [1, 1, 2, 3, 5, 8]
+    settings.networking.error_backoffs = EndlessBackOffs()
     settings.queueing.idle_timeout = 1.0  # tasks of thousands of quiet objects are not kept
     for kind in WATCHED_KINDS:
         if kind != RUN:

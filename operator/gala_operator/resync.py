@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 Place = tuple[str, str]
 PATIENCE_SECONDS: Final = 10.0
 """How long the watches may take at the start before the lists are read again: something may have been deleted."""
+MAX_ATTEMPTS: Final = 6
 FAILED_SECONDS: Final = 15.0
 """After a resync that failed."""
 STALLED_PERIODS: Final = 3
@@ -86,13 +87,22 @@ class Resync:
         """uid -> our version of it (empty: none), of what was behind at the last resync."""
 
     async def first(self) -> None:
-        """Returns when everything that the API server has is in the cache."""
+        """Returns when everything that the API server has is in the cache.
+
+        Raises:
+            ApiError: the operator lacks a right that it needs.
+            WatchStalledError: a watch does not deliver.
+        """
         started = time.monotonic()
+        attempts = 0
         while True:
             try:
                 expected = {kind: await self._listed(kind) for kind in WATCHED_KINDS}
             except ApiError as error:
+                if error.is_refusal:
+                    raise
                 log.warning("cannot list what there is: %s", error)
+                self._health.beat()  # to be restarted would not help
                 await asyncio.sleep(1.0)
                 continue
             patience = time.monotonic() + PATIENCE_SECONDS
@@ -102,6 +112,9 @@ class Resync:
                 await asyncio.sleep(0.1)
             if not missing:
                 break
+            attempts += 1
+            if attempts == MAX_ATTEMPTS:
+                raise WatchStalledError(f"{missing} objects have not come within {time.monotonic() - started:.0f} s")
             log.warning("waiting for the watches: %d objects have not come yet", missing)
         self._health.beat()
         runs = self._cache.all_keys()

@@ -1,0 +1,206 @@
+"""What goes over the wire to the API server, against a real HTTP server that records it."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from aiohttp import web
+from kubernetes.aio.client.configuration import Configuration
+
+from gala_operator.cluster import ApiError, Cluster
+from gala_operator.testing import pod_raw
+
+Answer = tuple[int, Any] | tuple[int, Any, dict[str, str]]
+
+
+class ApiServer:
+    """Answers in the order of the script, and remembers what it was asked."""
+
+    def __init__(self, *answers: Answer) -> None:
+        self.answers = list(answers)
+        self.requests: list[tuple[str, str, dict[str, str], Any]] = []
+        self.content_types: list[str] = []
+        self.authorization: list[str | None] = []
+
+    async def handle(self, request: web.Request) -> web.Response:
+        body = await request.text()
+        self.requests.append((request.method, request.path, dict(request.query), json.loads(body) if body else None))
+        self.content_types.append(request.content_type)
+        self.authorization.append(request.headers.get("Authorization"))
+        status, document, *headers = self.answers.pop(0)
+        text = document if isinstance(document, str) else json.dumps(document)
+        return web.Response(status=status, text=text, headers=headers[0] if headers else None)
+
+
+def status(code: int, reason: str, message: str = "no") -> Answer:
+    return code, {"kind": "Status", "code": code, "reason": reason, "message": message}
+
+
+def asking(server: ApiServer, scenario: Callable[[Cluster], Awaitable[Any]], seen: list[Any] | None = None) -> Any:
+    async def run() -> Any:
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", server.handle)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        configuration = Configuration(host=f"http://127.0.0.1:{runner.addresses[0][1]}")
+        configuration.api_key["BearerToken"] = "Bearer secret"
+        observed = seen if seen is not None else []
+        cluster = Cluster(
+            configuration,
+            concurrency=4,
+            observe=lambda verb, resource, code, _: observed.append((verb, resource, code)),
+        )
+        try:
+            return await scenario(cluster)
+        finally:
+            await cluster.close()
+            await runner.cleanup()
+
+    return asyncio.run(asyncio.wait_for(run(), 30))
+
+
+def test_apply_is_a_forced_server_side_apply_of_one_field_manager() -> None:
+    server = ApiServer((200, {"kind": "Service"}))
+    manifest = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "pong", "namespace": "lab"}}
+    seen: list[Any] = []
+    assert asking(server, lambda cluster: cluster.apply(manifest), seen) == {"kind": "Service"}
+    assert server.requests == [
+        (
+            "PATCH",
+            "/api/v1/namespaces/lab/services/pong",
+            {"fieldManager": "gala-operator", "force": "true"},
+            manifest,
+        )
+    ]
+    assert server.content_types == ["application/apply-patch+yaml"]
+    assert server.authorization == ["Bearer secret"]
+    assert seen == [("patch", "services", 200)]
+
+
+def test_on_an_old_server_disruption_budgets_go_to_the_beta_version() -> None:
+    server = ApiServer(
+        (200, {"versions": [{"version": "v1beta1"}]}), (200, {"resources": [{"name": "galaruns"}]}), (200, {})
+    )
+    manifest = {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": {"name": "pong", "namespace": "lab"},
+        "spec": {"maxUnavailable": 1, "unhealthyPodEvictionPolicy": "AlwaysAllow"},
+    }
+
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.discover()
+        await cluster.apply(manifest)
+
+    asking(server, scenario)
+    _, path, _, body = server.requests[-1]
+    assert path == "/apis/policy/v1beta1/namespaces/lab/poddisruptionbudgets/pong"
+    assert body["apiVersion"] == "policy/v1beta1"
+    assert body["spec"] == {"maxUnavailable": 1}, "the field is unknown there"
+
+
+def test_a_server_without_the_resource_is_told_apart() -> None:
+    server = ApiServer((200, {"versions": [{"version": "v1"}]}), status(404, "NotFound"))
+    with pytest.raises(ApiError, match="404 NotFound"):
+        asking(server, lambda cluster: cluster.discover())
+
+
+def test_a_pod_that_exists_is_none() -> None:
+    server = ApiServer(status(409, "AlreadyExists"))
+    assert asking(server, lambda cluster: cluster.create(pod_raw())) is None
+    assert server.requests[0][:2] == ("POST", "/api/v1/namespaces/lab/pods")
+
+
+def test_deletions_name_the_uid() -> None:
+    server = ApiServer(status(409, "Conflict"), status(404, "NotFound"), (200, {"kind": "Pod", "metadata": {}}))
+
+    async def scenario(cluster: Cluster) -> list[Any]:
+        return [await cluster.delete_pod("lab", "pong-0", "u", 5) for _ in range(3)]
+
+    assert asking(server, scenario) == [None, None, {"kind": "Pod", "metadata": {}}]
+    method, path, _, body = server.requests[0]
+    assert (method, path) == ("DELETE", "/api/v1/namespaces/lab/pods/pong-0")
+    assert body["preconditions"] == {"uid": "u"}
+    assert body["gracePeriodSeconds"] == 5
+
+
+def test_deleting_a_run_takes_what_it_owns_along() -> None:
+    server = ApiServer((200, {"kind": "Status"}))
+    asking(server, lambda cluster: cluster.delete_run("lab", "pong", "u"))
+    assert server.requests[0][1] == "/apis/gala.dev/v1alpha1/namespaces/lab/galaruns/pong"
+    assert server.requests[0][3]["propagationPolicy"] == "Background"
+
+
+def test_the_status_is_a_merge_patch_bound_to_the_uid() -> None:
+    server = ApiServer((200, {"kind": "GalaRun"}))
+    asking(server, lambda cluster: cluster.patch_status("lab", "pong", "u", {"state": "Running", "steps": None}))
+    method, path, query, body = server.requests[0]
+    assert (method, path) == ("PATCH", "/apis/gala.dev/v1alpha1/namespaces/lab/galaruns/pong/status")
+    assert query == {"fieldManager": "gala-operator"}
+    assert body == {"metadata": {"uid": "u"}, "status": {"state": "Running", "steps": None}}
+    assert server.content_types == ["application/merge-patch+json"]
+
+
+def test_lists_are_paged_and_labelled_and_of_each_namespace() -> None:
+    server = ApiServer(
+        (200, {"metadata": {"continue": "more"}, "items": [{"metadata": {"uid": "1"}}]}),
+        (200, {"metadata": {}, "items": [{"metadata": {"uid": "2"}}]}),
+        (200, {"metadata": {}, "items": None}),
+    )
+
+    async def scenario(cluster: Cluster) -> list[str]:
+        return [meta["uid"] async for meta in cluster.list_metadata("Pod", ["a", "b"])]
+
+    assert asking(server, scenario) == ["1", "2"]
+    assert [request[1] for request in server.requests] == ["/api/v1/namespaces/a/pods"] * 2 + [
+        "/api/v1/namespaces/b/pods"
+    ]
+    assert server.requests[0][2]["labelSelector"] == "gala.dev/run"
+    assert server.requests[1][2]["continue"] == "more"
+
+
+def test_an_overloaded_server_is_asked_again() -> None:
+    server = ApiServer((429, "", {"Retry-After": "0"}), (200, {"kind": "Pod"}))
+    seen: list[Any] = []
+    assert asking(server, lambda cluster: cluster.get("Pod", "lab", "pong-0"), seen) == {"kind": "Pod"}
+    assert [code for _, _, code in seen] == [429, 200]
+
+
+def test_a_refusal_says_what_the_server_said() -> None:
+    server = ApiServer(status(403, "Forbidden", "exceeded quota: pods"))
+    with pytest.raises(ApiError, match="exceeded quota") as caught:
+        asking(server, lambda cluster: cluster.create(pod_raw()))
+    assert caught.value.is_refusal
+
+
+def test_a_page_of_a_proxy_is_an_error_and_not_a_crash() -> None:
+    server = ApiServer((502, "<html>bad gateway</html>"))
+    with pytest.raises(ApiError, match="bad gateway") as caught:
+        asking(server, lambda cluster: cluster.get("Pod", "lab", "pong-0"))
+    assert not caught.value.is_refusal
+
+
+def test_no_answer_is_an_api_error_with_code_zero() -> None:
+    async def scenario() -> None:
+        cluster = Cluster(Configuration(host="http://127.0.0.1:1"), concurrency=1)
+        try:
+            with pytest.raises(ApiError, match="no answer") as caught:
+                await cluster.get("Pod", "lab", "pong-0")
+            assert caught.value.status == 0
+        finally:
+            await cluster.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_lease_that_somebody_else_has_changed_is_none() -> None:
+    server = ApiServer(status(409, "Conflict"))
+    lease = {"metadata": {"name": "gala-operator", "namespace": "gala", "resourceVersion": "1"}}
+    assert asking(server, lambda cluster: cluster.replace_lease(lease)) is None
+    assert server.requests[0][:2] == (
+        "PUT",
+        "/apis/coordination.k8s.io/v1/namespaces/gala/leases/gala-operator",
+    )

@@ -1,0 +1,181 @@
+"""The comparison of what was seen with what there is."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from gala_operator import resync as resync_module
+from gala_operator.cache import Cache
+from gala_operator.cluster import ApiError
+from gala_operator.metrics import Metrics
+from gala_operator.records import Key
+from gala_operator.resync import Health, Resync, WatchStalledError
+from gala_operator.testing import FakeCluster, child_raw, pod_raw, run_raw
+
+KEY = ("lab", "pong")
+
+
+class World:
+    def __init__(self, period_seconds: float = 0.02) -> None:
+        self.cluster = FakeCluster()
+        self.cache = Cache()
+        self.added: list[Key] = []
+        self.health = Health(period_seconds)
+        self.resync = Resync(
+            cluster=self.cluster,
+            cache=self.cache,
+            add=self.added.append,
+            health=self.health,
+            metrics=Metrics(),
+            namespaces=(),
+            period_seconds=period_seconds,
+        )
+
+    def see(self, raw: dict) -> None:
+        """The object exists and the watch has delivered it."""
+        self.cache.put(raw["kind"], self.cluster.put(raw))
+
+
+def run(scenario: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def test_nothing_is_queued_before_everything_has_been_seen() -> None:
+    async def scenario() -> None:
+        world = World()
+        late = [world.cluster.put(raw) for raw in (run_raw(), pod_raw(0), child_raw("Service"))]
+        first = asyncio.create_task(world.resync.first())
+        for raw in late:
+            await asyncio.wait({first}, timeout=0.15)
+            assert not first.done()
+            assert world.added == []
+            world.cache.put(raw["kind"], raw)
+        await first
+        assert world.added == [KEY]
+
+    run(scenario)
+
+
+def test_an_empty_cluster_is_in_view_at_once() -> None:
+    async def scenario() -> None:
+        world = World()
+        await world.resync.first()
+        assert world.added == []
+
+    run(scenario)
+
+
+def test_what_is_deleted_during_the_start_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resync_module, "PATIENCE_SECONDS", 0.2)
+
+    async def scenario() -> None:
+        world = World()
+        seen_to_go, unseen = world.cluster.put(pod_raw(0)), world.cluster.put(pod_raw(1))
+        first = asyncio.create_task(world.resync.first())
+        await asyncio.wait({first}, timeout=0.05)
+        world.cache.remove("Pod", seen_to_go)
+        del world.cluster.objects["Pod", "lab", "pong-0"]
+        del world.cluster.objects["Pod", "lab", unseen["metadata"]["name"]]
+        await first
+
+    run(scenario)
+
+
+def test_a_watch_that_never_delivers_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resync_module, "PATIENCE_SECONDS", 0.01)
+
+    async def scenario() -> None:
+        world = World()
+        world.cluster.put(run_raw())
+        with pytest.raises(WatchStalledError, match="1 objects have not come"):
+            await world.resync.first()
+
+    run(scenario)
+
+
+def test_a_missing_right_ends_the_start_and_a_server_that_is_away_does_not() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.cluster.fail("list", "Pod", ApiError(503, "ServiceUnavailable", "starting"))
+        await world.resync.first()
+        world.cluster.fail("list", "Pod", ApiError(403, "Forbidden", "cannot list resource pods"))
+        with pytest.raises(ApiError, match="cannot list resource pods"):
+            await world.resync.first()
+
+    run(scenario)
+
+
+def test_a_resync_removes_what_went_unseen_and_queues_every_run() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.see(run_raw())
+        world.see(pod_raw(0))
+        world.see(pod_raw(1))
+        del world.cluster.objects["Pod", "lab", "pong-1"]
+        await world.resync.compare()
+        assert [pod.name for pod in world.cache.pods(KEY)] == ["pong-0"]
+        assert world.added == [KEY]
+        assert world.cluster.writes == []
+
+    run(scenario)
+
+
+def test_a_watch_that_is_late_once_is_not_dead_but_twice_it_is() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.see(run_raw())
+        world.see(pod_raw(0))
+        world.cluster.put(pod_raw(0, phase="Running"))
+        await world.resync.compare()
+        with pytest.raises(WatchStalledError, match="the watch of Pod is dead"):
+            await world.resync.compare()
+
+    run(scenario)
+
+
+def test_a_watch_that_never_brought_an_object_is_dead_too() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.cluster.put(run_raw())
+        await world.resync.compare()
+        with pytest.raises(WatchStalledError, match="seen never"):
+            await world.resync.compare()
+
+    run(scenario)
+
+
+def test_a_watch_that_keeps_delivering_is_alive_even_if_always_a_little_late() -> None:
+    async def scenario() -> None:
+        world = World()
+        for _ in range(5):
+            before = world.cluster.put(pod_raw(0))
+            world.cluster.put(pod_raw(0, phase="Running"))
+            world.cache.put("Pod", before)
+            await world.resync.compare()
+
+    run(scenario)
+
+
+def test_the_loop_beats_also_while_the_api_server_is_away() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.cluster.fail("list", "GalaRun", ApiError(0, "ClientConnectorError", "refused"), times=3)
+        work = asyncio.create_task(world.resync.work())
+        while len(world.cluster.calls) < 20:
+            await asyncio.sleep(0.01)
+        assert not work.done()
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+
+    run(scenario)
+
+
+def test_the_loop_ends_with_a_dead_watch() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.cluster.put(run_raw())
+        with pytest.raises(WatchStalledError):
+            await world.resync.work()
+
+    run(scenario)
