@@ -10,6 +10,7 @@ import kubernetes_validate
 import pytest
 
 from gala import crd
+from gala_operator.kinds import CHILD_KINDS, POD, RESOURCES, RUN, WATCHED_KINDS
 from gala_operator.manifests.metadata import MANAGED_BY
 
 ROOT = Path(__file__).parents[2]
@@ -226,6 +227,19 @@ def test_no_right_is_a_wildcard_or_a_way_to_more_rights(rendered: list[Manifest]
             assert verb not in {"escalate", "bind", "impersonate"}
             assert resource not in {"secrets", "nodes", "namespaces", "serviceaccounts", "roles", "rolebindings"}
             assert group != "rbac.authorization.k8s.io"
+
+
+def test_the_operators_rights_are_those_of_the_kinds_that_it_deals_in(render: Render) -> None:
+    def verbs(kind: str, *verbs: str, subresource: str = "") -> set[tuple[str, str, str]]:
+        place = RESOURCES[kind]
+        return {(place.group, place.plural + subresource, verb) for verb in verbs}
+
+    expected = verbs(POD, "get", "create", "patch", "delete") | verbs("Event", "create", "patch")
+    expected |= verbs(RUN, "delete") | verbs(RUN, "patch", subresource="/status")
+    expected |= verbs(RUN, "update", subresource="/finalizers")
+    expected |= {right for kind in CHILD_KINDS for right in verbs(kind, "get", "create", "patch")}
+    expected |= {right for kind in WATCHED_KINDS for right in verbs(kind, "list", "watch")}
+    assert rules(one(render(), "ClusterRole", "gala-operator")) == expected
 
 
 def test_the_operator_never_creates_runs_nor_deletes_what_is_not_its_own(render: Render) -> None:
