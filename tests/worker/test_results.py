@@ -364,6 +364,10 @@ def test_a_plan_that_is_missing_is_the_last_line_on_stderr(tmp_path: Path) -> No
     assert ended.stderr.splitlines()[-1].startswith("cannot read the plan")
 
 
+async def closed(server: asyncio.Server) -> None:
+    server.close()
+
+
 def test_a_half_sent_answer_counts_as_none(run: Run, loop: LoopThread) -> None:
     async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readline()
@@ -376,4 +380,4 @@ def test_a_half_sent_answer_counts_as_none(run: Run, loop: LoopThread) -> None:
     run.plan = run.make_plan("uid-1")
     run.learners[1].hold()
     assert sorted(run.collect(loop)) == [0, 2]
-    loop.call_soon(server.close)
+    loop.run(closed(server))

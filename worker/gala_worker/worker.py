@@ -199,7 +199,7 @@ class Worker:
 
     def _fetch(self) -> checkpoint.Checkpoint | None:
         """The state of a live neighbour; None if nobody answers."""
-        content = self._gossip.fetch_state(JOIN_SECONDS)
+        content = self._gossip.fetch_state(JOIN_SECONDS, give_up=lambda: self._stopping)
         if content is None:
             return None
         try:

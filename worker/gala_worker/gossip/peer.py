@@ -123,8 +123,12 @@ class GossipPeer:
         self._transport.serve(address, hood, hood.membership.heartbeat / 2, hood.message_bytes())
         self._started = True
 
-    def fetch_state(self, timeout_seconds: float) -> bytes | None:
-        """The state of a live neighbour, in-peers first; None if nobody has one to give."""
+    def fetch_state(self, timeout_seconds: float, give_up: Callable[[], bool] = lambda: False) -> bytes | None:
+        """The state of a live neighbour, in-peers first; None if nobody has one to give.
+
+        Args:
+            give_up: asked before each neighbour.
+        """
         plan, rank = self._hood.plan, self._hood.rank
         own = plan.learner(rank)
         order = dict.fromkeys((*own.in_peers, *own.out_peers, *sorted(plan.ranks, key=lambda peer: abs(peer - rank))))
@@ -133,7 +137,7 @@ class GossipPeer:
         request = StateRequest(plan.run_uid, rank, self._identity.schema_hash, self._identity.incarnation)
         for peer in candidates:
             remaining = deadline - self._transport.now()
-            if remaining <= 0:
+            if remaining <= 0 or give_up():
                 break
             try:
                 return self._transport.fetch_state(

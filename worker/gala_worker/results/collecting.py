@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 MAX_FILE_BYTES: Final = 4 << 30
 MAX_LISTING_BYTES: Final = 1 << 20
 CHUNK_BYTES: Final = 1 << 20
+TRANSFER_SECONDS: Final = 900.0
+"""The longest that one file may take."""
 MAX_TRANSFERS: Final = 8
 """Learners that are fetched from at the same time."""
 MODEL: Final = f"{names.FINAL_DIRECTORY}/{names.MODEL_FILE}"
@@ -41,7 +43,7 @@ class Patience:
     """How long to wait for learners that do not answer, or have not finished."""
 
     learner_seconds: float = 60.0
-    """One from whom nothing has come for so long is left out."""
+    """One whose files could not be had after so long is left out; a transfer under way is not cut off."""
     nobody_seconds: float = 600.0
     """If not one model could be had after so long, the attempt has failed."""
     first_retry_seconds: float = 0.5
@@ -67,7 +69,7 @@ async def collect(
     deadline = time.monotonic() + patience.nobody_seconds
     # Names are looked up anew each time: a pod that was replaced has another address.
     connector = aiohttp.TCPConnector(use_dns_cache=False, limit=MAX_TRANSFERS)
-    timeout = aiohttp.ClientTimeout(total=None, connect=10.0, sock_connect=5.0, sock_read=20.0)
+    timeout = aiohttp.ClientTimeout(total=TRANSFER_SECONDS, connect=10.0, sock_connect=5.0, sock_read=20.0)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=False) as session:
         collection = _Collection(session, run_dir, patience, progress, len(plan.learners))
         while True:
@@ -95,13 +97,12 @@ class _Collection:
         self._num_learners = num_learners
         self._num_fetched = 0
         self._transfers = asyncio.Semaphore(MAX_TRANSFERS)
-        self._heard_at: dict[int, float] = {}
         self.left_out: dict[int, str] = {}
 
     async def learner(self, learner: LearnerPlan) -> None:
         """All files of one learner, however many attempts it takes within the patience."""
         rank = learner.rank
-        self._heard_at[rank] = time.monotonic()
+        deadline = time.monotonic() + self._patience.learner_seconds
         retry = self._patience.first_retry_seconds
         while True:
             try:
@@ -114,7 +115,7 @@ class _Collection:
                 self._num_fetched += 1
                 self._progress(f"fetched {self._num_fetched} of {self._num_learners} learners")
                 return
-            if time.monotonic() - self._heard_at[rank] >= self._patience.learner_seconds:
+            if time.monotonic() >= deadline:
                 if rank not in self.left_out:
                     log.warning("leaving out rank %d: %s", rank, reason)
                 self.left_out[rank] = reason
@@ -129,7 +130,7 @@ class _Collection:
             raise _Refused("it serves no final model")
         directory = self._run_dir / names.learner_directory(learner.rank)
         for name in sorted(announced, reverse=True):  # the model last: it says that a learner's folder is complete
-            await self._file(learner.rank, f"{base}/{name}", directory / name, announced[name])
+            await self._file(f"{base}/{name}", directory / name, announced[name])
 
     async def _listing(self, url: str) -> dict[str, dict[str, Any]]:
         async with self._session.get(url) as response:
@@ -144,7 +145,7 @@ class _Collection:
             if isinstance(entry, dict) and (name := entry.get("path")) in SERVED and _is_plausible(entry)
         }
 
-    async def _file(self, rank: int, url: str, target: Path, announced: dict[str, Any]) -> None:
+    async def _file(self, url: str, target: Path, announced: dict[str, Any]) -> None:
         if await asyncio.to_thread(_is_there, target, announced):
             return
         size = announced["bytes"]
@@ -160,7 +161,6 @@ class _Collection:
                         if received > size:
                             raise _Refused(f"{target.name} is longer than announced")
                         file.write(chunk)
-                        self._heard_at[rank] = time.monotonic()
             if not await asyncio.to_thread(_is_there, partial, announced):
                 raise _Refused(f"{target.name} is not what was announced: {received:,} of {size:,} bytes")
             partial.replace(target)
