@@ -69,7 +69,7 @@ class LeaderElector:
                         log.info("leading")
                         return
             except (ApiError, TimeoutError) as error:
-                log.warning("cannot ask for the lease: %s", error or "no answer in time")
+                log.warning("cannot ask for the lease: %s", str(error) or "no answer in time")
             await asyncio.sleep(self._retry_seconds * random.uniform(1.0, 1.2))
 
     async def hold(self) -> None:
@@ -87,9 +87,9 @@ class LeaderElector:
                 renewed = asked
             except (ApiError, TimeoutError) as error:
                 if self._clock() - renewed >= self._renew_seconds:
-                    log.error("the lease could not be renewed in time: %s", error or "no answer")
+                    log.error("the lease could not be renewed in time: %s", str(error) or "no answer")
                     return
-                log.warning("the lease could not be renewed yet: %s", error or "no answer")
+                log.warning("the lease could not be renewed yet: %s", str(error) or "no answer")
 
     async def release(self) -> None:
         """Lets the next replica have it at once. Best effort."""
@@ -100,7 +100,7 @@ class LeaderElector:
             async with asyncio.timeout(2.0):
                 await self._api.replace_lease({**self._lease, "spec": spec})
         except (ApiError, TimeoutError) as error:
-            log.warning("cannot release the lease: %s", error or "no answer in time")
+            log.warning("cannot release the lease: %s", str(error) or "no answer in time")
 
     async def _try(self) -> bool:
         """Whether the lease is ours now."""
