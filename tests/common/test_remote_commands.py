@@ -136,9 +136,7 @@ def test_waiting_ends_with_1_when_the_run_fails(gala: Gala, cluster: Any, file: 
     cluster.scripts["pole"] = [cluster.status("Failed", conditions=[failed])]
     code, _, err = gala("submit", file, "--wait")
     assert code == 1
-    assert err == (
-        "error: pole has failed, ScoreTooLow: mean return 12.0 is below 475; see gala status pole, gala logs pole\n"
-    )
+    assert err == ("error: pole has failed, ScoreTooLow: mean return 12.0 is below 475; see gala status pole\n")
 
 
 def test_waiting_ends_with_2_when_the_operator_refuses(gala: Gala, cluster: Any, file: str) -> None:
@@ -166,6 +164,12 @@ def test_waiting_ends_with_124_when_the_time_is_over(gala: Gala, cluster: Any, f
     assert "pole has not ended within 0 s; it goes on" in err
     assert "gala status pole --follow" in err
     assert ("default", "pole") in cluster.runs
+
+
+def test_the_way_back_leads_to_the_same_cluster_and_namespace(gala: Gala, cluster: Any, file: str) -> None:
+    assert gala("submit", file)[1].endswith("watch it with: gala status pole --follow\n")
+    out = gala("submit", file, "-n", "team", "--context", "here")[1]
+    assert out.endswith("watch it with: gala status pole --follow --namespace team --context here\n")
 
 
 def test_ctrl_c_leaves_the_run_alone_and_says_how_to_come_back(cluster: Any, file: str, tmp_path: Path) -> None:

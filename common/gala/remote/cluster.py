@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -54,7 +55,7 @@ class Pod:
 class Cluster:
     """One namespace of one cluster. Every method raises GalaError and nothing else."""
 
-    def __init__(self, configuration: Any, namespace: str) -> None:
+    def __init__(self, configuration: Any, namespace: str, options: str = "") -> None:
         """`configuration` is the Kubernetes client's; see `connect`."""
         from kubernetes import client
 
@@ -66,6 +67,8 @@ class Cluster:
         self._core = client.CoreV1Api(api)
         self._configuration = configuration
         self.namespace = namespace
+        self.options = options
+        """What leads back here, to be put behind a command that the user is told of: ` -n team`, or nothing."""
 
     @classmethod
     def connect(
@@ -89,7 +92,7 @@ class Cluster:
                 usual = SERVICE_ACCOUNT_NAMESPACE.read_text().strip()
             except (config.ConfigException, OSError) as error:
                 raise UsageError(f"this pod may not talk to its cluster: {error}") from error
-            return cls(configuration, namespace or usual)
+            return cls(configuration, namespace or usual, _options(namespace=namespace if namespace != usual else None))
         if not found:
             raise UsageError(f"no cluster is configured: there is no {files}; name a file with --kubeconfig")
         try:
@@ -101,7 +104,10 @@ class Cluster:
             what = f"context {context} of {files}" if context else files
             raise UsageError(f"{what} cannot be used: {' '.join(str(error).split())}") from error
         chosen = next((entry for entry in contexts if entry["name"] == context), active)
-        return cls(configuration, namespace or (chosen.get("context") or {}).get("namespace") or "default")
+        usual = (chosen.get("context") or {}).get("namespace") or "default"
+        namespace = namespace or usual
+        options = _options(namespace=namespace if namespace != usual else None, context=context, kubeconfig=kubeconfig)
+        return cls(configuration, namespace, options)
 
     @property
     def server(self) -> str:
@@ -245,6 +251,10 @@ class Cluster:
             raise UnreachableError(f"the cluster at {self.server} does not answer: {_why(error)}") from error
         except ValueError as error:
             raise ClusterError(f"{self.server} does not answer like a Kubernetes API server") from error
+
+
+def _options(**given: str | None) -> str:
+    return "".join(f" --{name} {shlex.quote(value)}" for name, value in given.items() if value)
 
 
 def _pod(item: Mapping[str, Any]) -> Pod:

@@ -68,7 +68,7 @@ def submit(
     if wait or follow or seconds is not None:
         _watch(cluster, submitted, table=follow, seconds=seconds)
     else:
-        typer.echo(f"watch it with: gala status {submitted} --follow")
+        typer.echo(f"watch it with: gala status {submitted} --follow{cluster.options}")
 
 
 @app.command()

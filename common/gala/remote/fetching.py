@@ -70,14 +70,14 @@ def _results_pod(cluster: Cluster, run: Run) -> str:
     if not run.ended:
         raise UsageError(
             f"{run.name} has not ended ({run.state}), its results come with its end; "
-            f"watch it with: gala status {run.name} --follow"
+            f"watch it with: gala status {run.name} --follow{cluster.options}"
         )
     expected = names.results_name(run.name)
     for pod in cluster.pods(run.name):
         if pod.name == expected and pod.run_uid in ("", run.uid) and pod.running:
             return pod.name
     if not run.final_model:
-        raise UsageError(f"{run.name} has no final model: {run.failure}; see gala logs {run.name}")
+        raise UsageError(f"{run.name} has no final model: {run.failure}; see gala logs {run.name}{cluster.options}")
     raise UsageError(
         f"the pod {expected}, which serves the results, is gone: its node was lost, or spec.runPolicy.cleanPodPolicy "
         "is All; what is left are the run's volumes, if it has any"

@@ -53,7 +53,7 @@ def submit(cluster: Cluster, data: Mapping[str, Any], *, force: bool) -> str:
         before = None
     elif before is not None and before.ended:
         raise UsageError(
-            f"run {name} has ended ({before.state}), its results are kept: gala fetch {name}; "
+            f"run {name} has ended ({before.state}), its results are kept: gala fetch {name}{cluster.options}; "
             f"start over with --force (removes them) or keep both with --name {name}-2"
         )
     after = Run.of(cluster.apply(body))

@@ -56,6 +56,7 @@ def watch(
         UnreachableError: the cluster has been away for too long.
     """
     rhythm = rhythm or Rhythm()
+    come_back = f"gala status {name} --follow{cluster.options}"
     with Interrupts() as interrupts, Display(console, line_seconds=rhythm.line, live=table) as display:
         watcher = _Watcher(cluster, name, display, rhythm)
         began = time.monotonic()
@@ -68,32 +69,36 @@ def watch(
                 if run.ended or run.refusal:
                     break
             if timeout_seconds is not None and now - began >= timeout_seconds:
+                waited = duration(timeout_seconds)
                 raise TimedOutError(
-                    f"{name} has not ended within {duration(timeout_seconds)}; it goes on, come back to it with: "
-                    f"gala status {name} --follow"
+                    f"{name} has not ended within {waited}; it goes on, come back to it with: {come_back}"
                 )
             interrupts.wait(rhythm.poll)
             if interrupts.received:
                 display.close()
-                display.say(f"{name} goes on in the cluster; come back to it with: gala status {name} --follow")
+                display.say(f"{name} goes on in the cluster; come back to it with: {come_back}")
                 return interrupts.exit_code
         display.close()
-    return conclude(run, console)
+    return conclude(run, console, cluster.options)
 
 
-def conclude(run: Run, console: Console) -> int:
-    """Say how an ended run has ended. Returns 0; raises as `watch` does."""
+def conclude(run: Run, console: Console, options: str) -> int:
+    """Say how an ended run has ended and what is next, with the cluster's `options`. Returns 0; raises as `watch`."""
     if run.refusal and not run.ended:
         raise UsageError(f"{run.name} is not accepted: {run.refusal}")
     if run.state == "Failed":
-        raise RunError(f"{run.name} has failed, {run.failure}; see gala status {run.name}, gala logs {run.name}")
+        raise RunError(f"{run.name} has failed, {run.failure}; see gala status {run.name}{options}")
     shown = snapshot(run, datetime.now(UTC))
     steps = max(shown.global_steps, int(run.final_model.get("globalSteps") or 0))
     lines = [f"{run.name} has succeeded: {steps:,} decisions in {duration(shown.wall_seconds)}."]
     for mode, key in (("greedy", "meanReturn"), ("sampled", "sampledMeanReturn")):
         if isinstance(run.final_model.get(key), int | float):
             lines.append(f"  {mode + ' policy':<15} mean return {run.final_model[key]:,.1f}")
-    lines += ["Next:", f"  gala fetch {run.name}", "      the final model, the metrics and a report, on this machine"]
+    lines += [
+        "Next:",
+        f"  gala fetch {run.name}{options}",
+        "      the final model, the metrics and a report, on this machine",
+    ]
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return 0
