@@ -21,6 +21,7 @@ from gala_operator.metrics import Metrics
 from gala_operator.observed import Observed, RunObject
 from gala_operator.records import Key, key_of
 from gala_operator.settings import OperatorSettings
+from gala_operator.status import with_problem
 
 log = logging.getLogger(__name__)
 
@@ -115,22 +116,28 @@ class Controller:
             return None
         now = self._clock()
         actions = self._decide(run, self._cache.observed(key), now, self._settings)
+        refusal, decided = None, actions.status
         try:
             await self._carry_out(key, run, actions)
         except ApiError as error:
-            if error.is_refusal or isinstance(error, NameTakenError):
-                reason = "NameTaken" if isinstance(error, NameTakenError) else "Refused"
-                await self._events.post(run, RunEvent(type="Warning", reason=reason, message=error.message))
-            raise
+            if not error.is_refusal and not isinstance(error, NameTakenError):
+                raise
+            # It may be refused for as long as a quota is used up: the status goes on, and says so.
+            refusal = error
+            reason = "NameTaken" if isinstance(error, NameTakenError) else "Refused"
+            await self._events.post(run, RunEvent(type="Warning", reason=reason, message=error.message))
+            decided = with_problem(decided, reason, error.message, generation=run.generation, now=now)
         self._workers.watch(key, actions.poll)
         if actions.delete_run:
             log.info("the run's time to live is over")
             await self._cluster.delete_run(run.namespace, run.name, run.uid)
             return None
-        if await self._write_status(key, run, actions.status):
+        if await self._write_status(key, run, decided):
             for event in actions.events:
                 log.info("%s: %s", event.reason, event.message)
                 await self._events.post(run, event)
+        if refusal is not None:
+            raise refusal
         if actions.requeue_at is None:
             return None
         return max((actions.requeue_at - now).total_seconds(), SOON_SECONDS)

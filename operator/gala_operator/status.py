@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final
 
 from gala import names
@@ -114,6 +115,18 @@ def of_suspended(situation: Situation, remaining: int) -> dict[str, Any]:
     if "stepsPerSecond" in status:
         status["stepsPerSecond"] = 0.0
     return status
+
+
+def with_problem(
+    status: Mapping[str, Any], reason: str, message: str, *, generation: int, now: datetime
+) -> dict[str, Any]:
+    """The status of a run for which something could not be done: the API server refused it, or a name is taken.
+
+    For as long as that is so each pass ends with the same status, so it is written once.
+    """
+    table = Conditions(status, generation=generation, now=now)
+    table.set("PodsReady", False, reason, message)
+    return {**status, "message": f"{reason}: {message}"[:MAX_MESSAGE], "conditions": table.document()}
 
 
 def head(situation: Situation, state: str, message: str) -> dict[str, Any]:

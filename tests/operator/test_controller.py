@@ -202,6 +202,20 @@ def test_a_refusal_is_told_in_an_event() -> None:
     assert "exceeded quota" in events[0]["message"]
 
 
+def test_a_refusal_is_in_the_status_and_the_rest_of_the_status_goes_on() -> None:
+    world = World(lambda run, observed: Actions(create=(labelled(pod_raw(0)),), status={"state": "Degraded"}))
+    world.see(run_raw())
+    world.cluster.fail("create", "Pod", ApiError(403, "Forbidden", "exceeded quota: pods"), times=2)
+    for _ in range(2):
+        with pytest.raises(ApiError):
+            world.reconcile()
+    run = world.cache.run(KEY)
+    assert run is not None
+    assert (run.status["state"], run.status["message"]) == ("Degraded", "Refused: exceeded quota: pods")
+    (condition,) = run.status["conditions"]
+    assert (condition["type"], condition["status"], condition["reason"]) == ("PodsReady", "False", "Refused")
+
+
 def test_a_pod_that_is_there_already_is_success() -> None:
     world = World(lambda run, observed: Actions(create=(labelled(pod_raw(0)),), status=STATUS))
     world.see(run_raw())

@@ -26,7 +26,6 @@ from gala_operator.observed import LearnerProgress, Observed, ObservedChild, Obs
 from gala_operator.settings import OperatorSettings
 
 START = datetime(2026, 11, 22, 18, 0, tzinfo=UTC)
-BACKOFF_LIMIT = 2
 ENDED = ("Succeeded", "Failed")
 
 
@@ -52,10 +51,11 @@ def check(value: Any, schema: dict[str, Any], path: str = "status") -> None:
 class Cluster:
     """What is really there, and how the operator's actions change it."""
 
-    def __init__(self, learners: int, min_learners: int, policy: str) -> None:
+    def __init__(self, learners: int, min_learners: int, policy: str, limit: int) -> None:
         self.now = START
         self.settings = OperatorSettings()
-        run_policy = {"backoffLimit": BACKOFF_LIMIT, "minLearners": min_learners, "cleanPodPolicy": policy}
+        self.limit = limit
+        run_policy = {"backoffLimit": limit, "minLearners": min_learners, "cleanPodPolicy": policy}
         self.run = RunObject(
             namespace="default",
             name="pong",
@@ -142,7 +142,8 @@ class Cluster:
         card = {"globalSteps": 4000, "averaged": [0], "evaluation": {"greedy": {"meanReturn": 9.5}}}
         return ResultsProgress(pod_uid=pod.uid, state=self.results_state, card=card, sha256="0" * 64)
 
-    def carry_out(self, actions: Actions) -> None:
+    def carry_out(self, actions: Actions, *, dies: bool = False) -> None:
+        """In the controller's order; an operator that dies does not come to write the status."""
         for manifest in actions.apply:
             metadata = manifest["metadata"]
             self.children[manifest["kind"], metadata["name"]] = ObservedChild(
@@ -172,6 +173,8 @@ class Cluster:
                     assert self.has_ended
                     self.replace(pod.name, phase="Succeeded", ready=False, exit_code=0)
         check(actions.status, STATUS)
+        if dies:
+            return
         before = self.run.status
         if actions.status != before:
             if before.get("state") in ENDED:
@@ -203,7 +206,7 @@ class Cluster:
             return  # 409
         rank = metadata["labels"].get(names.LABEL_RANK)
         attempt = int(metadata["annotations"].get(names.ANNOTATION_ATTEMPT, 0))
-        assert attempt <= BACKOFF_LIMIT
+        assert attempt <= self.limit
         self.made += 1
         self.pods[metadata["name"]] = ObservedPod(
             name=metadata["name"],
@@ -241,11 +244,10 @@ class Cluster:
     def settle(self) -> None:
         """Everything that is under way comes to its end."""
         for _ in range(400):
-            status = self.run.status
+            status, pods = self.run.status, dict(self.pods)
             actions = decide(self.run, self.observed(), self.now, self.settings)
             self.carry_out(actions)
-            pods = dict(self.pods)
-            for name in pods:
+            for name in list(self.pods):
                 self.kubelet(name)
             quiet = self.run.status == status and self.pods == pods
             if quiet and actions.requeue_at is None:
@@ -265,6 +267,12 @@ class Cluster:
         assert actions.status == status
         assert not actions.delete_run
         if status["state"] in ENDED:
+            reason = next(entry["reason"] for entry in status["conditions"] if entry["type"] == "Failed")
+            if reason == "TooFewLearners":
+                left = sum(self.failures.get(rank, 0) <= self.limit for rank in range(asked))
+                assert left < self.spec["runPolicy"]["minLearners"]
+            else:
+                assert self.finished
             if self.spec["runPolicy"]["cleanPodPolicy"] == "All":
                 assert self.pods == {}
             assert not any(pod.phase in ("Pending", "Running") for pod in self.learners())
@@ -275,7 +283,7 @@ class Cluster:
             return
         recorded = {entry["rank"]: entry["failures"] for entry in status["learnerStatuses"]}
         assert recorded == {rank: self.failures.get(rank, 0) for rank in range(asked)}
-        out = {rank for rank in range(asked) if self.failures.get(rank, 0) > BACKOFF_LIMIT}
+        out = {rank for rank in range(asked) if self.failures.get(rank, 0) > self.limit}
         ready = {pod.rank for pod in self.learners() if pod.ready}
         assert ready == set(range(asked)) - out
         assert status["state"] == ("Degraded" if out else "Running")
@@ -289,20 +297,30 @@ class Cluster:
 class Life(RuleBasedStateMachine):
     """A run from its creation to whatever becomes of it."""
 
-    @initialize(learners=st.integers(1, 4), least=st.integers(1, 2), policy=st.sampled_from(["None", "Running", "All"]))
-    def begin(self, learners: int, least: int, policy: str) -> None:
-        self.cluster = Cluster(learners, min(least, learners), policy)
+    @initialize(
+        learners=st.integers(1, 4),
+        least=st.integers(1, 2),
+        policy=st.sampled_from(["None", "Running", "All"]),
+        limit=st.integers(0, 2),
+        runs=st.booleans(),
+    )
+    def begin(self, learners: int, least: int, policy: str, limit: int, runs: bool) -> None:
+        self.cluster = Cluster(learners, min(least, learners), policy, limit)
+        if runs:
+            self.cluster.settle()
         self.history = [self.snapshot()]
         self.seen = [0, 0, 0]
+        self.steps = 0
 
     def snapshot(self) -> tuple[RunObject, Observed]:
         return self.cluster.run, self.cluster.observed()
 
     def remember(self) -> None:
+        self.steps += 1
         self.history.append(self.snapshot())
 
-    @rule(lag=st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 3)))
-    def reconcile(self, lag: tuple[int, int, int]) -> None:
+    @rule(lag=st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 3)), dies=st.booleans())
+    def reconcile(self, lag: tuple[int, int, int], dies: bool) -> None:
         """A pass over what the watches have delivered so far; each of them lags for itself, and none goes back."""
         newest = len(self.history) - 1
         self.seen = [max(seen, newest - behind) for seen, behind in zip(self.seen, lag, strict=True)]
@@ -310,12 +328,15 @@ class Life(RuleBasedStateMachine):
         observed = dataclasses.replace(pods[1], children=children[1].children)
         # The spec is as old as the run; what may be deleted is judged by the newest spec, so keep that in step.
         run_object = dataclasses.replace(self.cluster.run, status=run[0].status)
-        self.cluster.carry_out(decide(run_object, observed, self.cluster.now, self.cluster.settings))
+        actions = decide(run_object, observed, self.cluster.now, self.cluster.settings)
+        self.cluster.carry_out(actions, dies=dies)
         self.remember()
 
-    @rule(name=st.sampled_from(["pong-0", "pong-1", "pong-2", "pong-3", "pong-results"]))
-    def kubelet(self, name: str) -> None:
-        self.cluster.kubelet(name)
+    @precondition(lambda self: self.cluster.pods)
+    @rule(which=st.integers(0, 4))
+    def kubelet(self, which: int) -> None:
+        names_ = sorted(self.cluster.pods)
+        self.cluster.kubelet(names_[which % len(names_)])
         self.remember()
 
     @rule()
@@ -328,48 +349,71 @@ class Life(RuleBasedStateMachine):
     def time_passes(self, seconds: int) -> None:
         self.cluster.now += timedelta(seconds=seconds)
 
-    def victim(self, rank: int) -> ObservedPod | None:
-        pod = self.cluster.pods.get(f"pong-{rank}")
-        in_plan = rank < self.cluster.spec["learners"]
-        alive = pod is not None and pod.phase == "Running" and not pod.deleting and in_plan
-        return pod if alive and pod.uid not in self.cluster.finished and not self.cluster.has_ended else None  # type: ignore[union-attr]
+    def victims(self) -> list[ObservedPod]:
+        """Learners of the plan that are at work."""
+        if self.cluster.has_ended or self.cluster.suspended:
+            return []
+        return [
+            pod
+            for pod in self.cluster.learners()
+            if pod.phase == "Running"
+            and not pod.deleting
+            and (pod.rank or 0) < self.cluster.spec["learners"]
+            and pod.uid not in self.cluster.finished
+        ]
 
-    @rule(rank=st.integers(0, 3), reason=st.sampled_from(["OOMKilled", "Error"]))
-    def learner_fails(self, rank: int, reason: str) -> None:
-        pod = self.victim(rank)
-        if pod is not None and not self.cluster.finished and not self.cluster.suspended:
-            self.cluster.end_pod(pod, exit_code=137 if reason == "OOMKilled" else 1, termination_reason=reason)
-            self.cluster.failures[rank] = self.cluster.failures.get(rank, 0) + 1
-            self.remember()
+    def victim(self, which: int) -> ObservedPod:
+        victims = self.victims()
+        return victims[which % len(victims)]
 
-    @rule(rank=st.integers(0, 3))
-    def learner_is_disrupted(self, rank: int) -> None:
-        pod = self.victim(rank)
-        if pod is not None:
-            self.cluster.end_pod(pod, exit_code=143, termination_reason="Evicted", disrupted=True)
-            self.remember()
+    @precondition(lambda self: self.victims() and not self.cluster.finished)
+    @rule(which=st.integers(0, 1), reason=st.sampled_from(["OOMKilled", "Error"]), soon=st.booleans())
+    def learner_fails(self, which: int, reason: str, soon: bool) -> None:
+        """`soon` = before the watch has delivered anything else."""
+        pod = self.victim(which)
+        self.cluster.end_pod(pod, exit_code=137 if reason == "OOMKilled" else 1, termination_reason=reason)
+        self.cluster.failures[pod.rank or 0] = self.cluster.failures.get(pod.rank or 0, 0) + 1
+        self.remember()
+        if not soon:
+            self.reconcile((0, 0, 0), False)
 
-    @rule(rank=st.integers(0, 3), vanishes=st.booleans())
-    def learner_is_deleted(self, rank: int, vanishes: bool) -> None:
-        pod = self.victim(rank)
-        if pod is not None:
-            if vanishes:
-                del self.cluster.pods[pod.name]
-            else:
-                self.cluster.terminate(pod)
-            self.remember()
+    @precondition(lambda self: self.victims())
+    @rule(which=st.integers(0, 3))
+    def learner_is_disrupted(self, which: int) -> None:
+        self.cluster.end_pod(self.victim(which), exit_code=143, termination_reason="Evicted", disrupted=True)
+        self.remember()
 
+    @precondition(lambda self: self.victims())
+    @rule(which=st.integers(0, 3), vanishes=st.booleans())
+    def learner_is_deleted(self, which: int, vanishes: bool) -> None:
+        pod = self.victim(which)
+        if vanishes:
+            del self.cluster.pods[pod.name]
+        else:
+            self.cluster.terminate(pod)
+        self.remember()
+
+    @precondition(lambda self: not self.cluster.finished)
+    @rule()
+    def quiet_time(self) -> None:
+        """Long enough for everything to come right."""
+        self.cluster.settle()
+        self.cluster.check_settled()
+        self.remember()
+        self.seen = [len(self.history) - 1] * 3
+
+    @precondition(lambda self: "pong-results" in self.cluster.pods)
     @rule(fails=st.booleans())
     def results_pod_dies(self, fails: bool) -> None:
-        pod = self.cluster.pods.get("pong-results")
-        if pod is not None and pod.phase == "Running" and not pod.deleting and not self.cluster.has_ended:
+        pod = self.cluster.pods["pong-results"]
+        if pod.phase == "Running" and not pod.deleting and not self.cluster.has_ended:
             self.cluster.end_pod(pod, exit_code=1, termination_reason="Error", disrupted=not fails)
             self.remember()
 
     def see_everything(self) -> None:
         """A pass without any lag."""
         self.remember()
-        self.reconcile((0, 0, 0))
+        self.reconcile((0, 0, 0), False)
 
     @precondition(lambda self: not self.cluster.finished)
     @rule(learners=st.integers(1, 4))
@@ -409,13 +453,16 @@ class Life(RuleBasedStateMachine):
         self.cluster.asked |= {pod.uid for pod in self.cluster.pods.values() if pod.ready}
         self.remember()
 
-    @rule(rank=st.integers(0, 3))
-    def learner_finishes(self, rank: int) -> None:
-        pod = self.victim(rank)
-        if pod is not None and pod.ready:
-            self.cluster.finished.add(pod.uid)
-            self.remember()
+    @precondition(lambda self: any(pod.ready for pod in self.victims()))
+    @rule(which=st.integers(0, 3))
+    def learner_finishes(self, which: int) -> None:
+        if self.steps > 12:
+            pod = self.victim(which)
+            if pod.ready:
+                self.cluster.finished.add(pod.uid)
+                self.remember()
 
+    @precondition(lambda self: self.cluster.finished)
     @rule(state=st.sampled_from(["collecting", "ready", "failed"]))
     def results(self, state: str) -> None:
         self.cluster.results_state = state
