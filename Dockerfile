@@ -58,7 +58,7 @@ FROM base AS operator
 COPY --from=operator-packages /opt/gala /opt/gala
 USER 0
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
-    python -m pip --python /opt/gala/bin/python install --no-cache-dir --no-deps --no-index /wheel/*.whl
+    /usr/local/bin/python -m pip --python /opt/gala/bin/python install --no-cache-dir --no-deps --no-index /wheel/*.whl
 USER 65532:65532
 LABEL org.opencontainers.image.title="gala-operator" \
       org.opencontainers.image.description="Reconciles GalaRuns into gossiping actor-learners" \
@@ -70,7 +70,7 @@ FROM base AS worker
 COPY --from=worker-packages /opt/gala /opt/gala
 USER 0
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
-    python -m pip --python /opt/gala/bin/python install --no-cache-dir --no-deps --no-index /wheel/*.whl
+    /usr/local/bin/python -m pip --python /opt/gala/bin/python install --no-cache-dir --no-deps --no-index /wheel/*.whl
 USER 65532:65532
 # GALA is Apache-2.0. The image also holds the Arcade Learning Environment (ale-py) under GPL-2.0-only, torch under
 # BSD-3-Clause, and imageio-ffmpeg's build of ffmpeg under GPL-3.0-or-later: whoever passes the image on is bound by those.

@@ -63,7 +63,7 @@ done
 ) &
 outer=$!
 echo "$outer" >"$GALA_STATE/run/unshare.pid"
-for _ in $(seq 100); do
+for _ in $(seq 600); do
 	[ -e "$GALA_STATE/run/node-ready" ] && break
 	kill -0 "$outer" 2>/dev/null || break
 	sleep 0.1
@@ -77,9 +77,9 @@ init=$(cat "$GALA_STATE/run/init.pid")
 setsid "$GALA_PYTHON" "$GALA_HOME/lib/relay.py" "$init" \
 	"$GALA_API_PORT=127.0.0.1:6443" </dev/null >"$GALA_STATE/log/relay.log" 2>&1 &
 echo $! >"$GALA_STATE/run/relay.pid"
-for i in $(seq 50); do
+for i in $(seq 300); do
 	"$GALA_TOOLS/kubectl" --kubeconfig "$GALA_KUBECONFIG" get --raw /readyz >/dev/null 2>&1 && break
-	if [ "$i" = 50 ] || ! kill -0 "$(cat "$GALA_STATE/run/relay.pid")" 2>/dev/null; then
+	if [ "$i" = 300 ] || ! kill -0 "$(cat "$GALA_STATE/run/relay.pid")" 2>/dev/null; then
 		tail -1 "$GALA_STATE/log/relay.log" >&2
 		die "the API is not reached at 127.0.0.1:$GALA_API_PORT (GALA_API_PORT)"
 	fi

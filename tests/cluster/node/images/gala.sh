@@ -13,9 +13,10 @@ cd "$project"
 content() { # PATH...: a hash of the files' names and contents
 	find "$@" -type f ! -name '*.pyc' -print0 | sort -z | xargs -0 sha256sum | sha256sum
 }
-common=(Dockerfile .dockerignore pyproject.toml common "$GALA_HOME/images/base.sh" "$GALA_HOME/images/gala.sh")
+common=(Dockerfile .dockerignore pyproject.toml common "$GALA_HOME/images/base.sh")
+torch=torch==2.13.0+cpu
 operator=localhost/gala-operator:$(content "${common[@]}" operator | cut -c1-12)
-worker=localhost/gala-worker:$(content "${common[@]}" worker | cut -c1-12)
+worker=localhost/gala-worker:$({ content "${common[@]}" worker; echo "$torch"; } | sha256sum | cut -c1-12)
 if [ "${1:-}" != --names ]; then
 	mkdir -p "$GALA_CACHE"
 	exec 9>"$GALA_CACHE/.images-lock"
@@ -30,14 +31,14 @@ if [ "${1:-}" != --names ]; then
 			--label "org.opencontainers.image.version=${name##*:}"
 		log "built $name in $SECONDS s"
 		# Earlier ones go; their layers stay while the new one shares them.
-		buildah images --format '{{.Name}}:{{.Tag}}' "${name%:*}" | grep -vxF "$name" | tail -n +3 |
+		buildah images --format '{{.Name}}:{{.Tag}}' | grep "^${name%:*}:" | { grep -vxF "$name" || true; } | tail -n +3 |
 			xargs -r buildah rmi >/dev/null
 	}
 	[ -e "$CONTAINERS_STORAGE_CONF" ] || "$GALA_HOME/images/base.sh"
 	build "$operator" operator
 	if ! buildah inspect --type image "$worker" >/dev/null 2>&1; then
 		# The CPU build of torch: from PyTorch's own index, unless pip's configuration here finds it without.
-		torch=torch==2.13.0+cpu index=https://download.pytorch.org/whl/cpu
+		index=https://download.pytorch.org/whl/cpu
 		if "$GALA_PYTHON" -m pip install -q --dry-run --no-deps --ignore-installed "$torch" >/dev/null 2>&1; then index=; fi
 		build "$worker" worker --build-arg "TORCH=$torch" --build-arg "TORCH_INDEX=$index"
 	fi
