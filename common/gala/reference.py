@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from typing import Final
 
-from gala import spec_schema
+from gala import spec_schema, status_schema
 from gala.spec import API_VERSION, KIND, GalaRun
 from gala.spec_base import IMMUTABLE, IN_WORDS
 from gala.spec_schema import Schema
@@ -42,6 +42,7 @@ def render() -> str:
     sections = [_INTRODUCTION]
     for name in ("metadata", "spec"):
         sections += _sections(name, schema["properties"][name], fixed=False)
+    sections += _status("status", status_schema.schema())
     return "\n".join(sections)
 
 
@@ -64,6 +65,20 @@ def _sections(path: str, schema: Schema, *, fixed: bool) -> Iterator[str]:
         yield "Rules:\n\n" + "\n".join(f"- {_rule(rule)}" for rule in rules) + "\n"
     for below, field in inner:
         yield from _sections(below, field, fixed=fixed or _is_fixed(field))
+
+
+def _status(path: str, schema: Schema) -> Iterator[str]:
+    """What is only read: no defaults, no bounds."""
+    rows = ["| field | type | meaning |", "|---|---|---|"]
+    inner: list[tuple[str, Schema]] = []
+    for name, field in schema["properties"].items():
+        element = field.get("items", field)
+        if "properties" in element:
+            inner.append((f"{path}.{name}{'[]' if element is not field else ''}", element))
+        rows.append(f"| `{name}` | {_type(field)} | {field['description']} |")
+    yield f"## {path}\n\n{schema['description']}\n\n" + "\n".join(rows) + "\n"
+    for below, field in inner:
+        yield from _status(below, field)
 
 
 def _is_fixed(schema: Schema) -> bool:

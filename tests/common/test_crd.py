@@ -154,5 +154,5 @@ def test_the_definition_fits_into_the_annotation_of_a_client_side_apply() -> Non
 def test_the_reference_has_a_row_for_every_field() -> None:
     text = reference.render()
     for path in ALL:
-        if path.startswith(".spec.") and not path.endswith("[]"):
+        if path.startswith((".spec.", ".status.")) and not path.endswith("[]"):
             assert f"| `{path.rpartition('.')[2]}` |" in text

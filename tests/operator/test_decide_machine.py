@@ -415,12 +415,12 @@ class Life(RuleBasedStateMachine):
         self.remember()
         self.reconcile((0, 0, 0), False)
 
-    @precondition(lambda self: not self.cluster.finished)
+    @precondition(lambda self: not self.cluster.finished and not self.cluster.has_ended)
     @rule(learners=st.integers(1, 4))
     def scale(self, learners: int) -> None:
         least = self.cluster.spec["runPolicy"]["minLearners"]
         self.cluster.edit({"learners": max(learners, least)})
-        if not self.cluster.suspended and not self.cluster.has_ended:
+        if not self.cluster.suspended:
             for rank in list(self.cluster.failures):
                 if rank >= max(learners, least):
                     del self.cluster.failures[rank]
