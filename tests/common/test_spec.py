@@ -398,6 +398,27 @@ def test_all_problems_of_a_document_come_at_once() -> None:
     ]
 
 
+@pytest.mark.parametrize(("learners", "least", "valid"), [(3, 3, True), (3, 1, True), (3, 4, False), (1, 2, False)])
+def test_a_run_cannot_need_more_learners_than_it_asks_for(learners: int, least: int, valid: bool) -> None:
+    document = with_spec(learners=learners, runPolicy={"minLearners": least})
+    if valid:
+        assert spec.parse(document).spec.run_policy.min_learners == least
+    else:
+        (problem,) = problems(document)
+        assert problem.startswith("spec.runPolicy.minLearners: must be at most spec.learners")
+
+
+@pytest.mark.parametrize("least", [-21.0, 0, 475.5, None])
+def test_the_least_return_is_any_number_or_none(least: float | None) -> None:
+    assert spec.parse(with_spec(evaluation={"minReturn": least})).spec.evaluation.min_return == least
+
+
+@pytest.mark.parametrize("least", ["high", True, float("nan"), 1e13])
+def test_a_least_return_that_is_no_number_is_refused(least: object) -> None:
+    (problem,) = problems(with_spec(evaluation={"minReturn": least}))
+    assert problem.startswith("spec.evaluation.minReturn: must be")
+
+
 def test_a_rule_waits_until_the_fields_that_it_reads_are_valid() -> None:
     assert [line.partition(":")[0] for line in problems(with_spec(learners=-3, topology={"peers": 5}))] == [
         "spec.learners"
