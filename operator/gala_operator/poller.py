@@ -126,7 +126,9 @@ class Poller:
         try:
             answered = await self.poll(key, turn=subject.turn)
             subject.turn += 1
-            subject.silence = 0 if answered else min(subject.silence + 1, MAX_SILENCE)
+            # A learner that is starting is rightly silent, and its first answer is waited for.
+            silent = not answered and any(pod.ready for pod in self._cache.pods(key))
+            subject.silence = min(subject.silence + 1, MAX_SILENCE) if silent else 0
             if answered:
                 self._add(key)
         except Exception:

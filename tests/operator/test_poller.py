@@ -271,6 +271,26 @@ def test_a_run_of_which_nobody_answers_is_not_queued() -> None:
     run(scenario)
 
 
+READY = [{"type": "Ready", "status": "True"}]
+
+
+@pytest.mark.parametrize(("conditions", "seldom"), [(READY, True), ([], False)], ids=["though ready", "starting"])
+def test_silent_learners_are_asked_less_often_unless_they_are_starting(conditions: Any, seldom: bool) -> None:
+    async def scenario() -> None:
+        cache = cache_of(1, conditions=conditions)
+        learners = Learners()
+        learners.answer = lambda rank: web.Response(status=503)
+        async with learners.serving(), poller_of(cache, learners.port, poll_seconds=10.0) as poller:
+            poller.watch(KEY, True)
+            subject = poller._subjects[KEY]
+            for _ in range(3):
+                await poller._cycle(KEY, subject)
+            wait = subject.due - poller._clock()
+            assert wait > 30 if seldom else wait < 3
+
+    run(scenario)
+
+
 NUMBERS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.lists(st.integers())
 
 
