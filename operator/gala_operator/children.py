@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from gala import names
@@ -19,7 +19,9 @@ class Difference:
 
     apply: tuple[Manifest, ...]
     obstacle: str | None
-    """What has to go before pods can be made, as a sentence."""
+    """What has to go before any pod can be made, as a sentence."""
+    claims: Mapping[str, str]
+    """Likewise for the pod that has the name of a claim that is in the way."""
 
 
 def current_plan(run: RunObject, document: GalaRun, observed: Observed) -> RunPlan:
@@ -58,20 +60,26 @@ def compare(wanted: Iterable[Manifest], run: RunObject, observed: Observed) -> D
     existing = {(child.kind, child.name): child for child in observed.children}
     apply: list[Manifest] = []
     obstacles: list[str] = []
+    claims: dict[str, str] = {}
     for manifest in wanted:
-        kind, metadata = manifest["kind"], manifest["metadata"]
-        child = existing.get((kind, metadata["name"]))
-        if child is None:
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
+        child = existing.get((kind, name))
+        in_the_way = None if child is None else _in_the_way(child, run)
+        if in_the_way is not None and kind == "PersistentVolumeClaim":
+            claims[name] = in_the_way
+        elif in_the_way is not None:
+            obstacles.append(in_the_way)
+        elif child is None or child.annotations.get(names.ANNOTATION_MANIFEST_HASH) != _hash(manifest):
             apply.append(manifest)
-        elif child.owner_uid is None:
-            obstacles.append(f"{kind} {child.name} is not this run's; delete it, or give the run another name")
-        elif child.owner_uid != run.uid:
-            obstacles.append(f"{kind} {child.name} of an earlier run is still there")
-        elif child.deleting:
-            obstacles.append(f"{kind} {child.name} is being deleted")
-        elif child.annotations.get(names.ANNOTATION_MANIFEST_HASH) != _hash(manifest):
-            apply.append(manifest)
-    return Difference(apply=tuple(apply), obstacle=obstacles[0] if obstacles else None)
+    return Difference(apply=tuple(apply), obstacle=obstacles[0] if obstacles else None, claims=claims)
+
+
+def _in_the_way(child: ObservedChild, run: RunObject) -> str | None:
+    if child.owner_uid is None:
+        return f"{child.kind} {child.name} is not this run's; delete it, or give the run another name"
+    if child.owner_uid != run.uid:
+        return f"{child.kind} {child.name} of an earlier run is still there"
+    return f"{child.kind} {child.name} is being deleted" if child.deleting else None
 
 
 def _hash(manifest: Manifest) -> str:

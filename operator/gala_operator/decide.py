@@ -86,7 +86,7 @@ def _suspend(situation: Situation) -> Actions:
 def _pursue(situation: Situation, difference: children.Difference) -> Actions:
     """Brings a run that is to be active closer to what it should be."""
     now, spec = situation.now, situation.spec
-    ranks = [learners.assess(situation, rank, may_create=difference.obstacle is None) for rank in range(spec.learners)]
+    ranks = [learners.assess(situation, rank, difference) for rank in range(spec.learners)]
     finish = results.assess(situation, ranks)
     outcome = _outcome(situation, ranks, finish)
     after, numbers_due = status.of_active(
@@ -96,14 +96,15 @@ def _pursue(situation: Situation, difference: children.Difference) -> Actions:
     if outcome is not None:
         return Actions(status=after, events=events, requeue_at=now + timedelta(seconds=1))
     look_again = [numbers_due, _deadline(situation)]
-    if difference.obstacle is not None:
+    if difference.obstacle is not None or difference.claims:
         look_again.append(now + timedelta(seconds=5))
     if finish is None:
         look_again += [learner.look_again for learner in ranks]
         create, delete = _pods(situation, ranks)
     else:
         look_again.append(finish.look_again)
-        create, delete = finish.create, finish.delete
+        in_the_way = names.results_name(situation.run.name) in difference.claims
+        create, delete = () if in_the_way else finish.create, finish.delete
     return Actions(
         apply=difference.apply,
         create=create,

@@ -13,6 +13,7 @@ from typing import Any, Final
 from gala import names
 from gala.status_schema import LEARNER_STATES
 from gala_operator import failures, stuck
+from gala_operator.children import Difference
 from gala_operator.failures import Tally
 from gala_operator.observed import LearnerProgress, ObservedPod
 from gala_operator.situation import Situation
@@ -63,7 +64,7 @@ def is_ready(pod: ObservedPod | None) -> bool:
     return pod is not None and pod.ready and pod.phase == "Running" and not pod.deleting
 
 
-def assess(situation: Situation, rank: int, *, may_create: bool) -> Learner:
+def assess(situation: Situation, rank: int, difference: Difference) -> Learner:
     """What is so with one rank, and what its pod needs."""
     name = names.learner_name(situation.run.name, rank)
     pod = situation.pods.get(name)
@@ -73,7 +74,7 @@ def assess(situation: Situation, rank: int, *, may_create: bool) -> Learner:
     if pod is None or progress is None or progress.pod_uid != pod.uid:
         progress = None
     if pod is None:
-        return _without_pod(situation, rank, name, tally, may_create=may_create)
+        return _without_pod(situation, rank, name, tally, difference)
     if pod.deleting:
         return Learner(rank=rank, name=name, pod=pod, tally=tally, state="stopping", progress=progress)
     if failures.has_failed(pod):
@@ -85,7 +86,7 @@ def assess(situation: Situation, rank: int, *, may_create: bool) -> Learner:
     return Learner(rank=rank, name=name, pod=pod, tally=tally, state=state, progress=progress, stuck=why)
 
 
-def _without_pod(situation: Situation, rank: int, name: str, tally: Tally, *, may_create: bool) -> Learner:
+def _without_pod(situation: Situation, rank: int, name: str, tally: Tally, difference: Difference) -> Learner:
     limit, now = situation.spec.run_policy.backoff_limit, situation.now
     if tally.is_final(limit):
         why = stuck.of_failures(name, tally, limit)
@@ -97,12 +98,14 @@ def _without_pod(situation: Situation, rank: int, name: str, tally: Tally, *, ma
             rank=rank, name=name, pod=None, tally=tally, state=BACKING_OFF, progress=None, stuck=why,
             look_again=retry_at,
         )  # fmt: skip
-    foreign = situation.is_taken(name)
-    if foreign:
-        why = Stuck(reason=stuck.NAME_CONFLICT, message=f"{name}: a pod of this name is not this run's")
+    in_the_way = difference.claims.get(name)
+    if situation.is_taken(name):
+        in_the_way = f"pod {name} of an earlier run is still there"
+    if in_the_way is not None:
+        why = Stuck(reason=stuck.NAME_CONFLICT, message=in_the_way)
     return Learner(
         rank=rank, name=name, pod=None, tally=tally, state="pending", progress=None, stuck=why,
-        create=may_create and not foreign,
+        create=in_the_way is None and difference.obstacle is None,
     )  # fmt: skip
 
 

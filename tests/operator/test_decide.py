@@ -257,6 +257,21 @@ def test_nothing_is_taken_from_others_and_pods_wait(scene: Any, child: ObservedC
     assert actions.requeue_at == run.at(5)
 
 
+def test_a_claim_that_is_being_deleted_keeps_only_its_own_learner_waiting(scene: Any) -> None:
+    run = scene(checkpoint={"volume": {"size": "1Gi"}}).start()
+    key = "PersistentVolumeClaim/pong-2"
+    run.children[key] = dataclasses.replace(run.children[key], deleting=True)
+    del run.pods["pong-1"]
+    del run.pods["pong-2"]
+    actions = run.step()
+    assert made(actions) == ["pong-1"]
+    assert run.condition("PodsReady")["message"] == "PersistentVolumeClaim pong-2 is being deleted"
+    assert actions.requeue_at == run.at(25)
+    del run.children[key]
+    actions = run.step()
+    assert (applied(actions), made(actions)) == ([key], ["pong-1", "pong-2"])
+
+
 def test_pods_of_an_earlier_run_of_the_name_are_waited_for(scene: Any) -> None:
     run = scene()
     old = run.pod(1, run_uid="run-0")
