@@ -402,3 +402,26 @@ def operator(make_operator: Callable[[], Operator]) -> Operator:
     operator = make_operator()
     operator.start()
     return operator
+
+
+@pytest.fixture
+def deployed(namespace: Namespace) -> Iterator[Callable[..., None]]:
+    """Installs the operator by its chart into the test's namespace, for that one alone; called again, upgrades it.
+
+    Takes values as `--set` does: `deployed("replicas=2", "leaderElection.enabled=true")`.
+    """
+    cluster = namespace.cluster
+    images = [image.rsplit(":", 1) for image in (cluster.operator_image, cluster.worker_image)]
+    values = [f"watchNamespaces={{{namespace.name}}}", "crds.enabled=false", "rbac.aggregate=false"]
+    values += ["controller.pollSeconds=1", "controller.statusSeconds=1", "controller.restartSeconds=1"]
+    for prefix, (repository, tag) in zip(("", "worker."), images, strict=True):
+        values += [f"{prefix}image.repository={repository}", f"{prefix}image.tag={tag}"]
+
+    def deploy(*more: str) -> None:
+        sets = [part for value in (*values, *more) for part in ("--set", value)]
+        chart = str(PROJECT / "charts/gala-operator")
+        command = ["upgrade", "--install", "gala", chart, "-n", namespace.name, "--wait", "--timeout", "180s", *sets]
+        cluster.helm(*command, seconds=200)
+
+    yield deploy
+    cluster.helm("uninstall", "gala", "-n", namespace.name, "--ignore-not-found", "--wait", check=False)

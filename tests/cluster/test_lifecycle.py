@@ -14,7 +14,7 @@ def cartpole(name: str, **spec: Any) -> dict[str, Any]:
         "spec": {
             "environment": {"id": "CartPole-v1", "simulators": 4},
             "learners": 2,
-            "totalSteps": 20_000,
+            "totalSteps": 10_000,
             "worker": {"gpus": 0, "resources": {"requests": {"cpu": "100m", "memory": "300Mi"}}},
             "evaluation": {"episodes": 2},
             **spec,
@@ -29,12 +29,12 @@ def conditions(status: dict[str, Any]) -> dict[str, str]:
 @pytest.mark.usefixtures("operator")
 def test_a_run_trains_to_its_end_and_leaves_nothing_when_it_is_deleted(namespace):
     namespace.apply(cartpole("pole"))
-    status = namespace.wait_state("pole", "Succeeded", "Failed", seconds=240)
+    status = namespace.wait_state("pole", "Succeeded", "Failed", seconds=270)
 
     assert status["state"] == "Succeeded", status["message"]
     assert conditions(status)["Succeeded"] == "True"
-    assert status["finalModel"]["globalSteps"] >= 20_000
-    assert status["finalModel"]["averaged"] == 2
+    assert status["finalModel"]["globalSteps"] >= 10_000
+    assert status["finalModel"]["averaged"] == [0, 1]
     assert len(status["finalModel"]["sha256"]) == 64
     assert [learner["failures"] for learner in status["learnerStatuses"]] == [0, 0]
     namespace.kubectl("wait", "--for=condition=Succeeded", "galarun/pole", "--timeout=5s")

@@ -114,3 +114,10 @@ def test_the_worker_image_steps_atari_and_computes(cluster, namespace):
     namespace.apply(restricted("probe", cluster.worker_image, "python", "-c", program))
     assert namespace.wait("pods", "probe", ended, 120) == "Succeeded"
     assert namespace.kubectl("logs", "probe").splitlines()[-1] == "3.0"
+
+
+def test_the_chart_deploys_the_operator_of_this_checkout(cluster, namespace, deployed):
+    deployed()
+    (pod,) = namespace.items("pods")
+    assert pod["spec"]["containers"][0]["image"] == cluster.operator_image
+    assert all(status["ready"] for status in pod["status"]["containerStatuses"])
