@@ -112,7 +112,9 @@ class Gossip(Section):
         " synchronous gossip, unset = never wait.",
     )
     precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="Number format on the wire; bfloat16 halves the traffic."
+        default="float32",
+        description="Number format on the wire, the same for all learners; bfloat16 halves the traffic.",
+        json_schema_extra=IMMUTABLE,
     )
     peer_timeout_seconds: Annotated[Number, Field(ge=1, le=3600)] = Field(
         default=30.0,

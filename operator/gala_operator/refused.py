@@ -32,7 +32,8 @@ def changed(run: RunObject, document: GalaRun, observed: Observed, now: datetime
     if before is None or before == manifests.immutable_hash(document):
         return None
     message = (
-        "algorithm, environment, policy, topology.type and seed are immutable; change them back, or make a new run."
+        "algorithm, environment, policy, topology.type, gossip.precision and seed are immutable;"
+        " change them back, or make a new run."
     )
     return _refuse(run, observed, now, IMMUTABLE, message, f"The change is refused: {message}")
 

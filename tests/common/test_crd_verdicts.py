@@ -366,6 +366,7 @@ def test_every_rule_of_the_crd_has_a_case_that_breaks_it() -> None:
         pytest.param({"environment": {"id": "ALE/Pong-v5", "kwargs": {"a": 1}}}, id="kwargs"),
         pytest.param({"policy": {"recurrent": True}}, id="policy"),
         pytest.param({"topology": {"type": "Complete"}}, id="topology type"),
+        pytest.param({"gossip": {"precision": "bfloat16"}}, id="precision on the wire"),
         pytest.param({"seed": 2}, id="seed"),
     ],
 )

@@ -26,6 +26,7 @@ _IMMUTABLE: Final[dict[str, Any]] = {
     "environment": True,
     "policy": True,
     "topology": {"type": True},
+    "gossip": {"precision": True},
     "seed": True,
 }
 
