@@ -496,6 +496,6 @@ class Life(RuleBasedStateMachine):
 
 TestLife = Life.TestCase
 TestLife.settings = settings(
-    max_examples=60, stateful_step_count=40, suppress_health_check=list(HealthCheck), derandomize=True, database=None
+    max_examples=100, stateful_step_count=40, suppress_health_check=list(HealthCheck), derandomize=True, database=None
 )
 TestLife = pytest.mark.timeout(240)(TestLife)  # type: ignore[assignment, misc]
