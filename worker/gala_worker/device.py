@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 from pathlib import Path
 
 import torch
+
+log = logging.getLogger(__name__)
 
 # <malloc.h>; blocks of 32 MiB and more are still mapped and returned one by one.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -17,8 +20,10 @@ def choose_device(rank: int, gpus: int) -> torch.device:
 
     Learners that see several GPUs spread over them by rank; learners that see one share it.
     """
-    if gpus > 0 and torch.cuda.is_available():
-        return torch.device("cuda", rank % torch.cuda.device_count())
+    if gpus > 0:
+        if torch.cuda.is_available():
+            return torch.device("cuda", rank % torch.cuda.device_count())
+        log.warning("worker.gpus is %d, but PyTorch finds no CUDA device here: computing on the CPU", gpus)
     return torch.device("cpu")
 
 

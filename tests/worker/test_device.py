@@ -1,0 +1,29 @@
+"""Where a learner computes."""
+
+import logging
+
+import pytest
+import torch
+
+from gala_worker.device import choose_device
+
+
+def test_a_learner_that_asked_for_a_gpu_and_finds_none_says_so_and_uses_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with caplog.at_level(logging.WARNING):
+        assert choose_device(3, 1) == torch.device("cpu")
+    assert "worker.gpus is 1, but PyTorch finds no CUDA device" in caplog.text
+
+
+def test_a_learner_that_asked_for_none_uses_the_cpu_in_silence(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert choose_device(0, 0) == torch.device("cpu")
+    assert not caplog.text
+
+
+def test_learners_that_see_two_gpus_share_them_by_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [choose_device(rank, 1).index for rank in range(4)] == [0, 1, 0, 1]
