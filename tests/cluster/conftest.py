@@ -178,6 +178,27 @@ class Namespace:
             f"GalaRun {run} is {' or '.join(states)}",
         )
 
+    def wait_condition(self, run: str, type_: str, reason: str, seconds: float = 60.0) -> Object:
+        """Until a condition of the GalaRun has that reason; the condition."""
+        return self.wait(
+            "galaruns",
+            run,
+            lambda found: next(
+                (
+                    c
+                    for c in found.get("status", {}).get("conditions", [])
+                    if (c["type"], c["reason"]) == (type_, reason)
+                ),
+                None,
+            ),
+            seconds,
+            f"condition {type_} of {run} has the reason {reason}",
+        )
+
+    def patch(self, run: str, **spec: Any) -> None:
+        """Merges into the GalaRun's spec."""
+        self.kubectl("patch", "galarun", run, "--type=merge", "--patch", json.dumps({"spec": spec}))
+
     def status(self, run: str) -> Object:
         found = self.get("galaruns", run)
         return found.get("status", {}) if found else {}
@@ -327,7 +348,7 @@ def cluster() -> Iterator[Cluster]:
                 f"{LOUD}: GALA_TEST_OPERATOR_IMAGE and GALA_TEST_WORKER_IMAGE must name images that it can pull"
             )
         cluster = Cluster(Path(given), dict(os.environ), False, *images)
-        cluster.kubectl("apply", "-f", str(PROJECT / "crds/galarun.yaml"))
+        cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(PROJECT / "crds/galarun.yaml"))
         yield cluster
         return
     bash(str(NODE / "install.sh"))
@@ -345,7 +366,9 @@ def cluster() -> Iterator[Cluster]:
             **{f"HELM_{kind}_HOME": f"{state}/helm" for kind in ("CACHE", "CONFIG", "DATA")},
         }
         cluster = Cluster(Path(kubeconfig), environment, True, operator_image, worker_image)
-        cluster.kubectl("apply", "-f", str(PROJECT / "crds/galarun.yaml"))
+        other = cluster.kubectl("get", "deployments", "-n", "gala-system", "-o", "name")
+        assert not other, f"{other.strip()} of `make deploy` would interfere: helm uninstall -n gala-system gala"
+        cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(PROJECT / "crds/galarun.yaml"))
         cluster.kubectl("wait", "--for=condition=Established", "crd/galaruns.gala.dev", "--timeout=30s")
         yield cluster
     finally:
@@ -368,6 +391,50 @@ def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Name
         namespace.kubectl("delete", "galaruns", "--all", "--wait=false", check=False)
         namespace.kubectl("delete", "pods", "--all", "--grace-period=1", "--wait=false", check=False)
         cluster.kubectl("delete", "namespace", namespace.name, "--wait=false")
+
+
+@pytest.fixture
+def slow_pole(namespace: Namespace) -> Callable[..., Object]:
+    """Makes GalaRuns that learn environments/slow_pole.py and never end by themselves; takes what else their spec says."""
+    module = (HERE / "environments/slow_pole.py").read_text()
+    files = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "environments"}}
+    namespace.apply({**files, "data": {"slow_pole.py": module}})
+
+    def make(name: str, *, env: dict[str, str] | None = None, worker: Object | None = None, **spec: Any) -> Object:
+        variables = {"PYTHONPATH": "/opt/environments", **(env or {})}
+        pod = {
+            "volumes": [
+                {"name": "environments", "configMap": {"name": "environments"}},
+                {"name": "scratch", "emptyDir": {"sizeLimit": "4Mi"}},
+            ],
+            "volumeMounts": [
+                {"name": "environments", "mountPath": "/opt/environments"},
+                {"name": "scratch", "mountPath": "/scratch"},
+            ],
+            "terminationGracePeriodSeconds": 20,
+        }
+        return {
+            "apiVersion": "gala.dev/v1alpha1",
+            "kind": "GalaRun",
+            "metadata": {"name": name},
+            "spec": {
+                "environment": {"id": "slow_pole:SlowPole-v0", "simulators": 2},
+                "learners": 2,
+                "totalSteps": 10**12,
+                "gossip": {"peerTimeoutSeconds": 5},
+                "evaluation": {"everySteps": None, "episodes": 1},
+                "worker": {
+                    "gpus": 0,
+                    "env": [{"name": name, "value": value} for name, value in variables.items()],
+                    "resources": {"requests": {"cpu": "100m", "memory": "200Mi"}, "limits": {"memory": "1Gi"}},
+                    "podTemplate": {"spec": pod},
+                    **(worker or {}),
+                },
+                **spec,
+            },
+        }
+
+    return make
 
 
 @pytest.fixture
