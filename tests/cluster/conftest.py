@@ -206,6 +206,13 @@ class Namespace:
     def pods(self, run: str) -> dict[str, Object]:
         return {pod["metadata"]["name"]: pod for pod in self.items("pods", f"gala.dev/run={run}")}
 
+    def lives(self, run: str) -> dict[str, tuple[str, int]]:
+        """Of each of the run's pods its uid and its container's restarts: the same for as long as nobody restarts."""
+        return {
+            name: (pod["metadata"]["uid"], sum(c["restartCount"] for c in pod["status"].get("containerStatuses", ())))
+            for name, pod in self.pods(run).items()
+        }
+
     def children(self, run: str) -> list[str]:
         """Everything that carries the run's label, such as `pods/pong-0`."""
         return [
@@ -394,8 +401,14 @@ def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Name
 
 
 @pytest.fixture
+def until() -> Callable[..., Any]:
+    """`wait_for` above, for what no `Namespace.wait...` does."""
+    return wait_for
+
+
+@pytest.fixture
 def slow_pole(namespace: Namespace) -> Callable[..., Object]:
-    """Makes GalaRuns that learn environments/slow_pole.py and never end by themselves; takes what else their spec says."""
+    """Makes GalaRuns that learn environments/slow_pole.py and never end by themselves, with what else a test wants."""
     module = (HERE / "environments/slow_pole.py").read_text()
     files = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "environments"}}
     namespace.apply({**files, "data": {"slow_pole.py": module}})
