@@ -42,8 +42,8 @@ def test_three_learners_reach_475_on_the_pole(live_run: Callable[..., LiveRun]) 
         assert last["gossip"]["relativeDisagreement"] < 0.5
     periodic = [record for rank in range(3) for record in run.records(rank, "evaluation")]
     assert {record["mode"] for record in periodic} == {"greedy", "sampled"}
-    # Reached, not held: A2C on this task is known to fall and rise again, and asynchrony makes no two runs alike.
-    assert max(score["meanReturn"] for score in (*periodic, *card["evaluation"].values())) >= 475
+    # Held to the end, although asynchrony makes no two runs alike: these hyper-parameters were chosen for that.
+    assert card["evaluation"]["greedy"]["meanReturn"] >= 475
     assert (run.directory / "report.html").read_text().startswith("<!doctype html>")
     assert "gala evaluate" in run.log.read_text()
 
