@@ -15,7 +15,7 @@ def cartpole(name: str, **spec: Any) -> dict[str, Any]:
             "environment": {"id": "CartPole-v1", "simulators": 4},
             "learners": 2,
             "totalSteps": 10_000,
-            "worker": {"gpus": 0, "resources": {"requests": {"cpu": "100m", "memory": "300Mi"}}},
+            "worker": {"gpus": 0, "resources": {"requests": {"cpu": "100m"}, "limits": {"cpu": 1, "memory": "1Gi"}}},
             "evaluation": {"episodes": 2},
             **spec,
         },
