@@ -447,6 +447,23 @@ def test_a_run_without_gpus_gets_none_even_where_every_container_would() -> None
     assert "NVIDIA_VISIBLE_DEVICES" not in environment_of(learner_of(run_with()))
 
 
+@pytest.mark.parametrize(
+    ("resources", "threads"),
+    [
+        ({}, None),
+        ({"requests": {"cpu": "300m"}}, "1"),
+        ({"requests": {"cpu": 2}}, "2"),
+        ({"requests": {"cpu": 1}, "limits": {"cpu": "2500m"}}, "3"),
+    ],
+)
+def test_a_learner_computes_with_as_many_threads_as_it_has_cores_to_itself(
+    resources: dict[str, Any], threads: str | None
+) -> None:
+    environment = environment_of(learner_of(run_with(worker={"resources": resources})))
+    assert environment.get("GALA_THREADS") == threads
+    assert environment.get("OMP_NUM_THREADS") == threads
+
+
 def test_checkpoints_live_where_the_run_says() -> None:
     def output(checkpoint: dict[str, Any], pod: Any) -> dict[str, Any]:
         return mounts_of(pod(run_with(checkpoint=checkpoint)))["/var/lib/gala"]

@@ -6,6 +6,7 @@ through this module.
 
 from __future__ import annotations
 
+import math
 from decimal import Decimal
 from posixpath import normpath
 from typing import Any, Final
@@ -90,6 +91,9 @@ def environment(worker: Worker, own: dict[str, str]) -> list[dict[str, Any]]:
     if worker.gpus == 0:
         # Where NVIDIA's runtime is the nodes' default, an image of CUDA's gets every GPU of the node without asking.
         defaults["NVIDIA_VISIBLE_DEVICES"] = "void"
+    if threads := _threads(worker):
+        defaults["OMP_NUM_THREADS"] = threads
+        own = {**own, names.ENV_THREADS: threads}
     taken = {variable["name"] for variable in users}
     return [
         *({"name": name, "value": value} for name, value in defaults.items() if name not in taken),
@@ -174,6 +178,16 @@ def _pod(worker: Worker) -> PodSpec:
 def _dumped(section: Section) -> dict[str, Any]:
     """In the API's own words, without what nobody set."""
     return section.model_dump(mode="json", by_alias=True)
+
+
+def _threads(worker: Worker) -> str | None:
+    """Threads to compute with: the cores that a learner may use, or else those set aside for it.
+
+    Without a limit a worker sees all cores of the node, and learners that each start a thread for every one of them are
+    many times slower than learners with a thread each.
+    """
+    cores = worker.resources.limits.get("cpu") or worker.resources.requests.get("cpu")
+    return str(max(1, math.ceil(_amount(cores)))) if cores else None
 
 
 def _amount(quantity: str) -> Decimal:
