@@ -1,0 +1,29 @@
+"""A user's own environment, which the tests mount into learners: CartPole that takes its time, and can be broken.
+
+It leaves the machine's cores to what is tested, and does what files in its pod's /tmp ask for: hurt it from inside.
+"""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+from gymnasium.envs.classic_control import CartPoleEnv
+
+BREAKS = os.environ.get("BREAKS", "nobody") == os.environ.get("GALA_RANK")
+
+
+class SlowPole(CartPoleEnv):
+    """Each step of a simulator takes five milliseconds."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        time.sleep(0.005)
+        if BREAKS:
+            raise RuntimeError("the pole broke")
+        if Path("/tmp/take-memory").exists():
+            self.hoard = b"x" * 2**31
+        return super().step(action)
+
+
+gymnasium.register("SlowPole-v0", entry_point=SlowPole, max_episode_steps=500)
