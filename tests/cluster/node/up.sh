@@ -49,6 +49,8 @@ for h in /sys/fs/cgroup/*/; do
 			cat "$h/cpuset.mems" >"$d/cpuset.mems"
 		fi
 	done
+	# By default the whole node weighs as much as a single process of this machine.
+	[ ! -e "$h$cg/cpu.shares" ] || echo 8192 >"$h$cg/cpu.shares"
 done
 
 # The namespaces. The unshare process enters the cgroups first, so that all that
