@@ -2,7 +2,9 @@
 
 Place in the flow: the controller says which runs are worth asking; answers go into the cache, and the run into the
 queue. A few learners of a run are asked at a time, in turn; all of them when something depends on it: while the ring
-forms, and near the end. What comes back is foreign: it is bounded, checked and taken as plain numbers.
+forms, and near the end. Nobody is asked again before the controller has looked at the last answers: while it has its
+hands full, questions would only take its time. What comes back is foreign: it is bounded, checked and taken as plain
+numbers.
 """
 
 from __future__ import annotations
@@ -51,6 +53,8 @@ class _Subject:
     turn: int = 0
     silence: int = 0
     """Cycles in a row without any answer."""
+    answered: bool = False
+    """There are answers that the controller has not looked at yet."""
     task: asyncio.Task[None] | None = None
 
 
@@ -96,12 +100,14 @@ class Poller:
             await self._session.close()
 
     def watch(self, key: Key, wanted: bool) -> None:
-        """Whether the run's workers are worth asking; a new one is asked at once."""
+        """The controller has looked at the run: whether its workers are worth asking. A new one is asked at once."""
         if not wanted:
             subject = self._subjects.pop(key, None)
             if subject is not None and subject.task is not None:
                 subject.task.cancel()
-        elif key not in self._subjects:
+        elif key in self._subjects:
+            self._subjects[key].answered = False
+        else:
             self._subjects[key] = _Subject(due=self._clock())
 
     async def work(self) -> None:
@@ -109,7 +115,7 @@ class Poller:
         while True:
             now = self._clock()
             for key, subject in list(self._subjects.items()):
-                if subject.due <= now and subject.task is None:
+                if subject.due <= now and subject.task is None and not subject.answered:
                     subject.task = asyncio.create_task(self._cycle(key, subject), name=f"poll-{key[1]}")
             await asyncio.sleep(min(TICK_SECONDS, self._poll_seconds / 4))
 
@@ -130,6 +136,7 @@ class Poller:
             silent = not answered and any(pod.ready for pod in self._cache.pods(key))
             subject.silence = min(subject.silence + 1, MAX_SILENCE) if silent else 0
             if answered:
+                subject.answered = True
                 self._add(key)
         except Exception:
             log.exception("asking the workers of %s/%s failed", *key)

@@ -242,12 +242,32 @@ def test_a_watched_run_is_asked_again_and_again_and_queued_until_it_is_not_wante
             poller.watch(KEY, True)
             while len(added) < 3:
                 await asyncio.sleep(0.01)
+                poller.watch(KEY, True)
             assert set(added) == {KEY}
             poller.watch(KEY, False)
             await asyncio.sleep(0)
             count = len(learners.asked)
             await asyncio.sleep(0.3)
             assert len(learners.asked) <= count + 1
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+
+    run(scenario)
+
+
+def test_nobody_is_asked_again_before_the_controller_has_looked_at_the_answers() -> None:
+    async def scenario() -> None:
+        cache, added = cache_of(2), []
+        async with Learners().serving() as learners, poller_of(cache, learners.port, added) as poller:
+            work = asyncio.create_task(poller.work())
+            poller.watch(KEY, True)
+            while not added:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.3)
+            assert len(learners.asked) == 2
+            poller.watch(KEY, True)
+            while len(learners.asked) < 4:
+                await asyncio.sleep(0.01)
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
 
