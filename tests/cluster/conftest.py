@@ -365,8 +365,7 @@ def cluster() -> Iterator[Cluster]:
     was_up = Path(state, "run/node-ready").exists()
     bash(str(NODE / "up.sh"))
     try:
-        operator_image, worker_image = bash(str(NODE / "images/gala.sh")).split()
-        bash(str(NODE / "load-image.sh"), "--buildah", operator_image, worker_image)
+        operator_image, worker_image = bash(str(NODE / "images/gala.sh"), "--load").split()
         environment = os.environ | {
             "PATH": f"{tools}:{os.environ['PATH']}",
             "PYTHONSAFEPATH": "1",
