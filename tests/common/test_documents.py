@@ -61,7 +61,7 @@ def test_every_gala_command_has_the_subcommand_and_the_options_that_it_names(doc
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_make_target_is_there(document: str) -> None:
     for words in commands(document, "make"):
-        assert [word for word in words if "=" not in word][0] in TARGETS, words
+        assert next(word for word in words if "=" not in word) in TARGETS, words
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
