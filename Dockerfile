@@ -18,9 +18,12 @@ write = lambda name, *parts: pathlib.Path('/src', name).write_text(chr(10).join(
 write('operator.txt', project['dependencies'], extras['operator']); \
 write('worker.txt', project['dependencies'], extras['worker'], extras['report'])"
 
-FROM ${BASE_IMAGE} AS wheel
+# GALA itself: the packages and the command, and nothing of the virtual environment that they are put into here.
+FROM ${BASE_IMAGE} AS code
 COPY . /src
-RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheel /src
+RUN python -m venv --without-pip /opt/gala \
+ && python -m pip --python /opt/gala/bin/python install --no-cache-dir --no-deps /src \
+ && rm -rf /opt/gala/lib64 /opt/gala/include /opt/gala/pyvenv.cfg /opt/gala/bin/python* /opt/gala/bin/[Aa]ctivate*
 
 FROM ${BASE_IMAGE} AS operator-packages
 COPY --from=requirements /src/operator.txt /tmp/requirements.txt
@@ -54,12 +57,11 @@ USER 65532:65532
 LABEL org.opencontainers.image.vendor="GALA" \
       org.opencontainers.image.base.name="python:3.11-slim-bookworm"
 
+# Copied and not installed out of a mount: buildah takes the layer of such an installation for the present one whatever
+# the mount holds by now.
 FROM base AS operator
 COPY --from=operator-packages /opt/gala /opt/gala
-USER 0
-RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
-    /usr/local/bin/python -m pip --python /opt/gala/bin/python install --no-cache-dir --no-deps --no-index /wheel/*.whl
-USER 65532:65532
+COPY --from=code /opt/gala /opt/gala
 LABEL org.opencontainers.image.title="gala-operator" \
       org.opencontainers.image.description="Reconciles GalaRuns into gossiping actor-learners" \
       org.opencontainers.image.licenses="Apache-2.0"
@@ -68,10 +70,7 @@ ENTRYPOINT ["python", "-m", "gala_operator"]
 
 FROM base AS worker
 COPY --from=worker-packages /opt/gala /opt/gala
-USER 0
-RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
-    /usr/local/bin/python -m pip --python /opt/gala/bin/python install --no-cache-dir --no-deps --no-index /wheel/*.whl
-USER 65532:65532
+COPY --from=code /opt/gala /opt/gala
 # GALA is Apache-2.0. The image also holds the Arcade Learning Environment (ale-py) under GPL-2.0-only, torch under
 # BSD-3-Clause, and imageio-ffmpeg's build of ffmpeg under GPL-3.0-or-later: whoever passes the image on is bound by those.
 LABEL org.opencontainers.image.title="gala-worker" \
