@@ -1,0 +1,116 @@
+"""What a run that does not get on says of itself, and how runs end that are ended."""
+
+from typing import Any
+
+import pytest
+
+
+@pytest.mark.usefixtures("operator")
+def test_a_run_that_is_stuck_says_why_and_goes_on_when_the_reason_is_gone(namespace, slow_pole):
+    secret = {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "token", "key": "token"}}}
+    path = {"name": "PYTHONPATH", "value": "/opt/environments"}
+    namespace.apply(
+        slow_pole("no-image", learners=1, worker={"image": "localhost/none:1", "imagePullPolicy": "Never"}),
+        slow_pole("no-registry", learners=1, worker={"image": "registry.invalid/none:1"}),
+        slow_pole("no-gpus", learners=1, worker={"gpus": 5}, runPolicy={"activeDeadlineSeconds": 20}),
+        slow_pole("no-secret", learners=1, worker={"env": [path, secret]}),
+        slow_pole("wrong", learners=2, topology={"peers": 2}, gossip={"everyUpdates": 5, "maxStaleness": 1}),
+    )
+
+    reasons = {
+        "no-image": ("ErrImageNeverPull", "localhost/none:1"),
+        "no-registry": ("ErrImagePull", "registry.invalid"),
+        "no-gpus": ("Unschedulable", "Insufficient nvidia.com/gpu"),
+        "no-secret": ("CreateContainerConfigError", 'secret "token" not found'),
+    }
+    for run, (reason, words) in reasons.items():
+        message = namespace.wait_condition(run, "PodsReady", reason)["message"]
+        assert message.startswith(f"{run}-0: ")
+        assert words in message
+        status = namespace.status(run)
+        assert status["state"] == "Starting"
+        assert status["message"] == f"0 of 1 learners are ready; {reason}: {message}"
+
+    refused = namespace.wait_condition("wrong", "Accepted", "InvalidSpec")
+    assert refused["status"] == "False"
+    assert "spec.topology.peers" in refused["message"]
+    assert "spec.gossip.maxStaleness" in refused["message"]
+    assert namespace.status("wrong")["state"] == "Pending"
+    assert not namespace.children("wrong")
+
+    namespace.kubectl("create", "secret", "generic", "token", "--from-literal=token=1")
+    namespace.patch("wrong", topology={"peers": 1}, gossip={"everyUpdates": 1})
+    namespace.wait_state("no-secret", "Running")
+    namespace.wait_condition("wrong", "Accepted", "Valid")
+
+    # A run that never came to life has its deadline too, and takes its pods with it.
+    status = namespace.wait_state("no-gpus", "Failed")
+    assert {c["type"]: c["reason"] for c in status["conditions"]}["Failed"] == "DeadlineExceeded"
+    namespace.wait("galaruns", "no-gpus", lambda _: not namespace.pods("no-gpus"), 30, "its pods are gone")
+
+    # One that learns as well; and when its time is over, it goes.
+    namespace.patch("no-secret", runPolicy={"activeDeadlineSeconds": 1, "cleanPodPolicy": "None"})
+    status = namespace.wait_state("no-secret", "Failed", seconds=20)
+    assert status["learnerStatuses"][0]["steps"] > 0
+    namespace.wait("galaruns", "no-secret", lambda _: not namespace.pods("no-secret"), 60, "its pods are gone")
+    namespace.patch("no-secret", runPolicy={"ttlSecondsAfterFinished": 1})
+    namespace.wait_gone("no-secret")
+    assert namespace.get("galaruns", "no-secret") is None
+
+    reasons_told = {(event["involvedObject"]["name"], event["reason"]) for event in namespace.items("events")}
+    for run, (reason, _) in reasons.items():
+        assert (run, reason) in reasons_told
+
+
+def ends(run: dict[str, Any], **spec: Any) -> dict[str, Any]:
+    """A run of one learner that is over in seconds."""
+    run["spec"] |= {"learners": 1, "totalSteps": 100, **spec}
+    return run
+
+
+@pytest.mark.usefixtures("operator")
+def test_pods_are_cleaned_up_by_the_policy_and_a_low_score_fails_the_run(namespace, slow_pole):
+    namespace.apply(
+        ends(slow_pole("none"), runPolicy={"cleanPodPolicy": "None"}),
+        ends(slow_pole("running")),
+        ends(slow_pole("all"), runPolicy={"cleanPodPolicy": "All"}, evaluation={"episodes": 1, "minReturn": 501}),
+    )
+    for run in ("none", "running"):
+        assert namespace.wait_state(run, "Succeeded", "Failed", seconds=200)["state"] == "Succeeded"
+    status = namespace.wait_state("all", "Failed")
+    assert {c["type"]: c["reason"] for c in status["conditions"]}["Failed"] == "ScoreTooLow"
+    assert status["finalModel"]["meanReturn"] < 501
+
+    def phases(run: str) -> dict[str, str]:
+        return {name: pod["status"]["phase"] for name, pod in namespace.pods(run).items()}
+
+    for run in ("none", "running"):
+        left = {f"{run}-0": "Succeeded", f"{run}-results": "Running"}
+        namespace.wait("galaruns", run, lambda _, run=run, left=left: phases(run) == left, 40, f"{run}: {left}")
+    namespace.wait("galaruns", "all", lambda _: not phases("all"), 60, "all: no pods")
+
+
+@pytest.mark.usefixtures("operator")
+def test_a_run_deleted_while_it_starts_is_made_anew_under_its_name_at_once(namespace, slow_pole):
+    run = slow_pole("pole")
+    namespace.apply(run)
+    namespace.wait("pods", "pole-1", lambda pod: pod["metadata"]["uid"], 30)
+    first = namespace.get("galaruns", "pole")["metadata"]["uid"]
+    namespace.kubectl("delete", "galarun", "pole", "--timeout=20s")
+    run["spec"]["learners"] = 1
+    run["spec"]["seed"] = 2
+    namespace.apply(run)
+    second = namespace.get("galaruns", "pole")["metadata"]["uid"]
+    assert second != first
+
+    namespace.wait_state("pole", "Running")
+    [learner] = namespace.pods("pole").values()
+    assert learner["metadata"]["labels"]["gala.dev/run-uid"] == second
+    for child in namespace.children("pole"):
+        plural, name = child.split("/")
+        owners = [owner["uid"] for owner in namespace.get(plural, name)["metadata"]["ownerReferences"]]
+        assert owners == [second], child
+    assert namespace.status("pole")["learnerStatuses"][0]["failures"] == 0
+
+    namespace.kubectl("delete", "galarun", "pole", "--timeout=20s")
+    namespace.wait_gone("pole")
