@@ -1,12 +1,18 @@
 """The ground that the other tests stand on: the node, its addons, the images in it, the resource definition."""
 
+import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+PROJECT = Path(__file__).parents[2]
 PROBE = """
-import importlib.util, json, os, pathlib
+import hashlib, importlib.util, json, os, pathlib
+def code(name):
+    root = pathlib.Path(importlib.util.find_spec(name).origin).parents[1]
+    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in (root / name).rglob("*.py")}
 def found(name): return importlib.util.find_spec(name) is not None
 def writable(path):
     try:
@@ -17,6 +23,7 @@ def writable(path):
 print(json.dumps({
     "uid": os.getuid(), "gid": os.getgid(), "home": os.environ["HOME"],
     "writes": [path for path in ("/", "/opt/gala", "/tmp") if writable(path)],
+    "code": {**code("gala"), **code("gala_operator"), **code("gala_worker")},
     "packages": list(filter(found, ("torch", "kopf", "kubernetes", "pip", "gala_operator", "gala_worker"))),
 }))
 """
@@ -96,7 +103,7 @@ def test_the_resource_definition_is_established_and_enforced(cluster, namespace)
         ("worker", ["torch", "gala_operator", "gala_worker"]),
     ],
 )
-def test_an_image_runs_as_a_restricted_pod_and_holds_only_its_side(cluster, namespace, image, packages):
+def test_an_image_runs_as_a_restricted_pod_and_holds_this_checkout_s_code(cluster, namespace, image, packages):
     name = cluster.operator_image if image == "operator" else cluster.worker_image
     namespace.apply(restricted("probe", name, "python", "-c", PROBE))
     assert namespace.wait("pods", "probe", ended) == "Succeeded"
@@ -104,6 +111,11 @@ def test_an_image_runs_as_a_restricted_pod_and_holds_only_its_side(cluster, name
     assert (said["uid"], said["gid"], said["home"]) == (65532, 65532, "/tmp")
     assert said["writes"] == ["/tmp"]
     assert said["packages"] == packages
+    assert said["code"] == {
+        str(path.relative_to(side)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for side in (PROJECT / "common", PROJECT / "operator", PROJECT / "worker")
+        for path in side.rglob("*.py")
+    }
 
 
 def test_the_worker_image_steps_atari_and_computes(cluster, namespace):
