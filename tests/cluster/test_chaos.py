@@ -1,0 +1,126 @@
+"""The chaos bar: learners are killed at random, and the operator with them, and the run comes to its end.
+
+GALA_CHAOS_SECONDS makes it shorter, for work on the test itself.
+"""
+
+import itertools
+import os
+import random
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+RUN = "pole"
+LEARNERS = 4
+SECONDS = float(os.environ.get("GALA_CHAOS_SECONDS", "180"))
+SECONDS_BETWEEN = 10.0
+
+
+@dataclass
+class Life:
+    """One pod of a learner: its own count of steps when it was first and last asked."""
+
+    first: int | None = None
+    last: int = 0
+
+
+@dataclass
+class Ring:
+    """What is seen of the learners, and what is done to them."""
+
+    namespace: Any
+    lives: list[dict[str, Life]] = field(default_factory=lambda: [{} for _ in range(LEARNERS)])
+    """Of each rank by the pod's uid, in their order."""
+    ended: set[str] = field(default_factory=set)
+    """The uids of pods that were killed: the API may lag behind, and one life ends once."""
+    deleted: list[int] = field(default_factory=lambda: [0] * LEARNERS)
+    killed: list[int] = field(default_factory=lambda: [0] * LEARNERS)
+
+    def look(self) -> None:
+        for pod in self.namespace.pods(RUN).values():
+            rank = pod["metadata"]["labels"].get("gala.dev/rank")
+            if rank is None:
+                continue
+            life = self.lives[int(rank)].setdefault(pod["metadata"]["uid"], Life())
+            status = self.namespace.worker_status(pod["metadata"]["name"])
+            if status.get("state") in ("training", "waiting"):
+                life.last = status["steps"]
+                life.first = life.last if life.first is None else life.first
+
+    def kill(self, rank: int, *, by_signal: bool) -> bool:
+        """Without warning: its process on the node, or its pod in the API. False if there is nothing to kill now."""
+        name = f"{RUN}-{rank}"
+        pod = self.namespace.get("pods", name)
+        if pod is None or pod["metadata"]["uid"] in self.ended or pod["status"]["phase"] not in ("Pending", "Running"):
+            return False
+        self.ended.add(pod["metadata"]["uid"])
+        self.lives[rank].setdefault(pod["metadata"]["uid"], Life())
+        states = [status.get("state", {}) for status in pod["status"].get("containerStatuses", [])]
+        if by_signal and any("running" in state for state in states):
+            container = pod["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")
+            self.namespace.cluster.enter("ctr", "task", "kill", "--signal", "SIGKILL", container)
+            self.killed[rank] += 1
+        else:
+            self.namespace.kubectl("delete", "pod", name, "--force", "--grace-period=0", "--wait=false")
+            self.deleted[rank] += 1
+        return True
+
+    def lost(self) -> tuple[int, int]:
+        """Steps that the killed lives had and their successors did not begin with; and those lives' own steps."""
+        lost = own = 0
+        for lives in self.lives:
+            seen = [life for life in lives.values() if life.first is not None]
+            for life, successor in itertools.pairwise(seen):
+                assert successor.first >= life.first, "a successor has less than what its predecessor began with"
+                lost += max(0, life.last - successor.first)
+                own += life.last - life.first
+        return lost, own
+
+
+def operator_pod(namespace) -> str:
+    selector = "app.kubernetes.io/name=gala-operator,app.kubernetes.io/component=operator"
+    name: str = namespace.items("pods", selector)[0]["metadata"]["name"]
+    return name
+
+
+@pytest.mark.timeout(900, func_only=True)
+def test_a_run_outlives_the_killing_of_random_learners_and_of_the_operator(
+    namespace, slow_pole, deployed, record_property
+):
+    if not namespace.cluster.node:
+        pytest.skip("needs the inside of the node")
+    deployed("controller.restartSecondsMax=4")
+    checkpoints = {"everySteps": 500, "volume": {"size": "1Gi"}}
+    namespace.apply(slow_pole(RUN, learners=LEARNERS, checkpoint=checkpoints, runPolicy={"backoffLimit": 100}))
+    namespace.wait_state(RUN, "Running", seconds=240)
+    ring, chance = Ring(namespace), random.Random(5)
+
+    start = kill_at = time.monotonic()
+    kill_operator_at = [start + SECONDS / 3, start + 2 * SECONDS / 3]
+    while time.monotonic() < start + SECONDS:
+        ring.look()
+        if time.monotonic() >= kill_at and ring.kill(chance.randrange(LEARNERS), by_signal=chance.random() < 0.5):
+            kill_at += SECONDS_BETWEEN
+        if kill_operator_at and time.monotonic() >= kill_operator_at[0]:
+            kill_operator_at.pop(0)
+            namespace.kubectl("delete", "pod", operator_pod(namespace), "--force", "--grace-period=0", "--wait=false")
+    assert not kill_operator_at
+    assert sum(ring.killed) + sum(ring.deleted) >= 0.8 * SECONDS / SECONDS_BETWEEN
+
+    status = namespace.wait_state(RUN, "Running", seconds=180)
+    ring.look()
+    # Every learner has lived once more than it was killed, and no death was counted that was not its own.
+    assert [len(lives) - 1 for lives in ring.lives] == [a + b for a, b in zip(ring.killed, ring.deleted, strict=True)]
+    assert [learner["failures"] for learner in status["learnerStatuses"]] == ring.killed
+    lost, own = ring.lost()
+    record_property("steps lost, and made by the lives that were ended", f"{lost}, {own}")
+    assert lost <= own
+
+    total = status["steps"] + 1
+    namespace.patch(RUN, totalSteps=total)
+    status = namespace.wait_state(RUN, "Succeeded", "Failed", seconds=180)
+    assert status["state"] == "Succeeded", status["message"]
+    assert status["finalModel"]["globalSteps"] >= total
+    assert status["finalModel"]["averaged"] == list(range(LEARNERS))
