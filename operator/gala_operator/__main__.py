@@ -94,7 +94,7 @@ async def _lead(
     cache = Cache()
     queue = WorkQueue[Key](waited=metrics.queue_wait_seconds.observe)
     metrics.watch(cache, depth=lambda: len(queue))
-    poller = Poller(cache=cache, add=queue.add, poll_seconds=settings.poll_seconds, metrics=metrics)
+    poller = Poller(cache=cache, add=queue.add_routine, poll_seconds=settings.poll_seconds, metrics=metrics)
     controller = Controller(
         cache=cache,
         cluster=cluster,
@@ -107,7 +107,7 @@ async def _lead(
     resync = Resync(
         cluster=cluster,
         cache=cache,
-        add=queue.add,
+        add=queue.add_routine,
         health=health,
         metrics=metrics,
         namespaces=settings.namespaces,

@@ -1,7 +1,8 @@
 """The work queue: which runs are to be looked at, each by one worker at a time.
 
-What is added twice is done once; what is added while it is being worked on is done again afterwards. Failures come back
-after a back-off of their own key; `add_after` is for deadlines. All of it belongs to one event loop.
+What is added twice is done once; what is added while it is being worked on is done again afterwards. Routine (learners'
+answers, resyncs) waits behind what has happened, so that an operator with its hands full still replaces a pod at once.
+Failures come back after a back-off of their own key; `add_after` is for deadlines. All of it belongs to one event loop.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ K = TypeVar("K", bound=Hashable)
 
 FIRST_BACK_OFF_SECONDS: Final = 0.25
 MAX_BACK_OFF_SECONDS: Final = 60.0
+ROUTINE_TURN: Final = 8
+"""Every so many turns are routine's, however much has happened."""
 
 
 class WorkQueue(Generic[K]):
@@ -38,6 +41,11 @@ class WorkQueue(Generic[K]):
         self._max_back_off = max_back_off
         self._waited = waited
         self._ready: deque[K] = deque()
+        self._routine: dict[K, None] = {}
+        """Likewise ready, and behind."""
+        self._routine_later: set[K] = set()
+        """Of the keys whose turn comes when their worker is done: those added as routine only."""
+        self._turns = 0
         self._added: dict[K, float] = {}
         """Keys to be done -> since when; also those whose turn comes only when their worker is done with them."""
         self._busy: set[K] = set()
@@ -64,11 +72,25 @@ class WorkQueue(Generic[K]):
 
     def add(self, key: K) -> None:
         """Now. Of a key that is being worked on: again, as soon as that is done."""
+        self._routine_later.discard(key)
+        if key not in self._added:
+            self._added[key] = asyncio.get_running_loop().time()
+            if key not in self._busy:
+                self._ready.append(key)
+                self._wake()
+        elif key in self._routine:
+            del self._routine[key]
+            self._ready.append(key)
+
+    def add_routine(self, key: K) -> None:
+        """As `add`, but behind all that is added there."""
         if key in self._added:
             return
         self._added[key] = asyncio.get_running_loop().time()
-        if key not in self._busy:
-            self._ready.append(key)
+        if key in self._busy:
+            self._routine_later.add(key)
+        else:
+            self._routine[key] = None
             self._wake()
 
     def add_after(self, key: K, seconds: float) -> None:
@@ -102,7 +124,7 @@ class WorkQueue(Generic[K]):
 
     async def get(self) -> K:
         """The next key; `done` must follow. What it was due for later is dropped: who works on it decides that anew."""
-        while not self._ready:
+        while not (self._ready or self._routine):
             wakeup: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._wakeups.append(wakeup)
             try:
@@ -110,10 +132,10 @@ class WorkQueue(Generic[K]):
             except asyncio.CancelledError:
                 with contextlib.suppress(ValueError):
                     self._wakeups.remove(wakeup)
-                if wakeup.done() and not wakeup.cancelled() and self._ready:
+                if wakeup.done() and not wakeup.cancelled() and (self._ready or self._routine):
                     self._wake()  # it was meant for one who does not come any more
                 raise
-        key = self._ready.popleft()
+        key = self._next()
         self._waited(asyncio.get_running_loop().time() - self._added.pop(key))
         self._due.pop(key, None)
         self._busy.add(key)
@@ -122,9 +144,14 @@ class WorkQueue(Generic[K]):
     def done(self, key: K) -> None:
         """The worker is done with it, for better or worse."""
         self._busy.discard(key)
-        if key in self._added:
+        if key not in self._added:
+            return
+        if key in self._routine_later:
+            self._routine_later.discard(key)
+            self._routine[key] = None
+        else:
             self._ready.append(key)
-            self._wake()
+        self._wake()
 
     async def work(self, handle: Callable[[K], Awaitable[float | None]], *, workers: int) -> None:
         """Until cancelled: hands every key to `handle`, so many at the same time.
@@ -149,6 +176,14 @@ class WorkQueue(Generic[K]):
                     self.add_after(key, seconds)
             finally:
                 self.done(key)
+
+    def _next(self) -> K:
+        self._turns += 1
+        if self._ready and not (self._routine and self._turns % ROUTINE_TURN == 0):
+            return self._ready.popleft()
+        key = next(iter(self._routine))
+        del self._routine[key]
+        return key
 
     def _wake(self) -> None:
         while self._wakeups:

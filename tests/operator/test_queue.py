@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from gala_operator.queue import WorkQueue
+from gala_operator.queue import ROUTINE_TURN, WorkQueue
 
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
@@ -42,6 +42,54 @@ def test_keys_come_in_the_order_in_which_they_were_added() -> None:
         for key in ("b", "a", "c", "a"):
             queue.add(key)
         assert [await queue.get() for _ in range(3)] == ["b", "a", "c"]
+
+    run(scenario)
+
+
+def test_routine_waits_behind_what_has_happened_but_not_for_ever() -> None:
+    async def scenario() -> None:
+        queue = WorkQueue[str]()
+        for number in range(20):
+            queue.add_routine(f"routine-{number}")
+        for number in range(20):
+            queue.add(f"news-{number}")
+        order = [await queue.get() for _ in range(20)]
+        assert order[:3] == ["news-0", "news-1", "news-2"]
+        assert [order.index(key) for key in order if key.startswith("routine")] == [
+            ROUTINE_TURN - 1,
+            2 * ROUTINE_TURN - 1,
+        ]
+
+    run(scenario)
+
+
+def test_a_key_that_waits_as_routine_moves_up_when_something_happens() -> None:
+    async def scenario() -> None:
+        queue = WorkQueue[str]()
+        queue.add_routine("pong")
+        queue.add("quake")
+        queue.add("pong")
+        queue.add_routine("quake")
+        assert len(queue) == 2
+        assert [await queue.get(), await queue.get()] == ["quake", "pong"]
+        assert len(queue) == 0
+
+    run(scenario)
+
+
+def test_what_is_added_while_its_key_is_worked_on_keeps_its_rank() -> None:
+    async def scenario() -> None:
+        queue = WorkQueue[str]()
+        for key in ("routine", "news", "both"):
+            queue.add(key)
+            assert await queue.get() == key
+        queue.add_routine("routine")
+        queue.add_routine("both")
+        queue.add("both")
+        queue.add("news")
+        for key in ("routine", "news", "both"):
+            queue.done(key)
+        assert [await queue.get() for _ in range(3)] == ["news", "both", "routine"]
 
     run(scenario)
 
