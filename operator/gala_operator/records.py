@@ -145,7 +145,8 @@ def pod(raw: Raw) -> ObservedPod | None:
         waiting_message=_optional(waiting.get("message")),
         exit_code=_exit_code(ended),
         termination_reason=_optional(status.get("reason")) or _optional(ended.get("reason")),
-        termination_message=_optional(ended.get("message")) or _optional(status.get("message")),
+        # The end of a log is what tells.
+        termination_message=text(ended.get("message"))[-MAX_MESSAGE:] or _optional(status.get("message")),
         disrupted=_disrupted(status, conditions),
         finished_at=times.read(ended.get("finishedAt")),
     )

@@ -113,6 +113,16 @@ def test_a_snapshot_does_not_change_afterwards() -> None:
     assert set(before.progress) == {0}
 
 
+def test_of_a_long_last_log_its_end_is_kept() -> None:
+    # The kubelet hands over up to 2048 bytes, and the error itself is on the last line.
+    ended = {"exitCode": 1, "reason": "Error", "message": "x" * records.MAX_MESSAGE + "\nRuntimeError: why"}
+    pod = records.pod(pod_raw(1, phase="Failed", containerStatuses=[{"state": {"terminated": ended}}]))
+    assert pod is not None
+    assert pod.termination_message is not None
+    assert pod.termination_message.endswith("RuntimeError: why")
+    assert len(pod.termination_message) == records.MAX_MESSAGE
+
+
 def test_a_pod_is_read_in_full() -> None:
     pod = records.pod(
         pod_raw(
