@@ -37,7 +37,7 @@ build() { # NAME TARGET OPTION...
 	log "built $name in $SECONDS s"
 	# Earlier ones go; their layers stay while the new one shares them.
 	buildah images --format '{{.Name}}:{{.Tag}}' | grep "^${name%:*}:" | { grep -vxF "$name" || true; } | tail -n +3 |
-		xargs -r buildah rmi >/dev/null
+		xargs -r buildah rmi >/dev/null || log "an earlier image stays: a build still uses it"
 }
 [ -e "$CONTAINERS_STORAGE_CONF" ] || "$GALA_HOME/images/base.sh"
 build "$operator" operator
