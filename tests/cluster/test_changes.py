@@ -113,7 +113,7 @@ def test_a_suspended_run_goes_on_from_its_checkpoints_where_it_stopped(namespace
         assert int(starts[name]["steps"].replace(",", "")) >= sum(learned.values()), "older than the suspension"
         assert namespace.worker_status(name)["steps"] >= steps
     assert {c["metadata"]["name"]: c["metadata"]["uid"] for c in namespace.items("persistentvolumeclaims")} == claims
-    assert {c["type"]: c["reason"] for c in status["conditions"]}["Suspended"] == "Resumed"
+    assert {c["type"]: c["status"] for c in status["conditions"]}["Suspended"] == "False"
 
     namespace.kubectl("delete", "galarun", RUN, "--timeout=20s")
     namespace.wait_gone(RUN)
