@@ -111,9 +111,11 @@ def test_an_image_runs_as_a_restricted_pod_and_holds_this_checkout_s_code(cluste
     assert (said["uid"], said["gid"], said["home"]) == (65532, 65532, "/tmp")
     assert said["writes"] == ["/tmp"]
     assert said["packages"] == packages
-    assert said["code"] == {
+    # The other side's code lies there too, unused, and as old as the image: it is no part of the image's key.
+    unused = f"gala_{'worker' if image == 'operator' else 'operator'}/"
+    assert {path: digest for path, digest in said["code"].items() if not path.startswith(unused)} == {
         str(path.relative_to(side)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for side in (PROJECT / "common", PROJECT / "operator", PROJECT / "worker")
+        for side in (PROJECT / "common", PROJECT / image)
         for path in side.rglob("*.py")
     }
 
