@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
 import time
 import zlib
 from collections.abc import Callable, Mapping
@@ -26,7 +25,7 @@ from gala import names
 from gala_operator.cache import Cache
 from gala_operator.metrics import Metrics
 from gala_operator.observed import LearnerProgress, ObservedPod, ResultsProgress, RunObject
-from gala_operator.records import Key, items, mapping, text
+from gala_operator.records import Key, count, items, mapping, number, text
 
 log = logging.getLogger(__name__)
 
@@ -170,11 +169,11 @@ class Poller:
         known = self._cache.progress(key).values()
         if any(progress.state == "finished" for progress in known):
             return True
-        total = _number(mapping(run.document.get("spec")).get("totalSteps"))
+        total = number(mapping(run.document.get("spec")).get("totalSteps"))
         if not known or total is None:
             return False
         left = total - max(progress.global_steps for progress in known)
-        learners = max(_number(mapping(run.document.get("spec")).get("learners")) or 1.0, 1.0)
+        learners = max(number(mapping(run.document.get("spec")).get("learners")) or 1.0, 1.0)
         speed = learners * max(progress.steps_per_second for progress in known)
         return left <= max(NEAR_THE_END * total, 2 * self._poll_seconds * speed)
 
@@ -240,19 +239,18 @@ def learner_progress(answer: Mapping[str, Any], *, rank: int, pod_uid: str) -> L
     state = answer.get("state")
     if answer.get("rank") != rank or not isinstance(state, str):
         return None
-    staleness = _number(answer.get("stalenessUpdates"))
     peers = answer.get("inPeers")
     return LearnerProgress(
         rank=rank,
         pod_uid=pod_uid,
         state=state[:32],
-        epoch=int(_number(answer.get("epoch")) or 0),
-        steps=int(_number(answer.get("steps")) or 0),
-        global_steps=int(_number(answer.get("globalSteps")) or 0),
-        steps_per_second=_number(answer.get("stepsPerSecond")) or 0.0,
-        mean_return=_number(answer.get("meanReturn")),
-        staleness=None if staleness is None else round(staleness),
-        disagreement=_number(answer.get("relativeDisagreement")),
+        epoch=count(answer.get("epoch")) or 0,
+        steps=count(answer.get("steps")) or 0,
+        global_steps=count(answer.get("globalSteps")) or 0,
+        steps_per_second=number(answer.get("stepsPerSecond")) or 0.0,
+        mean_return=number(answer.get("meanReturn")),
+        staleness=count(answer.get("stalenessUpdates")),
+        disagreement=number(answer.get("relativeDisagreement")),
         in_peers=tuple(
             peer
             for peer in (peers if isinstance(peers, list) else [])[: names.MAX_LEARNERS]
@@ -284,9 +282,3 @@ def _in_turn(learners: list[ObservedPod], count: int, turn: int) -> list[Observe
         return list(learners)
     start = turn * count % len(learners)
     return [learners[(start + offset) % len(learners)] for offset in range(count)]
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)

@@ -5,7 +5,6 @@ While it waits for the last learners and for the results, nothing of the ring is
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -17,6 +16,7 @@ from gala_operator.actions import DeletePod, Manifest
 from gala_operator.failures import Tally
 from gala_operator.learners import FINISHED, Learner
 from gala_operator.observed import ObservedPod
+from gala_operator.records import count, mapping, number
 from gala_operator.situation import Situation
 
 PATIENCE: Final = timedelta(seconds=60)
@@ -72,7 +72,7 @@ def assess(situation: Situation, learners: Sequence[Learner]) -> Finish | None:
 
 def _gather(situation: Situation, since: datetime, pod: ObservedPod | None) -> Finish:
     now = situation.now
-    before = Tally.read(_mapping(situation.run.status.get("results")))
+    before = Tally.read(mapping(situation.run.status.get("results")))
     message = "The final model is being made."
     if pod is None:
         retry_at = before.retry_at(situation.settings) if before.failures else None
@@ -133,11 +133,11 @@ def _outcome(situation: Situation, pod: ObservedPod) -> Outcome | None:
         return Outcome(succeeded=False, reason="NoFinalModel", message=f"There is no final model: {message}")
     if answer.state != "ready":
         return None
-    card = _mapping(answer.card)
-    scores = _mapping(card.get("evaluation"))
-    greedy, sampled = (_number(_mapping(scores.get(mode)).get("meanReturn")) for mode in ("greedy", "sampled"))
+    card = mapping(answer.card)
+    scores = mapping(card.get("evaluation"))
+    greedy, sampled = (number(mapping(scores.get(mode)).get("meanReturn")) for mode in ("greedy", "sampled"))
     fields = {
-        "globalSteps": _count(card.get("globalSteps")),
+        "globalSteps": count(card.get("globalSteps")),
         "meanReturn": greedy,
         "sampledMeanReturn": sampled,
         "sha256": None if answer.sha256 is None else answer.sha256[:64],
@@ -153,22 +153,9 @@ def _outcome(situation: Situation, pod: ObservedPod) -> Outcome | None:
     return Outcome(succeeded=True, reason="Completed", message=message, final_model=model)
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _number(value: Any) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number else None
-
-
-def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
-
-
 def _ranks(value: Any) -> list[int] | None:
     """What is no list of ranks is left out: a status that the API server refuses would keep the run from ending."""
-    ranks = [_count(rank) for rank in value] if isinstance(value, list | tuple) else [None]
+    ranks = [count(rank) for rank in value] if isinstance(value, list | tuple) else [None]
     return [rank for rank in ranks if rank is not None] if None not in ranks else None
 
 

@@ -149,6 +149,7 @@ def test_what_is_no_news_to_learners_asks_for_no_new_epoch(change: dict[str, Any
         {"environment": {"id": "ALE/Pong-v5", "kwargs": {"difficulty": 1}}},
         {"policy": {"recurrent": True}},
         {"topology": {"type": "Exponential"}},
+        {"gossip": {"precision": "bfloat16"}},
         {"seed": 2},
     ],
     ids=str,

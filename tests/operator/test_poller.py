@@ -323,3 +323,16 @@ def test_whatever_a_worker_says_is_taken_as_plain_finite_numbers_or_not_at_all(c
         )
         assert all(isinstance(peer, int) for peer in progress.in_peers)
     results_progress(changes, pod_uid="u")
+
+
+@pytest.mark.parametrize(
+    "steps", [10**400, 1e300, -1, 2**63, float("nan"), True, "7"], ids=lambda value: str(value)[:8]
+)
+def test_a_number_that_the_status_could_not_hold_is_taken_for_none(steps: Any) -> None:
+    progress = learner_progress(
+        {**status(0), "steps": steps, "globalSteps": steps, "epoch": steps, "stalenessUpdates": steps},
+        rank=0,
+        pod_uid="u",
+    )
+    assert progress is not None
+    assert (progress.steps, progress.global_steps, progress.epoch, progress.staleness) == (0, 0, 0, None)
