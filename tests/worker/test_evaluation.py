@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+from gala import scores
 from gala.spec import GalaRun, RunSpec, parse
-from gala_worker import evaluation, scores
+from gala_worker import evaluation
 from gala_worker.environments import Episode, Transition, make_simulators
 from gala_worker.evaluation import BackgroundEvaluator, EvaluationResult, Interrupted, evaluate
 from gala_worker.flat import FlatState

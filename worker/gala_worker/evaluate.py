@@ -16,8 +16,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from gala import scores
 from gala.errors import GalaError, UsageError
-from gala_worker import film, scores
+from gala_worker import film
 from gala_worker.evaluation import EvaluationResult, Mode
 from gala_worker.film import Film
 from gala_worker.players import Player, evaluation_seed, load_newest, open_plan

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gala import scores
 from gala.spec import RunSpec
-from gala_worker import scores
 from gala_worker.environments import Simulators, make_simulators
 from gala_worker.flat import FlatState
 from gala_worker.model import ActorCritic, make_policy

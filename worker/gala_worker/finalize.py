@@ -17,10 +17,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-from gala import names
+from gala import names, scores
 from gala.errors import CheckpointError, GalaError, RunError
 from gala.plan import RunPlan
-from gala_worker import files, model_file, scores
+from gala_worker import files, model_file
 from gala_worker.evaluation import EvaluationResult, Mode
 from gala_worker.model_file import Model
 from gala_worker.players import Player, evaluation_seed, open_plan

@@ -1,6 +1,7 @@
 """Yardsticks for raw scores: what a random and a human player reach in the six games of the GALA paper.
 
-The figures are those of DQN Zoo (google-deepmind/dqn_zoo, dqn_zoo/atari_data.py), which the field normalises by.
+Workers normalise their evaluations by them, and the report its aggregates. The figures are those of DQN Zoo
+(google-deepmind/dqn_zoo, dqn_zoo/atari_data.py), which the field normalises by.
 """
 
 from __future__ import annotations
