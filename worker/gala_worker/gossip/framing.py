@@ -117,12 +117,38 @@ def _encode_chunk(chunk: Chunk) -> bytes:
         head.header.weight = header.weight
         head.header.age_seconds = header.age_seconds
         head.header.progress.update(header.progress)
-    prefix = head.SerializeToString() + bytes([_PAYLOAD_TAG]) + _varint(len(chunk.payload))
-    start = bytes([_CHUNK_TAG]) + _varint(len(prefix) + len(chunk.payload))
-    return b"".join((start, prefix, chunk.payload))
+    return join(_CHUNK_TAG, head.SerializeToString(), chunk.payload)
 
 
 def _decode_chunk(data: memoryview) -> Chunk:
+    encoded, payload = part(data)
+    head = _parse(pb.Chunk(), encoded)
+    header = None
+    if head.HasField("header"):
+        said = head.header
+        if not (math.isfinite(said.weight) and math.isfinite(said.age_seconds)):
+            raise MessageError("a message with a weight or age that is not a finite number")
+        header = Header(said.num_bytes, said.round, said.weight, said.age_seconds, _progress(said.progress))
+    return Chunk(head.version, head.index, head.count, payload, header)
+
+
+def join(tag: int, head: bytes, payload: bytes | memoryview) -> bytes:
+    """A frame whose only field is a message with a payload in its field 15, in one copy of the payload.
+
+    Args:
+        tag: of the frame's field, length-delimited.
+        head: the message without its payload.
+    """
+    prefix = head + bytes([_PAYLOAD_TAG]) + _varint(len(payload))
+    start = bytes([tag]) + _varint(len(prefix) + len(payload))
+    return b"".join((start, prefix, payload))
+
+
+def part(data: memoryview) -> tuple[bytes, bytes | memoryview]:
+    """What `join` joined: (head, payload), the payload as a window into `data`.
+
+    Raises: MessageError.
+    """
     size, start = _read_varint(data, 1)
     if start + size != len(data):
         raise MessageError("a chunk of another length than it says")
@@ -146,14 +172,7 @@ def _decode_chunk(data: memoryview) -> Chunk:
         position = after
     if position != len(data):
         raise MessageError("a truncated chunk")
-    head = _parse(pb.Chunk(), bytes(data[start:end]))
-    header = None
-    if head.HasField("header"):
-        said = head.header
-        if not (math.isfinite(said.weight) and math.isfinite(said.age_seconds)):
-            raise MessageError("a message with a weight or age that is not a finite number")
-        header = Header(said.num_bytes, said.round, said.weight, said.age_seconds, _progress(said.progress))
-    return Chunk(head.version, head.index, head.count, payload, header)
+    return bytes(data[start:end]), payload
 
 
 def _varint(value: int) -> bytes:

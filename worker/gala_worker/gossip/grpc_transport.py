@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 import grpc
@@ -58,6 +59,23 @@ _CHANNEL_OPTIONS: Final = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """One protocol of long-lived streams: its name on the network, and its frames as bytes."""
+
+    service: str
+    stream: str
+    """The bidirectional call."""
+    encode: Callable[[Any], bytes]
+    decode: Callable[[bytes], Any]
+    """Raises: MessageError for what is no frame."""
+    gives_state: bool
+    """Whether the service has `FetchState`."""
+
+
+GOSSIP: Final = Wire(SERVICE, "Push", framing.encode, framing.decode, gives_state=True)
+
+
 class GrpcTransport:
     """Reaches neighbours over gRPC; with credentials over TLS, mutual where they ask for it."""
 
@@ -65,12 +83,14 @@ class GrpcTransport:
         self,
         loop_thread: LoopThread,
         *,
+        wire: Wire = GOSSIP,
         server_credentials: grpc.ServerCredentials | None = None,
         channel_credentials: grpc.ChannelCredentials | None = None,
         bind: str | None = None,
     ) -> None:
         """`bind`: `host:port` to listen on where it is not the plan's address."""
         self._thread = loop_thread
+        self._wire = wire
         self._server_credentials = server_credentials
         self._channel_credentials = channel_credentials
         self._bind = bind
@@ -90,6 +110,10 @@ class GrpcTransport:
     def serve(self, address: str, endpoint: Endpoint, tick_seconds: float, message_bytes: int) -> None:
         """Listens on the port of `address`; on its host if that is an IP address, else on all interfaces."""
         self._thread.run(self._serve(self._bind or listening_address(address), endpoint, tick_seconds))
+
+    def watch(self, endpoint: Endpoint, tick_seconds: float) -> None:
+        """Calls `endpoint.tick` without listening anywhere: for one that only connects."""
+        self._thread.run(self._watch(endpoint, tick_seconds))
 
     def connect(self, address: str, make_session: Callable[[Link], Session]) -> Session:
         """A new channel with one stream."""
@@ -126,11 +150,10 @@ class GrpcTransport:
 
     async def _serve(self, address: str, endpoint: Endpoint, tick_seconds: float) -> None:
         server = grpc.aio.server(options=_SERVER_OPTIONS)
-        handlers = {
-            "Push": grpc.stream_stream_rpc_method_handler(self._push),
-            "FetchState": grpc.unary_stream_rpc_method_handler(self._give_state),
-        }
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        handlers = {self._wire.stream: grpc.stream_stream_rpc_method_handler(self._push)}
+        if self._wire.gives_state:
+            handlers["FetchState"] = grpc.unary_stream_rpc_method_handler(self._give_state)
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(self._wire.service, handlers),))
         try:
             if self._server_credentials is None:
                 port = server.add_insecure_port(address)
@@ -142,6 +165,9 @@ class GrpcTransport:
             raise GossipError(f"cannot listen on {address}")
         self._endpoint, self._server = endpoint, server
         await server.start()
+        await self._watch(endpoint, tick_seconds)
+
+    async def _watch(self, endpoint: Endpoint, tick_seconds: float) -> None:
         self._ticker = asyncio.get_running_loop().create_task(self._tick(endpoint, tick_seconds), name="gossip tick")
 
     async def _tick(self, endpoint: Endpoint, seconds: float) -> None:
@@ -210,7 +236,7 @@ class GrpcTransport:
 
     async def _call(self, address: str, session: Session, link: _GrpcLink) -> None:
         channel = self._channel(address)
-        call = channel.stream_stream(f"/{SERVICE}/Push", None, None)(None)
+        call = channel.stream_stream(f"/{self._wire.service}/{self._wire.stream}", None, None)(None)
         try:
             await self._converse(session, link, call.read, call.write, call.done_writing)
         finally:
@@ -221,7 +247,7 @@ class GrpcTransport:
         self, address: str, request: StateRequest, first_seconds: float, seconds: float, max_bytes: int
     ) -> bytes:
         channel = self._channel(address)
-        call = channel.unary_stream(f"/{SERVICE}/FetchState", None, None)(
+        call = channel.unary_stream(f"/{self._wire.service}/FetchState", None, None)(
             framing.encode_request(request), timeout=seconds
         )
         state = bytearray()
@@ -293,7 +319,7 @@ class GrpcTransport:
             link.event.clear()
             frame = session.next_frame(self.now())
             if frame is not None:
-                await write(framing.encode(frame))
+                await write(self._wire.encode(frame))
             elif session.finished:
                 return
             else:
@@ -305,7 +331,7 @@ class GrpcTransport:
             if data is grpc.aio.EOF:
                 return
             try:
-                session.receive(framing.decode(data), self.now())
+                session.receive(self._wire.decode(data), self.now())
             except MessageError as error:
                 session.reject(str(error))
                 raise

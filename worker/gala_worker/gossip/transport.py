@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
-from gala_worker.gossip.messages import Frame, Reason, StateRequest
+from gala_worker.gossip.messages import Reason, StateRequest
 
 
 class Link(Protocol):
@@ -25,16 +25,16 @@ class Link(Protocol):
 
 
 class Session(Protocol):
-    """One side of a conversation on one stream."""
+    """One side of a conversation on one stream. What its frames are is between it and the codec of its transport."""
 
     @property
     def finished(self) -> bool:
         """After this turns True and `next_frame` returns None, the transport closes the stream."""
 
-    def next_frame(self, now: float) -> Frame | None:
+    def next_frame(self, now: float) -> Any | None:
         """What to say next, or None. The frame's payload is valid until the next call."""
 
-    def receive(self, frame: Frame, now: float) -> None:
+    def receive(self, frame: Any, now: float) -> None:
         """The neighbour said this.
 
         Raises: MessageError when it may not have; the transport passes the error to `reject`.
