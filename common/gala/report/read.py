@@ -159,15 +159,15 @@ def read_run(directory: Path) -> Run:
         hint = f"; did you mean {', '.join(str(directory / name) for name in inside[:3])}?" if inside else ""
         raise UsageError(f"{directory}: not a run directory: no {', '.join(RUN_FILES)} or learner-<rank>/ in it{hint}")
     document = _read_yaml(directory / names.SPEC_FILE)
-    plan = _read_json(directory / names.PLAN_FILE)
-    card = _read_json(directory / names.FINAL_DIRECTORY / names.CARD_FILE)
+    plan = read_json(directory / names.PLAN_FILE)
+    card = read_json(directory / names.FINAL_DIRECTORY / names.CARD_FILE)
     called = (text(document, "metadata", "name"), text(plan, "runName"), text(card, "run"))
     return Run(
         directory=directory,
         name=next((name for name in called if name), directory.resolve().name),
         document=document,
         plan=plan,
-        state=_read_json(directory / names.RUN_FILE),
+        state=read_json(directory / names.RUN_FILE),
         card=card,
         learners=tuple(_read_learner(rank, folder) for rank, folder in sorted(_learner_folders(directory))),
     )
@@ -219,7 +219,8 @@ def _read_lines(path: Path) -> Iterator[Record | None]:
         return
 
 
-def _read_json(path: Path) -> Record:
+def read_json(path: Path) -> Record:
+    """The object in a JSON file; empty if it is missing, damaged or none."""
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
