@@ -34,7 +34,7 @@ progress = st.dictionaries(st.integers(0, 1023), st.integers(0, 2**62 - 1), max_
 headers = st.builds(Header, u64, u64, floats, floats, progress)
 frames = st.one_of(
     st.builds(Hello, words, u32, u32, u64, u64, words, u64, st.sampled_from([int(p) for p in Precision])),
-    st.builds(Welcome, words, u32, u64, u64, progress),
+    st.builds(Welcome, words, u32, u64, u64, progress, u64),
     st.builds(Refusal, st.sampled_from(Reason), words),
     st.builds(Chunk, u64, u32, u32, st.binary(max_size=300), st.none() | headers),
     st.builds(Heartbeat, u64, progress),

@@ -93,7 +93,7 @@ class Hello(_message.Message):
     def __init__(self, run_uid: _Optional[str] = ..., rank: _Optional[int] = ..., receiver: _Optional[int] = ..., incarnation: _Optional[int] = ..., epoch: _Optional[int] = ..., schema_hash: _Optional[str] = ..., num_elements: _Optional[int] = ..., precision: _Optional[_Union[Precision, str]] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("run_uid", "rank", "incarnation", "epoch", "progress")
+    __slots__ = ("run_uid", "rank", "incarnation", "epoch", "progress", "accepted")
     class ProgressEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -106,12 +106,14 @@ class Welcome(_message.Message):
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     run_uid: str
     rank: int
     incarnation: int
     epoch: int
     progress: _containers.ScalarMap[int, int]
-    def __init__(self, run_uid: _Optional[str] = ..., rank: _Optional[int] = ..., incarnation: _Optional[int] = ..., epoch: _Optional[int] = ..., progress: _Optional[_Mapping[int, int]] = ...) -> None: ...
+    accepted: int
+    def __init__(self, run_uid: _Optional[str] = ..., rank: _Optional[int] = ..., incarnation: _Optional[int] = ..., epoch: _Optional[int] = ..., progress: _Optional[_Mapping[int, int]] = ..., accepted: _Optional[int] = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("reason", "detail")

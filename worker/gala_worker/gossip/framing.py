@@ -74,7 +74,7 @@ def encode_request(request: StateRequest) -> bytes:
 
 def decode_request(data: bytes) -> StateRequest:
     """Raises: MessageError."""
-    message = _parse(pb.StateRequest(), data)
+    message = parse(pb.StateRequest(), data)
     return StateRequest(message.run_uid, message.rank, message.schema_hash, message.incarnation)
 
 
@@ -94,13 +94,13 @@ def decode_state(data: bytes) -> tuple[int, int, bytes] | Refusal:
 
     Raises: MessageError.
     """
-    message = _parse(pb.StateChunk(), data)
+    message = parse(pb.StateChunk(), data)
     if message.HasField("refusal"):
-        return _refusal(message.refusal)
+        return refusal_of(message.refusal)
     return message.num_bytes, message.offset, message.payload
 
 
-def _parse(message: Any, data: bytes) -> Any:
+def parse(message: Any, data: bytes) -> Any:
     try:
         message.ParseFromString(data)
     except DecodeError as error:
@@ -122,13 +122,13 @@ def _encode_chunk(chunk: Chunk) -> bytes:
 
 def _decode_chunk(data: memoryview) -> Chunk:
     encoded, payload = part(data)
-    head = _parse(pb.Chunk(), encoded)
+    head = parse(pb.Chunk(), encoded)
     header = None
     if head.HasField("header"):
         said = head.header
         if not (math.isfinite(said.weight) and math.isfinite(said.age_seconds)):
             raise MessageError("a message with a weight or age that is not a finite number")
-        header = Header(said.num_bytes, said.round, said.weight, said.age_seconds, _progress(said.progress))
+        header = Header(said.num_bytes, said.round, said.weight, said.age_seconds, progress_map(said.progress))
     return Chunk(head.version, head.index, head.count, payload, header)
 
 
@@ -219,6 +219,7 @@ def _to_message(frame: Frame) -> Any:
                     incarnation=frame.incarnation,
                     epoch=frame.epoch,
                     progress=frame.progress,
+                    accepted=frame.accepted,
                 )
             )
         case Refusal():
@@ -250,37 +251,42 @@ def _from_message(message: Any) -> Frame:
         case "welcome":
             welcome = message.welcome
             return Welcome(
-                welcome.run_uid, welcome.rank, welcome.incarnation, welcome.epoch, _progress(welcome.progress)
+                welcome.run_uid,
+                welcome.rank,
+                welcome.incarnation,
+                welcome.epoch,
+                progress_map(welcome.progress),
+                welcome.accepted,
             )
         case "refusal":
-            return _refusal(message.refusal)
+            return refusal_of(message.refusal)
         case "heartbeat":
-            return Heartbeat(message.heartbeat.version, _progress(message.heartbeat.progress))
+            return Heartbeat(message.heartbeat.version, progress_map(message.heartbeat.progress))
         case "ack":
             refused = message.ack.refused
-            return Ack(message.ack.version, _reason(refused) if refused else None)
+            return Ack(message.ack.version, reason_of(refused) if refused else None)
         case "farewell":
             try:
                 why = Leaving(message.farewell.why)
             except ValueError:
                 why = Leaving.STOPPED  # a newer peer's word for leaving is still a farewell
-            return Farewell(why, _progress(message.farewell.progress))
+            return Farewell(why, progress_map(message.farewell.progress))
         case _:
             raise MessageError("a frame that says nothing")
 
 
-def _refusal(message: Any) -> Refusal:
-    return Refusal(_reason(message.reason), message.detail[:MAX_DETAIL])
+def refusal_of(message: Any) -> Refusal:
+    return Refusal(reason_of(message.reason), message.detail[:MAX_DETAIL])
 
 
-def _reason(number: int) -> Reason:
+def reason_of(number: int) -> Reason:
     try:
         return Reason(number)
     except ValueError:
         return Reason.MALFORMED  # a newer peer's reason: a refusal all the same
 
 
-def _progress(entries: Any) -> Progress:
+def progress_map(entries: Any) -> Progress:
     if len(entries) > MAX_LEARNERS:
         raise MessageError(f"progress of {len(entries)} ranks")
     progress = dict(entries)

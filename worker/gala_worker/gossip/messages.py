@@ -99,6 +99,8 @@ class Welcome:
     incarnation: int
     epoch: int
     progress: Progress = field(default_factory=dict)
+    accepted: int = 0
+    """Push-sum: version of the last message of the sender's process that the receiver's learner took; 0 = none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,7 @@ class Header:
     num_bytes: int
     round: int
     weight: float
-    """Push-sum weight; 1.0 for now."""
+    """Push-sum: what the sender gives away with the message; else 1.0."""
     age_seconds: float
     """How long the message waited at the sender."""
     progress: Progress = field(default_factory=dict)
