@@ -63,6 +63,16 @@ def test_gradients_are_those_of_the_formula() -> None:
         torch.testing.assert_close(arguments[name].grad, torch.where(valid, expected, torch.zeros(())))
 
 
+def test_the_sum_is_the_mean_times_the_valid_transitions_and_its_parts_stay_means() -> None:
+    arguments = rollout(3, 5, 6)
+    mean = loss_of(arguments)
+    total = a2c_loss(**arguments, value_coefficient=VALUE, entropy_coefficient=ENTROPY, reduction="sum")
+    count = int(arguments["valid"].sum())
+    assert count > 1
+    assert float(total.total.detach()) == pytest.approx(float(mean.total.detach()) * count, rel=1e-5)
+    assert [float(part) for part in total[1:]] == [float(part) for part in mean[1:]]
+
+
 def test_targets_get_no_gradient() -> None:
     arguments = rollout(4, 5, 3)
     arguments["returns"].requires_grad_()

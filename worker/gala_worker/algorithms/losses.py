@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,10 +27,12 @@ def a2c_loss(
     *,
     value_coefficient: float,
     entropy_coefficient: float,
+    reduction: Literal["mean", "sum"] = "mean",
 ) -> A2CLoss:
     """total = policy + value_coefficient * value - entropy_coefficient * entropy, means over the valid transitions.
 
     policy = mean(-log_prob * advantage), value = mean((return - value)^2), entropy = mean(entropy).
+    With reduction "sum", `total` is that many times larger (A3C and IMPALA were published so); the parts stay means.
 
     Only log_prob, entropy and values are differentiated; targets are constants. Transitions that are not valid
     (autoreset's dummy steps) count nowhere, whatever they contain; with none valid the loss and its gradient are zero.
@@ -50,6 +52,8 @@ def a2c_loss(
     value = (returns - values).square().sum() / count
     spread = entropy.sum() / count
     total = policy + value_coefficient * value - entropy_coefficient * spread
+    if reduction == "sum":
+        total = total * count
     return A2CLoss(total, policy.detach(), value.detach(), spread.detach())
 
 
