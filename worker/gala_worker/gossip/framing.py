@@ -101,6 +101,10 @@ def decode_state(data: bytes) -> tuple[int, int, bytes] | Refusal:
 
 
 def parse(message: Any, data: bytes) -> Any:
+    """Fills a protobuf message.
+
+    Raises: MessageError.
+    """
     try:
         message.ParseFromString(data)
     except DecodeError as error:
@@ -276,10 +280,12 @@ def _from_message(message: Any) -> Frame:
 
 
 def refusal_of(message: Any) -> Refusal:
+    """What a `Refusal` message says, in bounds."""
     return Refusal(reason_of(message.reason), message.detail[:MAX_DETAIL])
 
 
 def reason_of(number: int) -> Reason:
+    """The reason of this number."""
     try:
         return Reason(number)
     except ValueError:
@@ -287,6 +293,10 @@ def reason_of(number: int) -> Reason:
 
 
 def progress_map(entries: Any) -> Progress:
+    """A map rank -> decisions as it arrived.
+
+    Raises: MessageError for more ranks, or other ones, than a run can have, and for impossible amounts.
+    """
     if len(entries) > MAX_LEARNERS:
         raise MessageError(f"progress of {len(entries)} ranks")
     progress = dict(entries)
