@@ -49,8 +49,8 @@ format: $(VENV)/installed-dev ## rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-proto: $(VENV)/installed-dev ## generate common/gala/wire from gossip.proto
-	$(BIN)/python -m grpc_tools.protoc -I common --python_out=common --pyi_out=common --grpc_python_out=common common/gala/wire/gossip.proto
+proto: $(VENV)/installed-dev ## generate the modules in common/gala/wire from its .proto files
+	$(BIN)/python -m grpc_tools.protoc -I common --python_out=common --pyi_out=common --grpc_python_out=common common/gala/wire/*.proto
 
 manifests: $(VENV)/installed-dev ## generate crds/galarun.yaml, the chart's copy and docs/galarun.md from gala.spec
 	$(BIN)/gala crd > crds/galarun.yaml

@@ -82,7 +82,7 @@ class HubHeader(_message.Message):
     steps: int
     progress: _containers.ScalarMap[int, int]
     finished: bool
-    def __init__(self, num_bytes: _Optional[int] = ..., version: _Optional[int] = ..., steps: _Optional[int] = ..., progress: _Optional[_Mapping[int, int]] = ..., finished: _Optional[bool] = ...) -> None: ...
+    def __init__(self, num_bytes: _Optional[int] = ..., version: _Optional[int] = ..., steps: _Optional[int] = ..., progress: _Optional[_Mapping[int, int]] = ..., finished: bool = ...) -> None: ...
 
 class HubChunk(_message.Message):
     __slots__ = ("serial", "index", "count", "header", "payload")

@@ -5,7 +5,7 @@ import warnings
 
 from gala.wire import hub_pb2 as gala_dot_wire_dot_hub__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.74.0'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -18,14 +18,14 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in gala/wire/hub_pb2_grpc.py depends on'
+        + f' but the generated code in gala/wire/hub_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class HubStub:
+class HubStub(object):
     """Missing associated documentation comment in .proto file."""
 
     def __init__(self, channel):
@@ -41,7 +41,7 @@ class HubStub:
                 _registered_method=True)
 
 
-class HubServicer:
+class HubServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Attend(self, request_iterator, context):
@@ -67,7 +67,7 @@ def add_HubServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class Hub:
+class Hub(object):
     """Missing associated documentation comment in .proto file."""
 
     @staticmethod
