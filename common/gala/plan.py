@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from gala import names, topology
+from gala.algorithms import ALGORITHMS
 from gala.errors import Problem, SpecError
-from gala.spec import GalaRun, RunSpec, parse
+from gala.spec import GalaRun, RunSpec, Topology, parse
 
 FORMAT: Final = 1
 """Of plan.json; a reader refuses another one."""
@@ -44,12 +45,13 @@ class LearnerPlan:
     name: str
     """`<run>-<rank>`."""
     role: str
+    """`names.ROLE_*`: what the algorithm wants of this rank."""
     seed: int
     """First of this learner's `SEEDS_PER_LEARNER` simulator seeds; no two learners of a run share one."""
     in_peers: tuple[int, ...]
-    """Ranks that push to this one when all are alive, in any round of a time-varying topology; ascending."""
+    """Ranks that send to this one when all are alive, in any round of a time-varying topology; ascending."""
     out_peers: tuple[int, ...]
-    """Ranks that this one pushes to, likewise. `gala.topology.successors` says who takes over when one is gone."""
+    """Ranks that this one sends to, likewise. `gala.topology.successors` says who takes over when one is gone."""
     address: Address
 
 
@@ -72,6 +74,16 @@ class RunPlan:
     def ranks(self) -> tuple[int, ...]:
         """The ranks of the plan, ascending."""
         return tuple(learner.rank for learner in self.learners)
+
+    @property
+    def keepers(self) -> tuple[int, ...]:
+        """Ranks that keep state: they save checkpoints, evaluate, and leave a final model."""
+        return ALGORITHMS[self.spec.algorithm].keepers(len(self.learners))
+
+    @property
+    def essential(self) -> tuple[int, ...]:
+        """Ranks without which the others wait. When one has used up its restarts, the run has failed."""
+        return ALGORITHMS[self.spec.algorithm].essential(len(self.learners))
 
     def learner(self, rank: int) -> LearnerPlan:
         """The plan of one rank.
@@ -143,6 +155,7 @@ def plan(
         address: how a rank is reached; by default its DNS name under the run's headless Service in a cluster.
     """
     spec = run.spec
+    facts = ALGORITHMS[spec.algorithm]
     resolve = address or cluster_addresses(run)
     return RunPlan(
         run_name=run.metadata.name,
@@ -154,15 +167,25 @@ def plan(
             LearnerPlan(
                 rank=rank,
                 name=names.learner_name(run.metadata.name, rank),
-                role=names.ROLE_ACTOR_LEARNER,
+                role=facts.role(rank),
                 seed=simulator_seed(spec.seed, rank),
-                in_peers=topology.all_in_peers(spec.topology, rank, spec.learners),
-                out_peers=topology.all_out_peers(spec.topology, rank, spec.learners),
+                in_peers=_peers(spec, rank, topology.all_in_peers),
+                out_peers=_peers(spec, rank, topology.all_out_peers),
                 address=resolve(rank),
             )
             for rank in range(spec.learners)
         ),
     )
+
+
+def _peers(spec: RunSpec, rank: int, of_topology: Callable[[Topology, int, int], tuple[int, ...]]) -> tuple[int, ...]:
+    """Gossip: as the topology says. Else everybody, or, where there is a centre, a star around rank 0."""
+    facts = ALGORITHMS[spec.algorithm]
+    if facts.gossips:
+        return of_topology(spec.topology, rank, spec.learners)
+    if facts.centre is not None and rank != 0:
+        return (0,)
+    return tuple(other for other in range(spec.learners) if other != rank)
 
 
 def cluster_addresses(run: GalaRun) -> Callable[[int], Address]:

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic.alias_generators import to_camel
 
 from gala import document, spec_problems
+from gala.algorithms import ALGORITHMS, GALA_A2C, GALA_PPO
 from gala.errors import SpecError
 from gala.spec_base import (
     DNS_LABEL,
@@ -29,6 +31,7 @@ from gala.spec_base import (
     Section,
     Switch,
 )
+from gala.spec_learning import Diagnostics, Hyperparameters, Policy
 from gala.spec_worker import CheckpointVolume, Worker
 
 API_GROUP: Final = "gala.dev"
@@ -116,6 +119,12 @@ class Gossip(Section):
         description="Number format on the wire, the same for all learners; bfloat16 halves the traffic.",
         json_schema_extra=IMMUTABLE,
     )
+    mixing: Literal["average", "push-sum"] = Field(
+        default="average",
+        description="average: the mean of own and received parameters. push-sum: every message carries a weight, so"
+        " that the mean over all learners is kept whatever is late, lost or uneven.",
+        json_schema_extra=IMMUTABLE,
+    )
     peer_timeout_seconds: Annotated[Number, Field(ge=1, le=3600)] = Field(
         default=30.0,
         description="Seconds of silence after which a neighbour counts as gone and the ring closes without it.",
@@ -129,58 +138,6 @@ class Gossip(Section):
             message="must be at least everyUpdates - 1",
             remedy="raise it or lower everyUpdates: a learner makes everyUpdates - 1 updates between two exchanges",
         ),
-    )
-
-
-class Hyperparameters(Section):
-    """The learner's numbers. The defaults are the paper's for 16 simulators per learner."""
-
-    learning_rate: Annotated[Number, Field(gt=0, le=1)] = Field(default=7e-4, description="Step size of RMSprop.")
-    learning_rate_schedule: Literal["constant", "linear"] = Field(
-        default="constant", description="constant, or linear from learningRate to 0 at totalSteps."
-    )
-    rollout_length: Annotated[Integer, Field(ge=1, le=1024)] = Field(
-        default=5, description="Decisions of each simulator per update (n of the n-step return)."
-    )
-    discount: Annotated[Number, Field(ge=0, le=1)] = Field(
-        default=0.99, description="Discount of the next decision's return."
-    )
-    gae_lambda: Annotated[Number, Field(ge=0, le=1)] | None = Field(
-        default=None, description="Lambda of generalised advantage estimation; unset = n-step returns."
-    )
-    entropy_coefficient: Annotated[Number, Field(ge=0, le=10)] = Field(
-        default=0.01, description="Weight of the entropy bonus in the loss."
-    )
-    value_coefficient: Annotated[Number, Field(ge=0, le=100)] = Field(
-        default=0.5, description="Weight of the value loss."
-    )
-    max_gradient_norm: Annotated[Number, Field(gt=0, le=1_000_000)] = Field(
-        default=0.5, description="The gradient's 2-norm is clipped to this."
-    )
-    rms_prop_decay: Annotated[Number, Field(ge=0, lt=1)] = Field(
-        default=0.99, description="Decay of RMSprop's running mean of squared gradients."
-    )
-    rms_prop_epsilon: Annotated[Number, Field(gt=0, le=1)] = Field(
-        default=1e-5, description="Added to the square root in RMSprop's denominator (torch's form, not TensorFlow's)."
-    )
-    reward_clipping: Switch | None = Field(
-        default=None,
-        description="Learn from the sign of rewards. Unset = on for ALE/* environments, off elsewhere. Scores are raw.",
-    )
-
-
-class Policy(Section):
-    """The network."""
-
-    network: Literal["auto", "nature-32", "mlp"] = Field(
-        default="auto", description="nature-32: the CNN for stacked images. mlp: for vectors. auto: by the observation."
-    )
-    hidden_sizes: Annotated[
-        tuple[Annotated[Integer, Field(ge=1, le=65_536)], ...], Field(min_length=1, max_length=16)
-    ] = Field(default=(64, 64), description="Widths of the mlp's hidden layers.")
-    recurrent: Switch = Field(default=False, description="Put a GRU between the network and its heads.")
-    normalize_observations: Switch | None = Field(
-        default=None, description="Normalise observations by their running mean and deviation. Unset = on for vectors."
     )
 
 
@@ -246,14 +203,18 @@ def _exponential_has(peers: int | None, learners: int) -> bool:
 class RunSpec(Section):
     """What to train, on what, and how."""
 
-    algorithm: Literal["GALA-A2C", "A2C", "A3C", "IMPALA"] = Field(
-        default="GALA-A2C",
-        description="GALA-A2C: gossiping advantage actor-critic. The others are the baselines to compare it with.",
+    algorithm: Literal["GALA-A2C", "GALA-PPO", "A2C", "A3C", "IMPALA"] = Field(
+        default=GALA_A2C,
+        description="GALA-A2C, GALA-PPO: learners gossip their parameters. A2C: learners average their gradients at"
+        " every update. A3C: rank 0 is a server that the others push gradients to. IMPALA: rank 0 learns from what the"
+        " others, its actors, send.",
         json_schema_extra=IMMUTABLE,
     )
     environment: Environment = Field(description="What is learned, by its Gymnasium id.", json_schema_extra=IMMUTABLE)
     learners: Annotated[Integer, Field(ge=1, le=MAX_LEARNERS)] = Field(
-        default=4, description="Actor-learners in the ring; the scale subresource. May change while the run is active."
+        default=4,
+        description="Workers of the run: the actor-learners in the ring; for A3C and IMPALA rank 0, the server or"
+        " learner, counts too. The scale subresource; may change while the run is active.",
     )
     total_steps: Annotated[Integer, Field(ge=1, le=10**15)] = Field(
         default=40_000_000,
@@ -275,6 +236,7 @@ class RunSpec(Section):
     worker: Worker = Field(default=Worker(), description="The pods that the learners run in. `gala run` ignores it.")
     checkpoint: Checkpoint = Field(default=Checkpoint(), description="What survives a crash.")
     evaluation: Evaluation = Field(default=Evaluation(), description="How the policy is scored.")
+    diagnostics: Diagnostics = Field(default=Diagnostics(), description="What is recorded for the study of gossip.")
     run_policy: RunPolicy = Field(default=RunPolicy(), description="When a run pauses, gives up and is cleaned up.")
 
     rules: ClassVar[tuple[Rule, ...]] = (
@@ -324,7 +286,39 @@ class RunSpec(Section):
             message="must be at most spec.learners",
             remedy="lower it or raise spec.learners: the run could never have so many",
         ),
+        Rule(
+            path="learners",
+            holds=lambda spec: ALGORITHMS[spec.algorithm].centre is None or spec.learners >= 2,
+            cel="!(self.algorithm in ['A3C', 'IMPALA']) || self.learners >= 2",
+            message="must be at least 2 for this algorithm",
+            remedy="rank 0 is the server or learner and has no simulators: count it and at least one more",
+        ),
+        Rule(
+            path="hyperparameters.minibatches",
+            holds=lambda spec: (
+                spec.algorithm != GALA_PPO
+                or spec.hyperparameters.minibatches <= spec.hyperparameters.rollout_length * spec.environment.simulators
+            ),
+            cel="self.algorithm != 'GALA-PPO' || !has(self.hyperparameters.rolloutLength)"
+            " || self.hyperparameters.minibatches <= self.hyperparameters.rolloutLength * self.environment.simulators",
+            message="must be at most rolloutLength x simulators",
+            remedy="lower it: a minibatch needs at least one decision",
+        ),
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_the_algorithms_defaults(cls, data: Any) -> Any:
+        """Where a hyperparameter is not given, and the algorithm was published with another default than A2C's."""
+        if not isinstance(data, Mapping):
+            return data
+        name, given = data.get("algorithm"), data.get("hyperparameters")
+        facts = ALGORITHMS.get(name) if isinstance(name, str) else None
+        if facts is None or not (given is None or isinstance(given, Mapping)):
+            return data
+        defaults = {to_camel(key): value for key, value in facts.defaults.items()}
+        set_by_hand = {key: value for key, value in (given or {}).items() if key not in defaults or value is not None}
+        return {**data, "hyperparameters": {**defaults, **set_by_hand}}
 
 
 class GalaRun(Section):

@@ -14,6 +14,9 @@ from pydantic import BaseModel
 
 Schema = dict[str, Any]
 
+BY_ALGORITHM: Final = "x-gala-by-algorithm"
+"""Marks a field whose default depends on the algorithm: the schema then has none."""
+
 _RULES: Final = "x-kubernetes-validations"
 _NUMBER: Final = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 _LEFT_OVER: Final = {
@@ -59,14 +62,16 @@ def _plain(node: Schema, definitions: Schema) -> Schema:
         if rules:
             node[_RULES] = rules
     node = {key: value for key, value in node.items() if key not in ("title", "$defs")}
+    if node.pop(BY_ALGORITHM, False):
+        del node["default"]
     options = node.get("anyOf", [])
     if {"type": "null"} in options:
         (inner,) = [option for option in options if option != {"type": "null"}]
         rest = {key: value for key, value in node.items() if key != "anyOf"}
         # The field's own words come last: they say more than its type's.
         node = {**_plain(inner, definitions), **rest}
-        if node.get("default", ...) is None:
-            del node["default"]
+        if node.get("default") is None:
+            node.pop("default", None)
         else:
             node["nullable"] = True
         return node

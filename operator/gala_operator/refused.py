@@ -32,7 +32,7 @@ def changed(run: RunObject, document: GalaRun, observed: Observed, now: datetime
     if before is None or before == manifests.immutable_hash(document):
         return None
     message = (
-        "algorithm, environment, policy, topology.type, gossip.precision and seed are immutable;"
+        "algorithm, environment, policy, topology.type, gossip.precision, gossip.mixing and seed are immutable;"
         " change them back, or make a new run."
     )
     return _refuse(run, observed, now, IMMUTABLE, message, f"The change is refused: {message}")

@@ -111,14 +111,14 @@ def test_what_may_not_change_has_a_transition_rule() -> None:
         if any(rule["rule"] == "self == oldSelf" for rule in node.get("x-kubernetes-validations", []))
     } == {
         *(".spec.algorithm", ".spec.environment", ".spec.policy", ".spec.topology.type", ".spec.seed"),
-        ".spec.gossip.precision",
+        *(".spec.gossip.precision", ".spec.gossip.mixing"),
     }
 
 
 def test_what_has_a_transition_rule_is_always_there_so_that_the_rule_always_runs() -> None:
     for path in (
         *(".spec.algorithm", ".spec.policy", ".spec.topology.type", ".spec.topology", ".spec.seed"),
-        *(".spec.gossip.precision", ".spec.gossip"),
+        *(".spec.gossip.precision", ".spec.gossip.mixing", ".spec.gossip"),
     ):
         assert "default" in ALL[path]
     assert ALL[".spec"]["required"] == ["environment"]

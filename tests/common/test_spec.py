@@ -46,7 +46,7 @@ def test_the_promised_defaults() -> None:
             "totalSteps": 40_000_000,
             "seed": 1,
             "topology": {"type": "Ring"},
-            "gossip": {"everyUpdates": 1, "precision": "float32", "peerTimeoutSeconds": 30.0},
+            "gossip": {"everyUpdates": 1, "precision": "float32", "mixing": "average", "peerTimeoutSeconds": 30.0},
             "hyperparameters": {
                 "learningRate": 7e-4,
                 "learningRateSchedule": "constant",
@@ -54,9 +54,17 @@ def test_the_promised_defaults() -> None:
                 "discount": 0.99,
                 "entropyCoefficient": 0.01,
                 "valueCoefficient": 0.5,
+                "lossReduction": "mean",
                 "maxGradientNorm": 0.5,
                 "rmsPropDecay": 0.99,
                 "rmsPropEpsilon": 1e-5,
+                "epochs": 4,
+                "minibatches": 4,
+                "clipRange": 0.1,
+                "adamEpsilon": 1e-5,
+                "batchRollouts": 32,
+                "vtraceRhoClip": 1.0,
+                "vtraceCClip": 1.0,
             },
             "policy": {"network": "auto", "hiddenSizes": [64, 64], "recurrent": False},
             "precision": "auto",
@@ -70,6 +78,7 @@ def test_the_promised_defaults() -> None:
             },
             "checkpoint": {"everySteps": 1_000_000, "keep": 2},
             "evaluation": {"everySteps": 1_000_000, "episodes": 10},
+            "diagnostics": {"maxSnapshots": 200},
             "runPolicy": {"suspend": False, "backoffLimit": 6, "minLearners": 1, "cleanPodPolicy": "Running"},
         },
     }
@@ -187,7 +196,7 @@ def test_a_document_has_camel_case_only() -> None:
         pytest.param(
             with_spec(hyperparameters={"learningRate": 0}),
             "spec.hyperparameters.learningRate: must be greater"
-            " than 0, got 0; give a number from above 0 to 1 (default 0.0007)",
+            " than 0, got 0; give a number from above 0 to 1",
             id="exclusive bound",
         ),
         pytest.param(
@@ -231,7 +240,7 @@ def test_a_document_has_camel_case_only() -> None:
         ),
         pytest.param(
             with_spec(algorithm="GALA"),
-            "spec.algorithm: must be one of GALA-A2C, A2C, A3C, IMPALA, got 'GALA'; did you mean GALA-A2C?",
+            "spec.algorithm: must be one of GALA-A2C, GALA-PPO, A2C, A3C, IMPALA, got 'GALA'; did you mean GALA-PPO?",
             id="enum",
         ),
         pytest.param(

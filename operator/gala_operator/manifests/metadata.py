@@ -26,7 +26,7 @@ _IMMUTABLE: Final[dict[str, Any]] = {
     "environment": True,
     "policy": True,
     "topology": {"type": True},
-    "gossip": {"precision": True},
+    "gossip": {"precision": True, "mixing": True},
     "seed": True,
 }
 
