@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gala import names
+from gala.cli_experiment import experiment
 from gala.cli_options import DEFAULT_OUTPUT, File, Learners, Name, Overrides, all_overrides
 from gala.errors import GalaError, SpecError, UsageError
 from gala.remote import commands as remote
@@ -167,6 +168,9 @@ def report(
     directories = [_run_directory(run) for run in runs]
     page = output or (directories[0] / names.REPORT_FILE if len(directories) == 1 else Path(names.REPORT_FILE))
     typer.echo(write(directories, page))
+
+
+app.command()(experiment)
 
 
 @app.command()

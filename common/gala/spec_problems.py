@@ -80,7 +80,7 @@ def _translate(model: type[Section], data: Any, detail: ErrorDetails) -> Iterato
     if kind == "missing":
         message, remedy, value = "is required", f"add it: {schema.get('description', '')}".rstrip(": ."), MISSING
     elif kind == "extra_forbidden":
-        message, remedy = "is not a field of GalaRun", _unknown(model, loc)
+        message, remedy = f"is not a field of {model.__name__}", _unknown(model, loc)
     elif kind == "literal_error":
         options = [str(option) for option in schema.get("enum", [])]
         message = f"must be {options[0]}" if len(options) == 1 else f"must be one of {', '.join(options)}"

@@ -1,4 +1,4 @@
-"""experiment.json: what an experiment consists of and how far it is. `gala experiment` writes it, `gala report` reads it.
+"""experiment.json: what an experiment consists of, and how far it is. `gala experiment` writes, `gala report` reads it.
 
     runs/<experiment>/
         experiment.yaml         the definition, as it was given
@@ -39,8 +39,8 @@ The format, by example:
         "reason": "",                         of failed: one line
         "steps": 1000000,                     decisions made so far, all learners together; 0 if nothing is known
         "wallSeconds": 412.3,                 of run.json; 0 if nothing is known
-        "sideBySide": 1                       the most runs that were let go on beside it, itself included, on its machine;
-      }]                                      above 1 its wall-clock and energy are shared. 0 = not known (a cluster)
+        "sideBySide": 1                       how many runs might go on at once on its machine while it did: above 1 its
+      }]                                      wall-clock and energy are shared. 0 = not known (a cluster)
     }
 
 A level is a number, a string or a truth value: the value itself where the matrix lists plain values, else its label.
