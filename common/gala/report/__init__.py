@@ -6,6 +6,14 @@
     plots, compare, timeline, ring      -> SVG
     page, tables, markup                -> HTML
 
+Of an experiment, a folder with an experiment.json and runs beside it, it is one page and files to commit:
+
+    experiment, energy      files -> entries with their runs
+    lines, statistics       -> what belongs together, and how sure it is
+    figures                 -> sections: convergence, curves, scores, throughput, radius, correlation
+    experiment_page         -> HTML
+    files, standalone       -> figures/: SVGs, tables in Markdown, summary.json
+
 matplotlib is imported when a report is written, not before: every other command works without it.
 """
 
@@ -20,12 +28,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from gala.errors import UsageError
+from gala.experiment.index import INDEX_FILE
 from gala.report.clock import on_one_clock
 from gala.report.read import Run, read_run
 
 
 def write(run_dirs: Sequence[Path], output: Path) -> Path:
     """Writes the report on `run_dirs`, compared side by side if there are several, to the HTML file `output`.
+
+    One directory may be an experiment's: then its plots, tables and numbers are in its figures/ as well.
 
     The runs may still be going, or have crashed. An existing file is replaced in one step, so that a browser never
     loads half a page.
@@ -34,16 +45,42 @@ def write(run_dirs: Sequence[Path], output: Path) -> Path:
         The path that was written.
 
     Raises:
-        UsageError: no directory is given, one is not a run, matplotlib is not installed, or `output` cannot be written.
+        UsageError: no directory is given, one is neither a run nor the only experiment, matplotlib is not installed, or
+            the files cannot be written.
     """
     if not run_dirs:
         raise UsageError("gala report: give at least one run directory, such as runs/pong")
-    runs = [load(Path(directory)) for directory in run_dirs]
+    experiments = [directory for directory in run_dirs if is_experiment(Path(directory))]
+    if experiments and len(run_dirs) > 1:
+        raise UsageError(f"{experiments[0]} is an experiment; it is reported on alone, its runs compared within it")
+    runs = [] if experiments else [load(Path(directory)) for directory in run_dirs]
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError("gala report needs matplotlib for its plots; install it with: pip install gala[report]")
+    if experiments:
+        return _write_experiment(Path(experiments[0]), output)
     from gala.report import page  # takes matplotlib along
 
     _replace(output, page.render(runs))
+    return output
+
+
+def is_experiment(directory: Path) -> bool:
+    """Whether `directory` is an experiment's: a folder with an experiment.json."""
+    return (directory / INDEX_FILE).is_file()
+
+
+def _write_experiment(directory: Path, output: Path) -> Path:
+    """The page, and figures/ in the experiment's folder."""
+    from gala.report import page
+    from gala.report.experiment import read_experiment
+    from gala.report.figures import draw
+    from gala.report.files import FIGURES_DIRECTORY, files
+
+    experiment = read_experiment(directory)
+    sections = draw(experiment)
+    for name, content in files(experiment, sections):
+        _replace(directory / FIGURES_DIRECTORY / name, content)
+    _replace(output, page.render_experiment(experiment, sections))
     return output
 
 

@@ -96,12 +96,31 @@ class Canvas:
         self.panels[-1].xaxis.set_major_locator(locator)
         self._x_axis(lambda value, position: _tick(value / seconds, position), f"wall-clock {unit} of training")
 
+    def energy_axis(self) -> None:
+        """x is in kJ."""
+        self._x_axis(_tick, "energy, kJ")
+
+    def say(self, message: str) -> None:
+        """Writes what is missing into the empty first panel."""
+        axes = self.panels[0]
+        axes.text(0.5, 0.5, message, transform=axes.transAxes, ha="center", va="center", color=MUTED)
+        axes.set_xticks([])
+        axes.set_yticks([])
+
+    def mark_y(self, value: float) -> None:
+        """A dotted line across the first panel."""
+        self.panels[0].axhline(value, color=MUTED, linewidth=1.2, linestyle=(0, (1, 2)), zorder=1)
+
+    def label_x(self, title: str) -> None:
+        """x is what `title` says; ticks stay as they are."""
+        self.panels[-1].set_xlabel(title, color=MUTED, labelpad=5)
+
     def _x_axis(self, label: Callable[[float, int], str], title: str) -> None:
         axis = self.panels[-1].xaxis
         if not isinstance(axis.get_major_locator(), _StepLocator):
             axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axis.set_major_formatter(FuncFormatter(label))
-        self.panels[-1].set_xlabel(title, color=MUTED, labelpad=5)
+        self.label_x(title)
 
     def svg(self, label: str, identity: str) -> str:
         """The figure as an SVG element; `identity`, unique in the page, keeps its inner ids apart from others'."""

@@ -84,11 +84,6 @@ class Experiment:
         return tuple(entry for entry in self.entries if entry.environment == environment)
 
 
-def is_experiment(directory: Path) -> bool:
-    """Whether this folder is an experiment's."""
-    return (directory / INDEX_FILE).is_file()
-
-
 def read_experiment(directory: Path) -> Experiment:
     """Reads an experiment's folder with all its runs.
 

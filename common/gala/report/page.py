@@ -7,13 +7,15 @@ import math
 from collections.abc import Iterator, Sequence
 from importlib import resources
 
-from gala.report import compare, formats, plots, tables, timeline
+from gala.report import compare, experiment_page, formats, plots, tables, timeline
 from gala.report.ball import Ball, ball
 from gala.report.canvas import SERIES, style
+from gala.report.experiment import Experiment
 from gala.report.facts import RunFacts, Score, frames_per_decision, run_facts
 from gala.report.markup import chip, escape, figure, swatch, tile
 from gala.report.plots import Plot
 from gala.report.read import Run, integer, number, text
+from gala.report.section import Section
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """Nothing may be loaded from anywhere: the browser enforces what the tests check."""
@@ -37,6 +39,16 @@ def render(runs: Sequence[Run]) -> str:
             for i, (run, fact, label) in enumerate(zip(runs, facts, labels, strict=True)):
                 summary = f"<summary>{swatch(f'series-{i % len(SERIES)}')}{escape(label)}</summary>"
                 body += f'<details class="run">{summary}{_header(run, fact)}{_body(run, fact, f"run{i}")}</details>'
+    return document(title, body)
+
+
+def render_experiment(experiment: Experiment, sections: Sequence[Section]) -> str:
+    """The whole page about an experiment."""
+    return document(experiment.name, experiment_page.body(experiment, sections))
+
+
+def document(title: str, body: str) -> str:
+    """A self-contained page around `body`, which is markup."""
     css = resources.files("gala.report").joinpath("page.css").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

@@ -187,7 +187,7 @@ def _learner_folders(directory: Path) -> Iterator[tuple[int, Path]]:
 def _read_learner(rank: int, folder: Path) -> Learner:
     kinds: dict[str, list[Record]] = {"train": [], "evaluation": [], "event": []}
     unreadable = 0
-    for record in _read_lines(folder / names.METRICS_FILE):
+    for record in read_lines(folder / names.METRICS_FILE):
         if record is None:
             unreadable += 1
         elif text(record, "kind") in kinds:
@@ -201,7 +201,7 @@ def _read_learner(rank: int, folder: Path) -> Learner:
     )
 
 
-def _read_lines(path: Path) -> Iterator[Record | None]:
+def read_lines(path: Path) -> Iterator[Record | None]:
     """Yields each line's object, None for a whole line that is not one."""
     try:
         with path.open("rb") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,3 +31,8 @@ class Section:
     numbers: Mapping[str, Any] = field(default_factory=dict)
     """Plain JSON for summary.json; NaN becomes null."""
     table: Table | None = None
+
+
+def slug(name: str) -> str:
+    """An environment's id, say, as part of a file's name: ALE/Pong-v5 -> ale-pong-v5."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unknown"

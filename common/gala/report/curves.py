@@ -1,0 +1,229 @@
+"""Return against decisions, wall-clock and energy over seeds, as in figures 1b to 1g of the GALA paper."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from gala.report import formats
+from gala.report.canvas import Canvas
+from gala.report.energy import KILOJOULES, with_energy
+from gala.report.experiment import Entry, Experiment, Threshold
+from gala.report.facts import frames_per_decision
+from gala.report.lines import Line, legend, lines, seeds_note, shared_machine_note
+from gala.report.plots import RETURN, Plot, colour
+from gala.report.section import Section, Table, slug
+from gala.report.series import EMPTY, Array, Curve, curve
+from gala.report.statistics import band, estimate, iqm
+
+GRID: Final = 160
+"""Points of a line: more than can be told apart in a plot."""
+
+FEW_SEEDS: Final = 3
+"""Up to so many, every run is drawn as well: a band over them tells little."""
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """What return is plotted against."""
+
+    name: str
+    key: str
+    """Of the train records."""
+    title: str
+    unit: str
+
+
+DECISIONS: Final = Axis("decisions", "globalSteps", "Return against decisions", "decisions")
+WALL_CLOCK: Final = Axis("wall-clock", "wallSeconds", "Return against wall-clock", "seconds")
+ENERGY: Final = Axis("energy", KILOJOULES, "Return against energy", "kJ")
+
+AXES: Final = (DECISIONS, WALL_CLOCK, ENERGY)
+
+
+def sections(experiment: Experiment, identity: str) -> Iterator[Section]:
+    """Per environment one plot for each of decisions, wall-clock and energy."""
+    for i, environment in enumerate(experiment.environments):
+        drawn = [_with_curves(line) for line in lines(experiment, experiment.of(environment))]
+        for axis in AXES:
+            section = _section(experiment, environment, axis, drawn, f"{identity}-{i}-{axis.name}")
+            if section is not None:
+                yield section
+
+
+def run_curve(entry: Entry, x: str) -> Curve:
+    """A run's return over `x`: at each moment the mean over its learners of what each has last reported.
+
+    Learners without simulators report no returns and do not count.
+    """
+    if entry.run is None:
+        return EMPTY
+    each = [one for learner in entry.run.learners if (one := curve(learner, x, *RETURN.path))]
+    if not each:
+        return EMPTY
+    moments = np.unique(np.concatenate([one.x[np.isfinite(one.y)] for one in each]))
+    together = np.stack([held(one, moments) for one in each])
+    known = np.isfinite(together)
+    return Curve(moments, np.where(known, together, 0.0).sum(axis=0) / known.sum(axis=0))
+
+
+def held(one: Curve, grid: Array, until: float = math.inf) -> Array:
+    """The curve as a step function on a grid: each value holds until the next, the last one to `until`.
+
+    NaN before the first value.
+    """
+    finite = np.isfinite(one.y)
+    x, y = one.x[finite], one.y[finite]
+    if not x.size:
+        return np.full(grid.shape, math.nan)
+    index = np.searchsorted(x, grid, side="right") - 1
+    return np.where((index >= 0) & (grid <= max(until, x[-1])), y[np.maximum(index, 0)], math.nan)
+
+
+def first_reached(one: Curve, threshold: float) -> float:
+    """The x at which the curve is at `threshold` or above for the first time; NaN if it never is."""
+    above = np.flatnonzero(np.nan_to_num(one.y, nan=-math.inf) >= threshold)
+    return float(one.x[above[0]]) if above.size else math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    line: Line
+    runs: tuple[tuple[Entry, dict[str, Curve]], ...]
+
+    def curves(self, axis: Axis) -> list[tuple[Entry, Curve]]:
+        return [(entry, found[axis.name]) for entry, found in self.runs if found[axis.name]]
+
+
+def _with_curves(line: Line) -> _Drawn:
+    runs = []
+    for entry in line.entries:
+        measured = with_energy(entry)
+        runs.append((entry, {axis.name: run_curve(measured, axis.key) for axis in AXES}))
+    return _Drawn(line, tuple(runs))
+
+
+def _section(
+    experiment: Experiment, environment: str, axis: Axis, everything: Sequence[_Drawn], identity: str
+) -> Section | None:
+    drawn = [one for one in everything if one.curves(axis)]
+    title = f"{axis.title}, {environment}"
+    name = f"curves-{slug(environment)}-{axis.name}"
+    if not drawn:
+        if axis is not ENERGY or not any(one.curves(DECISIONS) for one in everything):
+            return None
+        figure = Canvas(RETURN.axis)
+        figure.say("Energy was not readable on this machine.")
+        caption = (
+            "Return against the energy of processor and GPU in kJ would be here. Neither RAPL nor NVML could be read "
+            "where these runs ran, and energy is not estimated from anything else."
+        )
+        return Section(name, Plot(title, figure.svg(title, identity), caption), {"measured": False})
+    longest = max(float(one.x[-1]) for each in drawn for _, one in each.curves(axis)) or 1.0
+    figure = Canvas(RETURN.axis, panel_height=230)
+    axes = figure.panels[0]
+    numbers = []
+    for each in drawn:
+        found = each.curves(axis)
+        ends = max(float(one.x[-1]) for _, one in found)
+        grid = np.linspace(0, ends, GRID)
+        # A run that has finished keeps its return while others of its line still go on.
+        values = np.stack([held(one, grid, ends if entry.has_ended else 0.0) for entry, one in found])
+        value, low, high = band(values)
+        enough = np.isfinite(values).sum(axis=0) * 2 >= len(found)
+        value, low, high = (np.where(enough, part, math.nan) for part in (value, low, high))
+        paint = colour(each.line.index)
+        if 1 < len(found) <= FEW_SEEDS:
+            for row in values:
+                axes.plot(grid, row, color=paint, linewidth=0.8, alpha=0.45)
+        axes.fill_between(grid, low, high, color=paint, alpha=0.16, linewidth=0)
+        axes.plot(grid, value, color=paint, linewidth=2)
+        numbers.append(
+            {
+                "label": each.line.label,
+                "algorithm": each.line.algorithm,
+                "seeds": each.line.seeds,
+                "runs": len(found),
+                axis.unit: grid.tolist(),
+                "iqm": value.tolist(),
+                "low": low.tolist(),
+                "high": high.tolist(),
+            }
+        )
+    axes.set_xlim(-0.01 * longest, 1.01 * longest)
+    if axis is WALL_CLOCK:
+        figure.wall_clock_axis(longest)
+    elif axis is DECISIONS:
+        figure.decisions_axis()
+    else:
+        figure.energy_axis()
+    threshold = experiment.thresholds.get(environment)
+    caption = _caption(axis, experiment.of(environment), [one.line for one in drawn])
+    if threshold is not None:
+        figure.mark_y(threshold.value)
+        caption += f" Dotted: {formats.score(threshold.value)}, from which on a run counts as convergent."
+    return Section(
+        name,
+        Plot(title, figure.svg(title, identity), caption, legend([one.line for one in drawn])),
+        {"environment": environment, "measured": True, "x": axis.unit, "lines": numbers},
+        _table(drawn, threshold) if axis is DECISIONS else None,
+    )
+
+
+def _caption(axis: Axis, entries: Sequence[Entry], drawn: Sequence[Line]) -> str:
+    frames = {skip for entry in entries if entry.run is not None and (skip := frames_per_decision(entry.run))}
+    unit = {
+        DECISIONS.name: "agent decisions, all learners together",
+        WALL_CLOCK.name: "seconds since the first record, without stops of the whole run",
+        ENERGY.name: "kJ, measured by what the machine's processor and GPU report",
+    }[axis.name]
+    parts = [
+        f"Raw return, mean of each learner's last 100 training episodes, against {unit}.",
+        f"1 decision = {frames.pop()} frames." if len(frames) == 1 else "",
+        "Line: interquartile mean over seeds (with fewer than four, the mean); band: its pointwise 95 % bootstrap "
+        "interval.",
+        seeds_note(drawn),
+        f"Thin: single runs, where there are at most {FEW_SEEDS}."
+        if any(1 < line.seeds <= FEW_SEEDS for line in drawn)
+        else "",
+        shared_machine_note(entries) if axis is not DECISIONS else "",
+    ]
+    return " ".join(part for part in parts if part)
+
+
+def _table(drawn: Sequence[_Drawn], threshold: Threshold | None) -> Table:
+    """Last returns, and what it took to get to the threshold."""
+    head = ["Training return", "Seeds", "At the end: IQM", "95 % interval"]
+    if threshold is not None:
+        at = formats.score(threshold.value)
+        head += [f"Reached {at}", "after decisions", "after seconds", "after kJ"]
+    rows = []
+    for each in drawn:
+        last = np.array([one.last for _, one in each.curves(DECISIONS)])
+        end = estimate(iqm, [last])
+        row = [each.line.label, str(each.line.seeds), formats.score(end.value), interval(end.low, end.high)]
+        if threshold is not None:
+            decisions, seconds, kilojoules = (
+                [first_reached(one, threshold.value) for _, one in each.curves(axis)] for axis in AXES
+            )
+            reached = sum(not math.isnan(value) for value in decisions)
+            row += [f"{reached} of {len(decisions)}", *map(_median, (decisions, seconds, kilojoules))]
+        rows.append(tuple(row))
+    note = "Raw returns, mean of the learners' last 100 training episodes."
+    if threshold is not None:
+        note += " What it took: the median of the runs that got there."
+    return Table(tuple(head), tuple(rows), note)
+
+
+def interval(low: float, high: float) -> str:
+    """Both ends of an interval, or a dash."""
+    return f"{formats.score(low)} to {formats.score(high)}" if math.isfinite(low + high) else formats.DASH
+
+
+def _median(values: Sequence[float]) -> str:
+    known = [value for value in values if not math.isnan(value)]
+    return formats.compact(float(np.median(known))) if known else formats.DASH
