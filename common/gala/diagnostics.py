@@ -10,12 +10,12 @@ A trace's first line is an object: `format`, `rank`, `incarnation`, `version` (t
 the parameters then are in the start file), `parameters` (P), `wire` and `mixing` (the run's `gossip.precision` and
 `gossip.mixing`). Every further line is one update, in the order of versions and without a gap:
 
-    [version, norm, [[rank, version, weight], ...]]
+    [version, norm, [[rank, incarnation, version, weight], ...]]
 
 `norm` is the 2-norm of the optimiser's change of the trainable parameters [P]. The list says what was mixed in right
-after it: the sender, the sender's version, and the weight of its message in the learner's new parameters. The learner's
-own weight is what is missing to 1; an empty list is an update without a mixing; a weight is null if it is not known. A
-message of version v holds the parameters after its sender's update v and before the mixing that followed.
+after it: the sender, its life and version, and the weight of its message in the learner's new parameters. The learner's
+own weight is what is missing to 1; an empty list is an update without a mixing; null is what is not known. A message of
+version v holds the parameters after its sender's update v and before the mixing that followed.
 
 Snapshots hold float32 tensors `parameters` [P], right after the version's mixing, and `gradient` [P] of its update.
 """

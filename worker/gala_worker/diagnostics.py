@@ -170,8 +170,8 @@ class Diagnostics:
         Args:
             version: the update count after the update.
             update_norm: 2-norm of the optimiser's change of the parameters [P].
-            mixing: None where nothing was mixed. Its `weights`, if it has some, are those of the messages in the new
-                parameters; otherwise the learner and its m messages count 1 / (1 + m) each. Push-sum needs them.
+            mixing: None where nothing was mixed. Where the run averages, the learner and its m messages count
+                1 / (1 + m) each. Its `incarnations`, if it has them, tell the senders' lives apart.
 
         Raises:
             ValueError: there is no norm, or a version was left out.
@@ -231,14 +231,10 @@ class Diagnostics:
     def _mixed(self, mixing: Mixed | None) -> str:
         if mixing is None:
             return "[]"
-        weights: Sequence[float] | None = getattr(mixing, "weights", None)
-        if weights is not None:
-            known: Sequence[float | None] = [float(f"{weight:.9g}") for weight in weights]
-        elif self._kind["mixing"] == "average":
-            known = [1 / (1 + len(mixing.peers))] * len(mixing.peers)
-        else:
-            known = [None] * len(mixing.peers)  # the reader says that it cannot do anything with it
-        return json.dumps([list(triple) for triple in zip(mixing.peers, mixing.versions, known, strict=True)])
+        count = len(mixing.peers)
+        weight = 1 / (1 + count) if self._kind["mixing"] == "average" else None
+        lives: Sequence[int | None] = getattr(mixing, "incarnations", None) or [None] * count
+        return json.dumps([list(x) for x in zip(mixing.peers, lives, mixing.versions, [weight] * count, strict=True)])
 
     def _try(self, job: Callable[[], None]) -> None:
         with suppress(queue.Full):  # a later job does the same: lines wait in memory, a sweep takes all that is left
