@@ -96,9 +96,9 @@ class Canvas:
         self.panels[-1].xaxis.set_major_locator(locator)
         self._x_axis(lambda value, position: _tick(value / seconds, position), f"wall-clock {unit} of training")
 
-    def energy_axis(self) -> None:
-        """x is in kJ."""
-        self._x_axis(_tick, "energy, kJ")
+    def numbers_axis(self, title: str) -> None:
+        """x is what `title` says, in round numbers."""
+        self._x_axis(_tick, title)
 
     def say(self, message: str) -> None:
         """Writes what is missing into the empty first panel."""

@@ -160,7 +160,7 @@ def _section(
     elif axis is DECISIONS:
         figure.decisions_axis()
     else:
-        figure.energy_axis()
+        figure.numbers_axis("energy, kJ")
     threshold = experiment.thresholds.get(environment)
     caption = _caption(axis, experiment.of(environment), [one.line for one in drawn])
     if threshold is not None:
