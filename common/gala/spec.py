@@ -31,7 +31,9 @@ from gala.spec_base import (
     Section,
     Switch,
 )
-from gala.spec_learning import Diagnostics, Hyperparameters, Policy
+from gala.spec_learning import Diagnostics as Diagnostics
+from gala.spec_learning import Hyperparameters as Hyperparameters
+from gala.spec_learning import Policy as Policy
 from gala.spec_worker import CheckpointVolume, Worker
 
 API_GROUP: Final = "gala.dev"

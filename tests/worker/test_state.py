@@ -8,14 +8,15 @@ from torch import nn
 
 from gala.errors import CheckpointError
 from gala_worker import checkpoint
+from gala_worker.algorithms.rmsprop import SQUARE_AVERAGE
 from gala_worker.flat import FlatState
 from gala_worker.state import ACTION_GENERATOR, Counters, capture, restore
 
 
-def learner(value: float) -> tuple[FlatState, torch.Tensor]:
+def learner(value: float) -> tuple[FlatState, dict[str, torch.Tensor]]:
     flat = FlatState(nn.Linear(3, 2))
     flat.vector.fill_(value)
-    return flat, torch.full_like(flat.trainable, value + 0.5)
+    return flat, {SQUARE_AVERAGE: torch.full_like(flat.trainable, value + 0.5)}
 
 
 COUNTERS = Counters(updates=7, steps=560, episodes=3, wall_seconds=12.5, epoch=2, progress={0: 560, 1: 640})
@@ -29,7 +30,7 @@ def test_a_resumed_learner_has_everything_it_had() -> None:
     counters = restore(stored, 0, other, other_average)
     assert counters == COUNTERS
     assert torch.equal(other.vector, flat.vector)
-    assert torch.equal(other_average, average)
+    assert torch.equal(other_average[SQUARE_AVERAGE], average[SQUARE_AVERAGE])
     assert torch.equal(stored.tensors[ACTION_GENERATOR], generator.get_state())
 
 
@@ -37,7 +38,7 @@ def test_a_capture_does_not_change_with_the_learner() -> None:
     flat, average = learner(1.0)
     stored = capture(flat, average, COUNTERS)
     flat.vector.fill_(3.0)
-    average.fill_(3.0)
+    average[SQUARE_AVERAGE].fill_(3.0)
     other, other_average = learner(9.0)
     restore(stored, 0, other, other_average)
     assert torch.equal(other.vector, torch.ones_like(other.vector))
@@ -81,4 +82,4 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(breakage) -> N
     with pytest.raises(CheckpointError):
         restore(stored, 0, flat, average)
     assert torch.equal(flat.vector, torch.full_like(flat.vector, 9.0))
-    assert torch.equal(average, torch.full_like(average, 9.5))
+    assert torch.equal(average[SQUARE_AVERAGE], torch.full_like(average[SQUARE_AVERAGE], 9.5))

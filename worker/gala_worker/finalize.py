@@ -62,13 +62,13 @@ def finalize(run_dir: Path, *, progress: Progress = lambda line: None) -> dict[s
 
 
 def collect(run_dir: Path, plan: RunPlan, schema_hash: str, progress: Progress) -> dict[int, Model]:
-    """The models of the plan's learners that can be averaged, by rank; says which cannot, and why.
+    """The models of the plan's keepers that can be averaged, by rank; says which cannot, and why.
 
     Raises:
         RunError: there is none.
     """
     models: dict[int, Model] = {}
-    for rank in plan.ranks:
+    for rank in plan.keepers:
         path = run_dir / names.learner_directory(rank) / names.FINAL_DIRECTORY / names.MODEL_FILE
         if not path.exists():
             progress({"event": "missing", "rank": rank, "reason": "it has left no final model"})

@@ -19,6 +19,21 @@ from gala_worker.model.tape import Tape
 
 
 @dataclass(frozen=True, slots=True)
+class Recording:
+    """What the policy saw, and with which probabilities it acted.
+
+    Shapes: observations [T + 1, B, ...] as the simulators gave them, the last row is the bootstrap's; starts bool
+    [T + 1, B], true where an observation is the first of an episode; parameters [T, B, A'] of the action distributions;
+    state [B, H] of a recurrent policy before the first step, None of others.
+    """
+
+    observations: Tensor
+    starts: Tensor
+    parameters: Tensor
+    state: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
 class Rollout:
     """What T steps in B simulators gave, on the learner's device. `tape` holds the forward passes until the next one.
 
@@ -35,6 +50,8 @@ class Rollout:
     valid: Tensor
     num_steps: int
     """Agent decisions made: the valid entries."""
+    recording: Recording | None = None
+    """Where the collector records: what it takes to compute the forward passes again. Overwritten by the next one."""
 
 
 class Collector:
@@ -50,8 +67,14 @@ class Collector:
         compute_type: torch.dtype,
         device: torch.device,
         seed: int,
+        record: bool = False,
     ) -> None:
-        """Resets the simulators. Equal seeds and parameters give equal rollouts."""
+        """Resets the simulators. Equal seeds and parameters give equal rollouts.
+
+        Args:
+            record: keep what it takes to compute the forward passes again, for those who learn from a rollout later or
+                more than once.
+        """
         shape = (rollout_length, simulators.num_simulators)
         self._simulators = simulators
         self._policy = policy
@@ -63,26 +86,36 @@ class Collector:
         self._flags = np.empty((3, *shape), np.bool_)
         self._starts = torch.ones(shape[1], dtype=torch.bool, device=device)
         self._observations = self._to_device(simulators.reset(seed))
+        self._state = policy.initial_state(shape[1])
+        self._seen: Tensor | None = None
+        if record:
+            self._seen = self._observations.new_empty(rollout_length + 1, *self._observations.shape)
+            self._seen_starts = torch.ones(rollout_length + 1, shape[1], dtype=torch.bool, device=device)
 
     def collect(self) -> Rollout:
         """T steps in every simulator, then one more forward pass for the bootstrap values."""
-        actions, values = [], []
+        actions, values, parameters = [], [], []
+        first_state = self._state
         terminated, truncated, valid = self._flags
         self._tape.begin()
         for t in range(len(self._rewards)):
+            self._note(t)
             output = self._tape.act(self._observations, self._starts)
+            self._state = output.state
             action = self._policy.actions.sample(output.parameters, self.generator)
             values.append(output.value)
             actions.append(action)
+            parameters.append(output.parameters)
             step = self._simulators.step(self._policy.actions.to_environment(action))
             self._rewards[t] = step.rewards
             terminated[t] = step.terminated
             truncated[t] = step.truncated
             valid[t] = step.valid
             self._observations = self._to_device(step.observations)
-            if output.state is not None:
+            if output.state is not None or self._seen is not None:
                 self._starts = self._to_device(step.starts)
             self._policy.observe(self._observations)
+        self._note(len(self._rewards))
         values.append(self._tape.bootstrap(self._observations, self._starts))
         on_device = self._to_device(self._flags)
         rewards = self._to_device(np.clip(self._rewards, -1.0, 1.0) if self._clip_rewards else self._rewards)
@@ -95,7 +128,15 @@ class Collector:
             truncated=on_device[1],
             valid=on_device[2],
             num_steps=int(np.count_nonzero(valid)),
+            recording=None
+            if self._seen is None
+            else Recording(self._seen, self._seen_starts, torch.stack(parameters), first_state),
         )
+
+    def _note(self, t: int) -> None:
+        if self._seen is not None:
+            self._seen[t] = self._observations
+            self._seen_starts[t] = self._starts
 
     def pop_episodes(self) -> list[Episode]:
         """Real episodes that ended since the last call."""

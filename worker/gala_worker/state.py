@@ -16,7 +16,6 @@ from gala.errors import CheckpointError
 from gala_worker.checkpoint import VECTOR, Checkpoint
 from gala_worker.flat import FlatState
 
-SQUARE_AVERAGE = "optimizer.square_average"
 ACTION_GENERATOR = "generator.actions"
 
 
@@ -42,13 +41,14 @@ class Counters:
 
 
 def capture(
-    flat: FlatState, square_average: Tensor, counters: Counters, generator: torch.Generator | None = None
+    flat: FlatState,
+    optimizer_state: Mapping[str, Tensor],
+    counters: Counters,
+    generator: torch.Generator | None = None,
 ) -> Checkpoint:
     """A copy of the learner's state; with `generator` it is a checkpoint, without it is what a joiner gets."""
-    tensors = {
-        VECTOR: flat.vector.detach().to("cpu", copy=True),
-        SQUARE_AVERAGE: square_average.detach().to("cpu", copy=True),
-    }
+    kept = {VECTOR: flat.vector, **optimizer_state}
+    tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in kept.items()}
     if generator is not None:
         tensors[ACTION_GENERATOR] = generator.get_state()
     return Checkpoint(
@@ -67,7 +67,12 @@ def capture(
 
 
 def restore(
-    checkpoint: Checkpoint, rank: int, flat: FlatState, square_average: Tensor, *, also: Checkpoint | None = None
+    checkpoint: Checkpoint,
+    rank: int,
+    flat: FlatState,
+    optimizer_state: Mapping[str, Tensor],
+    *,
+    also: Checkpoint | None = None,
 ) -> Counters:
     """Puts a captured state into place and returns its counters.
 
@@ -77,8 +82,8 @@ def restore(
     Raises:
         CheckpointError: it lacks something, or has other shapes. Nothing was changed.
     """
-    vector = _tensor(checkpoint, VECTOR, flat.vector)
-    average = _tensor(checkpoint, SQUARE_AVERAGE, square_average)
+    own = {VECTOR: flat.vector, **optimizer_state}
+    found = {name: _tensor(checkpoint, name, tensor) for name, tensor in own.items()}
     counters = _counters(checkpoint.counters)
     if also is not None:
         for other, steps in _counters(also.counters).progress.items():
@@ -86,8 +91,8 @@ def restore(
     counters.steps = counters.progress.get(rank, 0)
     if ACTION_GENERATOR not in checkpoint.tensors:
         counters.episodes = 0
-    flat.vector.copy_(vector)
-    square_average.copy_(average)
+    for name, tensor in own.items():
+        tensor.copy_(found[name])
     return counters
 
 

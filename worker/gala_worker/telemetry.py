@@ -47,11 +47,12 @@ class Telemetry:
         self.evaluation: dict[str, Any] | None = None
         """The last one: globalSteps, mode, meanReturn. Set by the evaluation's thread."""
 
-    def note_update(self, update: Update, episodes: Sequence[Episode], counters: Counters) -> None:
-        """After every update, with the real episodes that ended during its rollout."""
-        self._update = update
-        if update.step.update_norm is not None:
-            self._update_norm = update.step.update_norm
+    def note_update(self, update: Update | None, episodes: Sequence[Episode], counters: Counters) -> None:
+        """After every step, with the update if there was one and the real episodes that ended during its rollout."""
+        if update is not None:
+            self._update = update
+            if update.step.update_norm is not None:
+                self._update_norm = update.step.update_norm
         counters.episodes += len(episodes)
         for episode in episodes:
             self._returns.append(episode.return_)

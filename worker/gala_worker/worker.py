@@ -1,6 +1,8 @@
-"""The main path of an actor-learner, to be read from top to bottom.
+"""The main path of a worker, to be read from top to bottom.
 
-    act in the simulators -> one A2C update -> offer the parameters -> mix what the neighbours sent -> repeat
+    find a start -> one step of the algorithm after another -> checkpoint, final model
+
+What a step is, `algorithms` says: for GALA one rollout, one update, one exchange of parameters with the neighbours.
 
 A worker that has finished may have to hold: where its folder is its own, others fetch the result from it by HTTP.
 
@@ -18,22 +20,22 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gala import names
 from gala.errors import CheckpointError
 from gala.plan import RunPlan
 from gala_worker import checkpoint, files
-from gala_worker.algorithms.a2c import A2C
+from gala_worker.algorithms.algorithm import Setup
+from gala_worker.algorithms.factory import make_algorithm
 from gala_worker.config import WorkerConfig
 from gala_worker.device import choose_compute_type, choose_device, prepare
 from gala_worker.downloads import Downloads
 from gala_worker.environments import make_simulators
 from gala_worker.evaluation import BackgroundEvaluator, EvaluationResult
 from gala_worker.flat import FlatState
-from gala_worker.gossip.grpc_transport import GrpcTransport
 from gala_worker.gossip.loop_thread import LoopThread
-from gala_worker.gossip.peer import GossipPeer
 from gala_worker.health import Heartbeat
 from gala_worker.http import StatusServer
 from gala_worker.metrics import MetricsWriter
@@ -48,11 +50,11 @@ from gala_worker.telemetry import Telemetry
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 1.0
-"""How often the learner looks at the plan file and changes what /status says."""
+"""How often a worker looks at the plan file and changes what /status says."""
 RECORD_SECONDS = 5.0
 """How often a record goes to metrics.jsonl."""
 JOIN_SECONDS = 10.0
-"""How long a starting learner waits for a neighbour's state. Where nobody listens the answer comes at once."""
+"""How long a starting worker waits for a neighbour's state. Where nobody listens the answer comes at once."""
 HUNG_SECONDS = 300.0
 """Without an update for so long, a learner counts as hung and /healthz says so."""
 HOLD_POLL_SECONDS = 0.2
@@ -62,7 +64,7 @@ MEASURE_EVERY_UPDATES = 20
 
 
 class Worker:
-    """One actor-learner, from its start to its farewell."""
+    """One rank of a run, from its start to its farewell."""
 
     def __init__(self, config: WorkerConfig) -> None:
         """Reads the plan, chooses the device and builds policy and optimiser; touches neither network nor simulators.
@@ -76,6 +78,7 @@ class Worker:
         self._plan_file = PlanFile(config.plan_file, config.rank)
         self._adopt(self._plan_file.plan)
         self._me = self._plan.learner(config.rank)
+        self._keeps = config.rank in self._plan.keepers
         files.make_directory(config.learner_dir)
         self._stopping = False
         self._left = False
@@ -100,7 +103,7 @@ class Worker:
         """
         with ExitStack() as services:
             with ExitStack() as training:
-                self._build()
+                self._build(services)
                 self._serve(services)
                 self._listen(training)
                 self._find_start()
@@ -113,16 +116,35 @@ class Worker:
                 self._hold()
             return self._reached or self._left
 
-    def _build(self) -> None:
-        """The policy as one vector, its optimiser, and simulators to act in."""
-        spec = self._spec
-        self._simulators = make_simulators(spec.environment, spec.environment.simulators, threads=self._config.threads)
+    def _build(self, services: ExitStack) -> None:
+        """Simulators to act in, the policy as one vector, and this rank's part in the algorithm."""
+        spec, threads = self._spec, self._config.threads
+        self._simulators = make_simulators(spec.environment, spec.environment.simulators, threads=threads)
         policy = make_policy(
             self._simulators.observation_space, self._simulators.action_space, spec.policy, seed=self._plan.seed
         )
         self._policy = policy.to(self._device)
         self._flat = FlatState(self._policy, self._policy.gossiped_buffers())
-        self._algorithm = A2C(self._policy, self._flat, spec.hyperparameters)
+        convolutional = isinstance(self._policy.trunk, Nature32)
+        self._compute_type = choose_compute_type(spec.precision, convolutional=convolutional, device=self._device)
+        self._loop = LoopThread()
+        services.callback(self._loop.stop)
+        self._algorithm = make_algorithm(
+            Setup(
+                plan=self._plan,
+                me=self._me,
+                incarnation=self._config.incarnation,
+                policy=self._policy,
+                flat=self._flat,
+                device=self._device,
+                compute_type=self._compute_type,
+                loop=self._loop,
+                learner_dir=self._config.learner_dir,
+                stopping=lambda: self._stopping,
+            )
+        )
+        if not self._algorithm.acts:
+            self._simulators.close()  # they have told what they look like
 
     def _serve(self, services: ExitStack) -> None:
         """Metrics and HTTP: from here on launchers are answered."""
@@ -143,8 +165,6 @@ class Worker:
             wall_seconds=self._wall_seconds,
         )
         services.callback(self._metrics.close)
-        self._loop = LoopThread()
-        services.callback(self._loop.stop)
         self._server = StatusServer(
             self._me.address.http,
             status=self._status,
@@ -155,19 +175,9 @@ class Worker:
         services.callback(lambda: self._loop.run(self._server.stop(), timeout_seconds=5.0))
 
     def _listen(self, training: ExitStack) -> None:
-        """Gossip: from here on neighbours are answered."""
-        self._gossip = GossipPeer(
-            self._config.rank,
-            self._plan,
-            self._flat.schema.hash,
-            self._flat.schema.num_elements,
-            transport=GrpcTransport(self._loop),
-            incarnation=self._config.incarnation,
-            num_parameters=len(self._flat.trainable),
-            pinned=self._device.type == "cuda",
-        )
-        self._gossip.start()
-        training.callback(self._gossip.close)
+        """From here on the other ranks are answered."""
+        self._algorithm.open()
+        training.callback(self._algorithm.close)
 
     def _find_start(self) -> None:
         """The neighbours' state if it is ahead of this learner's own checkpoint; else that; else the seed.
@@ -175,22 +185,19 @@ class Worker:
         A learner that was away has an old checkpoint, and mixing it in would pull its neighbours back. After a stop of
         the whole run nobody is ahead of anybody, and every learner takes its own.
         """
-        own = checkpoint.load_latest(self._checkpoints, self._flat.schema.hash)
+        own = checkpoint.load_latest(self._checkpoints, self._flat.schema.hash) if self._keeps else None
         theirs = self._fetch()
         event = "seeded"
         candidates = [(found, other) for found, other in ((own, theirs), (theirs, own)) if found is not None]
         for found, other in sorted(candidates, key=lambda pair: pair[0].global_steps, reverse=True):
             try:
-                counters = restore(
-                    found, self._config.rank, self._flat, self._algorithm.optimizer.square_average, also=other
-                )
+                counters = restore(found, self._config.rank, self._flat, self._algorithm.optimizer_state, also=other)
             except CheckpointError as error:
                 log.warning("cannot start from a state: %s", error)
                 continue
             counters.epoch = self._plan.epoch
             self._counters = counters
             self._wall_before = counters.wall_seconds
-            self._gossip.merge_progress(counters.progress)
             self._generator_state = found.tensors.get(ACTION_GENERATOR)
             event = "resumed" if found is own else "joined"
             break
@@ -199,7 +206,7 @@ class Worker:
 
     def _fetch(self) -> checkpoint.Checkpoint | None:
         """The state of a live neighbour; None if nobody answers."""
-        content = self._gossip.fetch_state(JOIN_SECONDS, give_up=lambda: self._stopping)
+        content = self._algorithm.fetch_state(JOIN_SECONDS)
         if content is None:
             return None
         try:
@@ -209,56 +216,50 @@ class Worker:
             return None
 
     def _begin(self, training: ExitStack) -> None:
-        """Starts the simulators and the evaluator, and joins the ring."""
-        spec = self._spec
-        clip = spec.hyperparameters.reward_clipping
-        convolutional = isinstance(self._policy.trunk, Nature32)
-        compute_type = choose_compute_type(spec.precision, convolutional=convolutional, device=self._device)
-        self._collector = Collector(
-            self._simulators,
-            self._policy,
-            rollout_length=spec.hyperparameters.rollout_length,
-            clip_rewards=spec.environment.id.startswith("ALE/") if clip is None else clip,
-            compute_type=compute_type,
-            device=self._device,
-            # A later life starts other games than the one before, within this rank's own range of seeds.
-            seed=self._me.seed + self._counters.updates % (names.MAX_SIMULATORS - self._simulators.num_simulators + 1),
-        )
-        training.callback(self._simulators.close)
-        if self._generator_state is not None:
-            self._collector.generator.set_state(self._generator_state)
+        """Starts the simulators and the evaluator, and joins the others."""
+        self._collector = self._make_collector(training) if self._algorithm.acts else None
         self._evaluator = BackgroundEvaluator(
-            spec,
+            self._spec,
             schema_hash=self._flat.schema.hash,
             seed=self._me.seed + names.MAX_SIMULATORS,
             on_result=self._evaluated,
         )
         training.callback(self._evaluator.close)
         self._training_since = time.monotonic()
-        self._gossip.join()
-        self._telemetry.publish(self._counters, self._gossip.stats())
+        self._algorithm.begin(self._collector, self._counters)
+        self._telemetry.publish(self._counters, self._algorithm.stats())
         self._telemetry.state = "training"
-        self._metrics.event("started", epoch=self._plan.epoch, precision=str(compute_type).removeprefix("torch."))
+        precision = str(self._compute_type).removeprefix("torch.")
+        self._metrics.event("started", epoch=self._plan.epoch, role=self._me.role, precision=precision)
+
+    def _make_collector(self, training: ExitStack) -> Collector:
+        spec = self._spec
+        clip = spec.hyperparameters.reward_clipping
+        training.callback(self._simulators.close)
+        collector = Collector(
+            self._simulators,
+            self._policy,
+            rollout_length=spec.hyperparameters.rollout_length,
+            clip_rewards=spec.environment.id.startswith("ALE/") if clip is None else clip,
+            compute_type=self._compute_type,
+            device=self._device,
+            # A later life starts other games than the one before, within this rank's own range of seeds.
+            seed=self._me.seed + self._counters.updates % (names.MAX_SIMULATORS - self._simulators.num_simulators + 1),
+            record=self._algorithm.records,
+        )
+        if self._generator_state is not None:
+            collector.generator.set_state(self._generator_state)
+        return collector
 
     def _train(self) -> None:
         """Until the run has its steps, this rank is no longer in the plan, or somebody says stop."""
-        counters, flat, gossip = self._counters, self._flat, self._gossip
-        every = self._spec.gossip.every_updates
+        counters, algorithm = self._counters, self._algorithm
         next_tick = 0.0
         self._schedule()
         while not (self._stopping or self._left or self._reached):
-            measure = counters.updates % MEASURE_EVERY_UPDATES == 0
-            rollout = self._collector.collect()
-            done = counters.global_steps / self._spec.total_steps
-            update = self._algorithm.update(rollout, done, measure_update=measure)
-            counters.updates += 1
-            counters.steps += rollout.num_steps
-            if counters.updates % every == 0:
-                gossip.offer(flat.vector, version=counters.updates, steps=counters.steps)
-                gossip.mix(flat.vector)
-            counters.progress = {**gossip.progress(), self._config.rank: counters.steps}
-            self._telemetry.note_update(update, self._collector.pop_episodes(), counters)
-            gossip.answer_state_requests(self._state_for_joiner)
+            update = algorithm.step(counters, measure=counters.updates % MEASURE_EVERY_UPDATES == 0)
+            self._telemetry.note_update(update, self._collector.pop_episodes() if self._collector else (), counters)
+            algorithm.answer_joiners(self._state_for_joiner)
             if counters.global_steps >= self._next_evaluation:
                 self._evaluate(self._next_evaluation)
                 self._next_evaluation = _next_multiple(self._spec.evaluation.every_steps, counters.global_steps)
@@ -279,6 +280,8 @@ class Worker:
     def _schedule(self) -> None:
         """The next evaluation and the next checkpoint."""
         steps = self._counters.global_steps
+        if not self._keeps:
+            return
         self._next_checkpoint = _next_multiple(self._spec.checkpoint.every_steps, steps)
         self._next_evaluation = _next_multiple(self._spec.evaluation.every_steps, steps)
 
@@ -287,9 +290,10 @@ class Worker:
         reached = self._reached
         self._telemetry.state = "finished" if reached else "stopping"
         with self._heartbeat.paused("saving", seconds=60.0):
-            self._save()
-            if reached:
-                self._export()
+            if self._keeps:
+                self._save()
+                if reached:
+                    self._export()
             self._tick(math.inf)
             self._metrics.event("finished" if reached else "stopped", globalSteps=self._counters.global_steps)
 
@@ -308,10 +312,10 @@ class Worker:
         log.info("released" if self._released.is_set() else "holding no longer")
 
     def _tick(self, now: float) -> None:
-        """What is due about once a second: what the gossip noticed, /status and, less often, a record."""
-        for event in self._gossip.events():
+        """What is due about once a second: what the algorithm noticed, /status and, less often, a record."""
+        for event in self._algorithm.events():
             self._metrics.event(**event)
-        stats = self._gossip.stats()
+        stats = self._algorithm.stats()
         self._counters.wall_seconds = self._wall_seconds()
         self._telemetry.publish(self._counters, stats)
         if now >= self._next_record:
@@ -329,7 +333,7 @@ class Worker:
         self._schedule()
         self._left = self._config.rank not in plan.ranks
         if not self._left:
-            self._gossip.set_plan(plan)
+            self._algorithm.set_plan(plan)
         details = {"learners": len(plan.ranks), "left": self._left, "totalSteps": plan.spec.total_steps}
         self._metrics.event("ring", epoch=plan.epoch, **details)
 
@@ -337,8 +341,8 @@ class Worker:
         self._plan, self._spec = plan, plan.spec
 
     def _evaluate(self, milestone: float) -> None:
-        """Evaluation number k is the job of the k-th learner of the ring, round and round: no rank is special."""
-        ranks = self._plan.ranks
+        """Evaluation number k is the job of the k-th rank that has the parameters, round and round."""
+        ranks = self._plan.keepers
         number = int(milestone // (self._spec.evaluation.every_steps or milestone))
         if ranks[number % len(ranks)] == self._config.rank:
             self._evaluator.submit(self._flat.vector, global_steps=self._counters.global_steps)
@@ -354,9 +358,8 @@ class Worker:
 
     def _save(self) -> None:
         self._counters.wall_seconds = self._wall_seconds()
-        content = capture(
-            self._flat, self._algorithm.optimizer.square_average, self._counters, self._collector.generator
-        )
+        generator = self._collector.generator if self._collector else torch.Generator()
+        content = capture(self._flat, self._algorithm.optimizer_state, self._counters, generator)
         try:
             path = checkpoint.save(self._checkpoints, content, self._spec.checkpoint.keep)
         except CheckpointError as error:
@@ -366,7 +369,7 @@ class Worker:
         self._metrics.event("checkpoint", globalSteps=self._counters.global_steps, path=path.name)
 
     def _state_for_joiner(self) -> bytes:
-        return checkpoint.dumps(capture(self._flat, self._algorithm.optimizer.square_average, self._counters))
+        return checkpoint.dumps(capture(self._flat, self._algorithm.optimizer_state, self._counters))
 
     def _export(self) -> None:
         export_model(self._config.learner_dir, self._flat, self._plan, self._config.rank, self._counters)
@@ -374,7 +377,7 @@ class Worker:
     def _status(self) -> dict[str, Any]:
         """The answer to /status; on the asyncio thread."""
         status = self._telemetry.status()
-        if status["state"] == "training" and self._gossip.is_waiting:
+        if status["state"] == "training" and self._algorithm.is_waiting:
             status["state"] = "waiting"
         return status
 

@@ -42,6 +42,11 @@ class A2C:
 
         `progress` in [0, 1] of the run's total steps drives the learning-rate schedule.
         """
+        loss = self.gradient(rollout)
+        return self.apply(loss, progress, measure_update=measure_update)
+
+    def gradient(self, rollout: Rollout) -> A2CLoss:
+        """The loss of `rollout`; its gradient is in `flat.gradient` [P] afterwards, the parameters are unchanged."""
         hyper = self._hyper
         returns, advantages = targets(
             rollout.rewards,
@@ -61,16 +66,26 @@ class A2C:
             rollout.valid,
             value_coefficient=hyper.value_coefficient,
             entropy_coefficient=hyper.entropy_coefficient,
+            reduction=hyper.loss_reduction,
         )
         self._flat.gradient.zero_()
         loss.total.backward()  # type: ignore[no-untyped-call]
-        learning_rate = hyper.learning_rate
-        if hyper.learning_rate_schedule == "linear":
-            learning_rate *= max(0.0, 1.0 - progress)
+        return loss
+
+    def apply(self, loss: A2CLoss, progress: float, *, measure_update: bool = False) -> Update:
+        """One step with what is in `flat.gradient` [P]; `loss` is only told on."""
+        learning_rate = scheduled_learning_rate(self._hyper, progress)
         step = self.optimizer.step(
             self._flat.gradient,
             learning_rate=learning_rate,
-            max_gradient_norm=hyper.max_gradient_norm,
+            max_gradient_norm=self._hyper.max_gradient_norm,
             measure_update=measure_update,
         )
         return Update(loss, step, learning_rate)
+
+
+def scheduled_learning_rate(hyperparameters: Hyperparameters, progress: float) -> float:
+    """The learning rate at `progress` in [0, 1] of the run's total steps."""
+    if hyperparameters.learning_rate_schedule == "linear":
+        return hyperparameters.learning_rate * max(0.0, 1.0 - progress)
+    return hyperparameters.learning_rate

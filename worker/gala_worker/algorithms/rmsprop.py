@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+SQUARE_AVERAGE = "optimizer.square_average"
+
 # torch.nn.utils.clip_grad_norm_ adds this to the norm.
 _NORM_EPSILON = 1e-6
 
@@ -41,6 +43,8 @@ class RMSprop:
         self._epsilon = epsilon
         self._scratch = torch.empty_like(self._parameters)
         self.square_average = torch.zeros_like(self._parameters)
+        self.state = {SQUARE_AVERAGE: self.square_average}
+        """By the names that checkpoints have."""
 
     @torch.no_grad()
     def step(

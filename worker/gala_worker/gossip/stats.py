@@ -39,27 +39,29 @@ class EdgeStats:
 
 @dataclass(frozen=True, slots=True)
 class GossipStats:
-    """Gossip of this learner, since the start of its process."""
+    """What has crossed this rank's wire since its process began. Other algorithms fill in what they have."""
 
-    mixes: int
-    skips: int
+    mixes: int = 0
+    skips: int = 0
     """`mix` calls that found no fresh message from every live in-peer."""
-    seconds: float
-    """On the learner thread, all gossip calls together, waiting included."""
-    waited_seconds: float
-    """Of these, waiting for the staleness bound."""
-    staleness_updates: int
-    staleness_seconds: float
-    disagreement: float
-    relative_disagreement: float
+    seconds: float = 0.0
+    """On the learner thread, all calls together, waiting included."""
+    waited_seconds: float = 0.0
+    """Of these, waiting for others."""
+    staleness_updates: int = 0
+    staleness_seconds: float = 0.0
+    disagreement: float = 0.0
+    relative_disagreement: float = 0.0
     """The last four: at the last mixing."""
-    in_peers: tuple[int, ...]
+    in_peers: tuple[int, ...] = ()
     """Live ones."""
-    out_peers: tuple[int, ...]
+    out_peers: tuple[int, ...] = ()
     """Those that this learner pushes to now."""
-    edges: tuple[EdgeStats, ...]
+    edges: tuple[EdgeStats, ...] = ()
     strangers: dict[str, int] = field(default_factory=dict)
     """Streams refused, by reason."""
+    weight: float = 1.0
+    """Push-sum weight that this learner owns, without what is on its way."""
 
 
 class Complaints:

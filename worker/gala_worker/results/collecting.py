@@ -71,12 +71,13 @@ async def collect(
     connector = aiohttp.TCPConnector(use_dns_cache=False, limit=MAX_TRANSFERS)
     timeout = aiohttp.ClientTimeout(total=TRANSFER_SECONDS, connect=10.0, sock_connect=5.0, sock_read=20.0)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=False) as session:
-        collection = _Collection(session, run_dir, patience, progress, len(plan.learners))
+        collection = _Collection(session, run_dir, patience, progress, plan)
         while True:
             await asyncio.gather(*(collection.learner(learner) for learner in plan.learners))
-            if len(collection.left_out) < len(plan.learners):
+            missing = {rank: reason for rank, reason in collection.left_out.items() if rank in plan.keepers}
+            if len(missing) < len(plan.keepers):
                 return collection.left_out
-            rank, reason = min(collection.left_out.items())
+            rank, reason = min(missing.items())
             if time.monotonic() >= deadline:
                 raise RunError(f"no learner gives its final model; rank {rank}: {reason}")
 
@@ -88,13 +89,14 @@ class _Collection:
         run_dir: Path,
         patience: Patience,
         progress: Callable[[str], None],
-        num_learners: int,
+        plan: RunPlan,
     ) -> None:
         self._session = session
         self._run_dir = run_dir
         self._patience = patience
         self._progress = progress
-        self._num_learners = num_learners
+        self._num_learners = len(plan.learners)
+        self._keepers = plan.keepers
         self._num_fetched = 0
         self._transfers = asyncio.Semaphore(MAX_TRANSFERS)
         self.left_out: dict[int, str] = {}
@@ -126,7 +128,7 @@ class _Collection:
     async def _fetch(self, learner: LearnerPlan) -> None:
         base = f"http://{learner.address.http}/files"
         announced = await self._listing(base)
-        if MODEL not in announced:
+        if MODEL not in announced and learner.rank in self._keepers:
             raise _Refused("it serves no final model")
         directory = self._run_dir / names.learner_directory(learner.rank)
         for name in sorted(announced, reverse=True):  # the model last: it says that a learner's folder is complete

@@ -1,0 +1,125 @@
+"""GALA: a local learner that gossips its parameters (Assran et al. 2019, arXiv 1906.04585, Algorithm 1).
+
+    act in the simulators -> one update by the local learner -> offer the parameters -> mix what the neighbours sent
+
+The local learner is advantage actor-critic (GALA-A2C) or PPO (GALA-PPO); gossip does not care which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from gala.plan import RunPlan
+from gala_worker.algorithms.a2c import A2C, Update
+from gala_worker.algorithms.algorithm import Algorithm, Setup
+from gala_worker.diagnostics import open_diagnostics
+from gala_worker.gossip.grpc_transport import GrpcTransport
+from gala_worker.gossip.peer import GossipPeer
+from gala_worker.gossip.stats import GossipStats
+from gala_worker.rollout import Collector, Rollout
+from gala_worker.state import Counters
+
+
+class Optimizer(Protocol):
+    """What is kept of an optimiser."""
+
+    @property
+    def state(self) -> Mapping[str, Tensor]:
+        """Its tensors by the names that checkpoints have."""
+
+
+class LocalLearner(Protocol):
+    """Learns from one rollout at a time, alone."""
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """Its state is what a checkpoint keeps."""
+
+    def update(self, rollout: Rollout, progress: float, *, measure_update: bool = False) -> Update:
+        """Changes the parameters in place; `progress` in [0, 1] of the run drives the schedules."""
+
+
+class Gala(Algorithm):
+    """One actor-learner of the ring."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        spec, flat = setup.plan.spec, setup.flat
+        self._learner: LocalLearner = A2C(setup.policy, flat, spec.hyperparameters)
+        self._gossip = GossipPeer(
+            setup.me.rank,
+            setup.plan,
+            flat.schema.hash,
+            flat.schema.num_elements,
+            transport=GrpcTransport(setup.loop),
+            incarnation=setup.incarnation,
+            num_parameters=len(flat.trainable),
+            pinned=setup.device.type == "cuda",
+        )
+        self._diagnostics = open_diagnostics(
+            spec,
+            setup.learner_dir,
+            rank=setup.me.rank,
+            incarnation=setup.incarnation,
+            num_parameters=len(flat.trainable),
+        )
+
+    @property
+    def optimizer_state(self) -> Mapping[str, Tensor]:
+        return self._learner.optimizer.state
+
+    @property
+    def is_waiting(self) -> bool:
+        return self._gossip.is_waiting
+
+    def open(self) -> None:
+        self._gossip.start()
+
+    def fetch_state(self, seconds: float) -> bytes | None:
+        return self._gossip.fetch_state(seconds, give_up=self.setup.stopping)
+
+    def begin(self, collector: Collector | None, counters: Counters) -> None:
+        assert collector is not None
+        self._collector = collector
+        if self._diagnostics is not None:
+            self._diagnostics.start(counters.updates, self.setup.flat.trainable)
+        self._gossip.merge_progress(counters.progress)
+        self._gossip.join()
+
+    def step(self, counters: Counters, *, measure: bool) -> Update | None:
+        gossip, flat, diagnostics = self._gossip, self.setup.flat, self._diagnostics
+        rollout = self._collector.collect()
+        update = self._learner.update(rollout, self.done(counters), measure_update=measure or diagnostics is not None)
+        counters.updates += 1
+        counters.steps += rollout.num_steps
+        mixing = None
+        if counters.updates % self.plan.spec.gossip.every_updates == 0:
+            gossip.offer(flat.vector, version=counters.updates, steps=counters.steps)
+            mixing = gossip.mix(flat.vector)
+        counters.progress = {**gossip.progress(), self.setup.me.rank: counters.steps}
+        if diagnostics is not None:
+            diagnostics.update(counters.updates, update.step.update_norm, mixing)
+            if diagnostics.is_due(counters.updates):
+                diagnostics.snapshot(counters.updates, flat.trainable, flat.gradient)
+        return update
+
+    def set_plan(self, plan: RunPlan) -> None:
+        super().set_plan(plan)
+        self._gossip.set_plan(plan)
+
+    def answer_joiners(self, make_state: Callable[[], bytes]) -> None:
+        self._gossip.answer_state_requests(make_state)
+
+    def stats(self) -> GossipStats:
+        return self._gossip.stats()
+
+    def events(self) -> list[dict[str, Any]]:
+        return self._gossip.events()
+
+    def close(self) -> None:
+        self._gossip.close()
+        if self._diagnostics is not None:
+            self._diagnostics.close()
