@@ -175,21 +175,25 @@ class PPO:
 
         Where the policy remembers, a minibatch is some simulators' whole sequences [T, b]; else any transitions [1, b].
         """
-        observations, behaviour, starts = rollout.observations, rollout.parameters, rollout.starts
-        if observations is None or behaviour is None or starts is None:
+        recording = rollout.recording
+        if recording is None:
             raise ValueError("PPO learns from recorded rollouts: Collector(record=True)")
         steps, simulators = rollout.rewards.shape
-        sequences = (observations[:-1], rollout.actions, behaviour, *wanted, rollout.valid)
+        sequences = (
+            *(recording.observations[:-1], rollout.actions, recording.parameters),
+            *(*wanted, rollout.valid),
+        )
         recurrent = self._policy.memory is not None
         if not recurrent:
             sequences = tuple(tensor.flatten(0, 1).unsqueeze(0) for tensor in sequences)
         count = simulators if recurrent else steps * simulators
         for _ in range(self._hyper.epochs):
-            order = torch.randperm(count, generator=self._shuffle).to(observations.device)
+            order = torch.randperm(count, generator=self._shuffle).to(rollout.rewards.device)
             for chosen in order.chunk(min(self._hyper.minibatches, count)):
                 seen, *others = (tensor[:, chosen] for tensor in sequences)
-                state = None if rollout.state is None else rollout.state[chosen]
-                yield seen, starts[:-1, chosen] if recurrent else None, state, *others
+                starts = recording.starts[:-1, chosen] if recurrent else None
+                state = None if recording.state is None else recording.state[chosen]
+                yield seen, starts, state, *others
 
 
 _Minibatch = tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor]
