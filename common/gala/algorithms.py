@@ -30,6 +30,8 @@ class Facts:
     """Role of rank 0 where all others depend on it; it has no simulators. None: no rank is special."""
     gossips: bool = False
     """Whether learners exchange parameters with the neighbours that spec.topology gives them."""
+    opens_ports: bool = False
+    """Whether ranks also listen on ports that nobody knows beforehand, as torch.distributed does."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Hyperparameters, by their names in Python, whose default is not that of GALA-A2C."""
 
@@ -61,7 +63,7 @@ ALGORITHMS: Final[Mapping[str, Facts]] = MappingProxyType(
                 "gae_lambda": 0.95,
             },
         ),
-        A2C: Facts(member=names.ROLE_ACTOR_LEARNER),
+        A2C: Facts(member=names.ROLE_ACTOR_LEARNER, opens_ports=True),
         A3C: Facts(
             member=names.ROLE_ACTOR_LEARNER,
             centre=names.ROLE_SERVER,

@@ -85,6 +85,11 @@ class RunPlan:
         """Ranks without which the others wait. When one has used up its restarts, the run has failed."""
         return ALGORITHMS[self.spec.algorithm].essential(len(self.learners))
 
+    @property
+    def opens_ports(self) -> bool:
+        """Whether ranks also listen on ports that nobody knows beforehand."""
+        return ALGORITHMS[self.spec.algorithm].opens_ports
+
     def learner(self, rank: int) -> LearnerPlan:
         """The plan of one rank.
 

@@ -38,7 +38,7 @@ log = logging.getLogger("gala_operator")
 
 DISCOVERY_SECONDS: Final = 5.0
 STOP_SECONDS: Final = 1.0
-"""For kopf's tasks to end by themselves: they have nothing to lose."""
+"""For what is left of the Events, and for kopf's tasks to end by themselves: they have nothing to lose."""
 
 
 async def serve(settings: OperatorSettings) -> int:
@@ -95,11 +95,12 @@ async def _lead(
     queue = WorkQueue[Key](waited=metrics.queue_wait_seconds.observe)
     metrics.watch(cache, depth=lambda: len(queue))
     poller = Poller(cache=cache, add=queue.add_routine, poll_seconds=settings.poll_seconds, metrics=metrics)
+    events = EventPoster(cluster, identity=settings.identity)
     controller = Controller(
         cache=cache,
         cluster=cluster,
         workers=poller,
-        events=EventPoster(cluster, identity=settings.identity),
+        events=events,
         decide=decide,
         settings=settings,
         metrics=metrics,
@@ -122,6 +123,7 @@ async def _lead(
             group.create_task(queue.work(controller.reconcile, workers=settings.workers), name="queue")
             group.create_task(resync.work(), name="resync")
             group.create_task(poller.work(), name="poller")
+            group.create_task(events.work(), name="events")
 
     async with poller:
         watches_stop = asyncio.Event()
@@ -134,6 +136,7 @@ async def _lead(
         done, _ = await asyncio.wait({watches, stopped, *duties}, return_when=asyncio.FIRST_COMPLETED)
         health.is_ready = False
         await _cancel([stopped, *duties])
+        await events.flush(STOP_SECONDS)
         watches_stop.set()
         await asyncio.wait({watches}, timeout=STOP_SECONDS)
         await _cancel([watches])

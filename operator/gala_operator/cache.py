@@ -59,7 +59,10 @@ class Cache:
         self._gone: OrderedDict[str, None] = OrderedDict()
 
     def put(self, kind: str, raw: Raw) -> Key | None:
-        """An object as the API server delivered it. Returns the run to look at, None if the object is not ours."""
+        """An object as the API server delivered it. Returns the run to look at.
+
+        None if the object is not ours, or a GalaRun as we know it already: the echo of a status that we have written.
+        """
         meta = records.metadata(raw)
         uid, version = records.text(meta.get("uid")), records.text(meta.get("resourceVersion"))
         place = records.text(meta.get("namespace")), records.text(meta.get("name"))
@@ -71,6 +74,8 @@ class Cache:
             if before is not None and before.uid == uid:
                 self._drop(kind, place)
                 return before.key
+            return None
+        if kind == RUN and before is not None and (before.uid, before.version) == (uid, version):
             return None
         if uid in self._gone or (before is not None and _is_older(version, before.version)):
             return key

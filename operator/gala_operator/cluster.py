@@ -121,16 +121,13 @@ class Cluster:
         """Server-side apply: afterwards the object is as `manifest` says, in what that says. Returns the object."""
         resource = self.resource(manifest["kind"])
         meta = manifest["metadata"]
-        body = {**manifest, "apiVersion": resource.base.removeprefix("/apis/").removeprefix("/api/")}
-        if resource is OLD_DISRUPTION_BUDGET:  # such servers refuse a manifest with a field that they do not know
-            body["spec"] = {key: value for key, value in manifest["spec"].items() if key != UNHEALTHY_POLICY}
         return await self._request(
             "patch",
             resource.plural,
             "PATCH",
             resource.path(meta["namespace"], meta["name"]),
             query=[("fieldManager", FIELD_MANAGER), ("force", "true")],
-            body=body,
+            body=self._served(manifest),
             content_type=APPLY_PATCH,
         )
 
@@ -144,7 +141,7 @@ class Cluster:
                 "POST",
                 resource.path(manifest["metadata"]["namespace"]),
                 query=[("fieldManager", FIELD_MANAGER)],
-                body=manifest,
+                body=self._served(manifest),
             )
         except ApiError as error:
             if error.reason == "AlreadyExists":
@@ -226,6 +223,14 @@ class Cluster:
                 for item in page.get("items") or []:
                     yield item["metadata"]
                 following = page.get("metadata", {}).get("continue") or None
+
+    def _served(self, manifest: Mapping[str, Any]) -> Raw:
+        """The manifest in the version that this server has."""
+        resource = self.resource(manifest["kind"])
+        body = {**manifest, "apiVersion": resource.base.removeprefix("/apis/").removeprefix("/api/")}
+        if resource is OLD_DISRUPTION_BUDGET:  # such servers refuse a manifest with a field that they do not know
+            body["spec"] = {key: value for key, value in manifest["spec"].items() if key != UNHEALTHY_POLICY}
+        return body
 
     async def _delete(
         self,

@@ -58,7 +58,7 @@ class Workers(Protocol):
 class Events(Protocol):
     """What the controller needs of `events.EventPoster`; see there."""
 
-    async def post(self, run: RunObject, event: RunEvent) -> None: ...
+    def post(self, run: RunObject, event: RunEvent) -> None: ...
 
 
 class NameTakenError(ApiError):
@@ -125,7 +125,7 @@ class Controller:
             # It may be refused for as long as a quota is used up: the status goes on, and says so.
             refusal = error
             reason = "NameTaken" if isinstance(error, NameTakenError) else "Refused"
-            await self._events.post(run, RunEvent(type="Warning", reason=reason, message=error.message))
+            self._events.post(run, RunEvent(type="Warning", reason=reason, message=error.message))
             decided = with_problem(decided, reason, error.message, generation=run.generation, now=now)
         self._workers.watch(key, actions.poll)
         if actions.delete_run:
@@ -135,9 +135,12 @@ class Controller:
         if await self._write_status(key, run, decided):
             for event in actions.events:
                 log.info("%s: %s", event.reason, event.message)
-                await self._events.post(run, event)
+                self._events.post(run, event)
         if refusal is not None:
             raise refusal
+        known = self._cache.run(key)
+        if known is not None and known.generation != run.generation:
+            return SOON_SECONDS  # the answer to our write brought a new spec, whose own event is then no news
         if actions.requeue_at is None:
             return None
         return max((actions.requeue_at - now).total_seconds(), SOON_SECONDS)
@@ -155,13 +158,12 @@ class Controller:
 
     async def _apply(self, key: Key, run: RunObject, manifest: Manifest) -> None:
         kind, name = manifest["kind"], manifest["metadata"]["name"]
-        if not self._cache.has_child(key, kind, name):
+        if self._cache.has_child(key, kind, name):
+            log.info("applying %s %s", kind, name)
+            self._cache.put(kind, await self._cluster.apply(manifest))
+        else:
             # Without our label we do not see it: an apply would make somebody else's object ours.
-            found = await self._cluster.get(kind, run.namespace, name)
-            if found is not None and key_of(kind, found) != key:
-                raise _taken(kind, name, run)
-        log.info("applying %s %s", kind, name)
-        self._cache.put(kind, await self._cluster.apply(manifest))
+            await self._create(key, run, manifest)
 
     async def _delete(self, run: RunObject, deletion: DeletePod) -> None:
         log.info("deleting pod %s", deletion.name)
@@ -172,15 +174,15 @@ class Controller:
             self._cache.put(POD, left)
 
     async def _create(self, key: Key, run: RunObject, manifest: Manifest) -> None:
-        name = manifest["metadata"]["name"]
-        log.info("creating pod %s", name)
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
+        log.info("creating %s %s", kind, name)
         made = await self._cluster.create(manifest)
         if made is None:
-            made = await self._cluster.get(POD, run.namespace, name)
-            if made is not None and key_of(POD, made) != key:
-                raise _taken(POD, name, run)
+            made = await self._cluster.get(kind, run.namespace, name)
+            if made is not None and key_of(kind, made) != key:
+                raise _taken(kind, name, run)
         if made is not None:
-            self._cache.put(POD, made)
+            self._cache.put(kind, made)
 
     async def _put_pod(self, answer: Any) -> None:
         raw = await answer

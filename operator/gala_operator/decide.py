@@ -21,6 +21,7 @@ from gala.spec import parse
 from gala_operator import (
     children,
     ended,
+    essential,
     learners,
     manifests,
     refused,
@@ -28,6 +29,7 @@ from gala_operator import (
     ring,
     situation,
     status,
+    stuck,
     times,
     transitions,
 )
@@ -51,7 +53,7 @@ def decide(run: RunObject, observed: Observed, now: datetime, settings: Operator
     if run.deleting:
         return Actions(status=run.status)  # the garbage collector takes the children
     if status.has_ended(run.status):
-        return ended.actions(run, observed, now)
+        return ended.actions(run, observed, now, settings)
     try:
         document = parse(run.document)
         if (refusal := refused.changed(run, document, observed, now)) is not None:
@@ -68,18 +70,19 @@ def decide(run: RunObject, observed: Observed, now: datetime, settings: Operator
         )
         if document.spec.run_policy.suspend:
             return _suspend(understood)
-        wanted = manifests.children(document, understood.owner, understood.plan, settings)
+        wanted = manifests.children(document, understood.owner, understood.plan, settings, left_out=understood.left_out)
     except SpecError as error:
         return refused.invalid(run, observed, now, error)
     return _pursue(understood, children.compare(wanted, run, observed))
 
 
 def _suspend(situation: Situation) -> Actions:
-    after = status.of_suspended(situation, remaining=len(situation.pods))
+    after = status.of_suspended(situation)
     return Actions(
         delete=tuple(DeletePod(name=pod.name, uid=pod.uid) for pod in situation.pods.values() if not pod.deleting),
         status=after,
         events=transitions.events(situation.run.status, after),
+        requeue_at=stuck.next_look(situation.pods.values(), situation.now),
     )
 
 
@@ -125,6 +128,10 @@ def _outcome(situation: Situation, ranks: list[Learner], finish: Finish | None) 
         seconds = situation.spec.run_policy.active_deadline_seconds
         message = f"The run was active for longer than runPolicy.activeDeadlineSeconds, {seconds} s."
         return Outcome(succeeded=False, reason="DeadlineExceeded", message=message)
+    lost = essential.lost(situation, ranks)
+    if finish is None and lost is not None and lost.stuck is not None:
+        message = f"{lost.stuck.message}; the others cannot go on without it"
+        return Outcome(succeeded=False, reason=essential.LOST, message=message)
     left = sum(learner.state != FAILED for learner in ranks)
     least = situation.spec.run_policy.min_learners
     if finish is None and left < least:

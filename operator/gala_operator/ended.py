@@ -1,6 +1,7 @@
 """After the end: finished learners are let go, pods are cleaned up, and the run is deleted when its time is over.
 
-Nothing is ever made again for a run that has ended. All this waits until the end stands in the status.
+Nothing but the pod that serves the result (`serving`) is ever made again for a run that has ended. All this waits until
+the end stands in the status.
 """
 
 from __future__ import annotations
@@ -9,18 +10,21 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from gala import names
 from gala.errors import SpecError
 from gala.spec import RunPolicy, parse
-from gala_operator import situation, status, times
-from gala_operator.actions import Actions, DeletePod
+from gala_operator import serving, situation, status, times
+from gala_operator.actions import Actions, DeletePod, RunEvent
 from gala_operator.learners import is_ready
 from gala_operator.observed import Observed, ObservedPod, RunObject
+from gala_operator.serving import Serving
+from gala_operator.settings import OperatorSettings
 
 RELEASE: Final = timedelta(seconds=30)
 """How long finished learners have to exit by themselves, so that their pods stay as Completed."""
 
 
-def actions(run: RunObject, observed: Observed, now: datetime) -> Actions:
+def actions(run: RunObject, observed: Observed, now: datetime, settings: OperatorSettings) -> Actions:
     """What is left to do for a run that has ended."""
     end = times.read(run.status.get("completionTime")) or now
     policy = _policy(run)
@@ -35,11 +39,17 @@ def actions(run: RunObject, observed: Observed, now: datetime) -> Actions:
         expires = end + timedelta(seconds=policy.ttl_seconds_after_finished)
         delete_run = expires <= now
         requeue.append(expires)
+    served = None if delete_run else serving.assess(run, observed, now, settings)
+    if served is not None and served.look_again is not None:
+        requeue.append(served.look_again)
+    superfluous = () if waiting else _superfluous(policy, own, running, trained=trained)
     return Actions(
         release=tuple(pod.ip for pod in running if pod.ip is not None and not pod.deleting) if waiting else (),
-        delete=() if waiting else _superfluous(policy, own, running, trained=trained),
+        create=() if served is None else served.create,
+        delete=superfluous if served is None else (*superfluous, *served.delete),
         delete_run=delete_run,
-        status=_status(run, observed),
+        status=_status(run, observed, served),
+        events=_events(run, served),
         requeue_at=min((at for at in requeue if at > now), default=None),
     )
 
@@ -65,7 +75,19 @@ def _policy(run: RunObject) -> RunPolicy:
         return RunPolicy()
 
 
-def _status(run: RunObject, observed: Observed) -> dict[str, Any]:
+def _events(run: RunObject, served: Serving | None) -> tuple[RunEvent, ...]:
+    """That the result is gone, and that it is there again."""
+    if served is None:
+        return ()
+    if served.problem and run.status.get("message") != serving.message(run, served):
+        return (RunEvent(type="Warning", reason=serving.GONE, message=served.problem),)
+    if served.create:
+        message = f"{names.results_name(run.name)} is made again: it serves the result from its volume."
+        return (RunEvent(type="Normal", reason=serving.AGAIN, message=message),)
+    return ()
+
+
+def _status(run: RunObject, observed: Observed, served: Serving | None) -> dict[str, Any]:
     """As it was at the end, but for what the pods do."""
     pods = {pod.name: pod for pod in situation.learner_pods(run, observed)}
     entries = situation.entries(run.status)
@@ -83,4 +105,8 @@ def _status(run: RunObject, observed: Observed) -> dict[str, Any]:
         after["learnerStatuses"] = learners
     if "stepsPerSecond" in after:
         after["stepsPerSecond"] = 0.0
+    if served is not None:
+        after["message"] = serving.message(run, served)
+        if served.tally.failures:
+            after["results"] = served.tally.document()
     return after

@@ -8,7 +8,7 @@ from typing import Final
 from gala import names
 
 FIELD_MANAGER: Final = "gala-operator"
-"""Owner of the fields that the operator sets: one name for ever, so that a later version can take fields back."""
+"""Owner of the fields that the operator sets: one name for ever, so that no version is in another's way."""
 
 POD: Final = "Pod"
 RUN: Final = names.KIND

@@ -100,6 +100,8 @@ class LeaderElector:
             async with asyncio.timeout(2.0):
                 await self._api.replace_lease({**self._lease, "spec": spec})
         except (ApiError, TimeoutError) as error:
+            if isinstance(error, ApiError) and error.status in (401, 403):
+                return  # uninstalled: the rights went before the pods did, and nobody waits for the lease
             log.warning("cannot release the lease: %s", str(error) or "no answer in time")
 
     async def _try(self) -> bool:

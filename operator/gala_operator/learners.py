@@ -76,7 +76,10 @@ def assess(situation: Situation, rank: int, difference: Difference) -> Learner:
     if pod is None:
         return _without_pod(situation, rank, name, tally, difference)
     if pod.deleting:
-        return Learner(rank=rank, name=name, pod=pod, tally=tally, state="stopping", progress=progress)
+        return Learner(
+            rank=rank, name=name, pod=pod, tally=tally, state="stopping", progress=progress,
+            stuck=stuck.of_deletion(pod, situation.now), look_again=stuck.next_look([pod], situation.now),
+        )  # fmt: skip
     if failures.has_failed(pod):
         return _failed(situation, rank, pod, tally)
     if pod.phase == "Failed" or (pod.phase == "Succeeded" and not _has_finished(progress, entry)):
@@ -103,9 +106,11 @@ def _without_pod(situation: Situation, rank: int, name: str, tally: Tally, diffe
         in_the_way = f"pod {name} of an earlier run is still there"
     if in_the_way is not None:
         why = Stuck(reason=stuck.NAME_CONFLICT, message=in_the_way)
+    create = in_the_way is None and difference.obstacle is None
+    # What this very pass makes is starting when its status is written: one write, and not two.
     return Learner(
-        rank=rank, name=name, pod=None, tally=tally, state="pending", progress=None, stuck=why,
-        create=in_the_way is None and difference.obstacle is None,
+        rank=rank, name=name, pod=None, tally=tally, state="starting" if create else "pending", progress=None,
+        stuck=why, create=create,
     )  # fmt: skip
 
 

@@ -42,7 +42,7 @@ class ObservedPod:
     run_uid: str
     """Of the run that it was made for: a pod of an earlier run of the same name is not one of ours."""
     role: str
-    """`names.ROLE_ACTOR_LEARNER` or `names.ROLE_RESULTS`."""
+    """What the plan gave its rank when it was made, or `names.ROLE_RESULTS`."""
     rank: int | None
     """None for the results pod."""
     attempt: int
@@ -67,6 +67,10 @@ class ObservedPod:
     """Ended by the cluster and not by itself: condition DisruptionTarget, or reason Evicted, Preempted, NodeLost,
     NodeShutdown, Terminated, NodeAffinity... Does not count against backoffLimit."""
     finished_at: datetime | None = None
+    node: str | None = None
+    """Where it runs; None before it is placed."""
+    end_due: datetime | None = None
+    """Of a pod that is being deleted: when it was to have ended, its grace included (deletionTimestamp)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

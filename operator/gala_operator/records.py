@@ -137,9 +137,7 @@ def pod(raw: Raw) -> ObservedPod | None:
     rank = _rank(labels.get(names.LABEL_RANK))
     if not isinstance(name, str) or not isinstance(uid, str):
         return None
-    if role not in (names.ROLE_ACTOR_LEARNER, names.ROLE_RESULTS) or (role == names.ROLE_ACTOR_LEARNER) != (
-        rank is not None
-    ):
+    if not role or (role == names.ROLE_RESULTS) != (rank is None):
         return None
     phase = status.get("phase", "Pending")
     conditions = {text(condition.get("type")): condition for condition in items(status.get("conditions"))}
@@ -171,6 +169,8 @@ def pod(raw: Raw) -> ObservedPod | None:
         termination_message=text(ended.get("message"))[-MAX_MESSAGE:] or _optional(status.get("message")),
         disrupted=_disrupted(status, conditions),
         finished_at=times.read(ended.get("finishedAt")),
+        node=_optional(mapping(raw.get("spec")).get("nodeName")),
+        end_due=times.read(meta.get("deletionTimestamp")),
     )
 
 

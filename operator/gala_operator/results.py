@@ -20,7 +20,8 @@ from gala_operator.records import count, mapping, number
 from gala_operator.situation import Situation
 
 PATIENCE: Final = timedelta(seconds=60)
-"""From the first finished learner on: whoever has not finished by then is left out of the final model."""
+"""From the first finished learner on: whoever has not finished by then is left out of the final model. Only those
+that keep state count: the others have nothing to give."""
 MAX_FAILURES: Final = 3
 """Failures of the results pod before the run is given up."""
 
@@ -40,7 +41,7 @@ class Finish:
     """How far the end has come."""
 
     since: datetime
-    """When the first learner had finished."""
+    """When the first learner that keeps state had finished."""
     gathering: bool
     """The results pod is at work, or is about to be."""
     message: str
@@ -55,16 +56,17 @@ class Finish:
 def assess(situation: Situation, learners: Sequence[Learner]) -> Finish | None:
     """None while the training goes on."""
     pod = situation.pods.get(names.results_name(situation.run.name))
-    finished = [learner for learner in learners if learner.state == FINISHED]
+    keepers = [learner for learner in learners if learner.rank in situation.plan.keepers]
+    finished = [learner for learner in keepers if learner.state == FINISHED]
     if pod is None and not finished:
         return None
     since = times.read(situation.run.status.get("finishingTime")) or situation.now
-    at_work = [learner for learner in learners if learner.ready and learner.state != FINISHED]
+    at_work = [learner for learner in keepers if learner.ready and learner.state != FINISHED]
     if pod is None and at_work and situation.now < since + PATIENCE:
         return Finish(
             since=since,
             gathering=False,
-            message=f"{len(finished)} of {len(learners)} learners have finished; {at_work[0].name} has not yet.",
+            message=f"{len(finished)} of {len(keepers)} learners have finished; {at_work[0].name} has not yet.",
             look_again=since + PATIENCE,
         )
     return _gather(situation, since, pod)
@@ -84,7 +86,13 @@ def _gather(situation: Situation, since: datetime, pod: ObservedPod | None) -> F
         free = not situation.is_taken(names.results_name(situation.run.name))
         return Finish(since=since, gathering=True, message=message, tally=before, create=(manifest,) if free else ())
     if pod.deleting:
-        return Finish(since=since, gathering=True, message=message, tally=before)
+        problem = stuck.of_deletion(pod, now)
+        if problem is not None:
+            message = f"The final model cannot be made yet: {problem.reason}: {problem.message}"
+        return Finish(
+            since=since, gathering=True, message=message, tally=before, problem=problem,
+            look_again=stuck.next_look([pod], now),
+        )  # fmt: skip
     if failures.has_failed(pod):
         return _failed(situation, since, pod, before)
     if pod.phase in ("Failed", "Succeeded"):

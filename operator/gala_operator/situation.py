@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from gala import names
 from gala.plan import RunPlan
 from gala.spec import GalaRun, RunSpec
+from gala_operator.failures import Tally
 from gala_operator.manifests import Owner
 from gala_operator.observed import Observed, ObservedPod, RunObject
 from gala_operator.settings import OperatorSettings
@@ -41,6 +41,13 @@ class Situation:
         """The run as the owner of its children."""
         return owner(self.run)
 
+    @property
+    def left_out(self) -> int:
+        """How many learners have failed for good, as far as the status says."""
+        limit = self.spec.run_policy.backoff_limit
+        asked = range(self.spec.learners)
+        return sum(rank in asked and Tally.read(entry).is_final(limit) for rank, entry in self.entries.items())
+
     def is_taken(self, name: str) -> bool:
         """Whether a pod of an earlier run has that name; the garbage collector will see to it."""
         return any(pod.name == name and pod.run_uid != self.run.uid for pod in self.observed.pods)
@@ -57,8 +64,8 @@ def own_pods(run: RunObject, observed: Observed) -> tuple[ObservedPod, ...]:
 
 
 def learner_pods(run: RunObject, observed: Observed) -> tuple[ObservedPod, ...]:
-    """Those of them that learn, of whatever rank."""
-    return tuple(pod for pod in own_pods(run, observed) if pod.role == names.ROLE_ACTOR_LEARNER)
+    """Those of them that have a rank, whatever their role."""
+    return tuple(pod for pod in own_pods(run, observed) if pod.rank is not None)
 
 
 def entries(status: Mapping[str, Any]) -> Mapping[int, Mapping[str, Any]]:

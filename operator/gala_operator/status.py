@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from gala import names
-from gala_operator import conditions, stuck, times
+from gala_operator import conditions, essential, stuck, times
 from gala_operator.conditions import Conditions
 from gala_operator.learners import FAILED, Learner
 from gala_operator.progress import RUN_FIELDS, numbers
@@ -41,15 +41,19 @@ def of_active(
     table.set("Accepted", True, "Valid", "The spec is valid.")
     ready = sum(learner.ready for learner in learners)
     table.set("PodsReady", *_pods_ready(before, learners, ready, obstacle))
+    away = essential.away(situation, learners) if state == "Degraded" and finish is None else None
+    waiting = None if away is None else essential.waiting(situation, away)
     if finish is None or not ring.was_formed or ring.formed:
         table.set("RingFormed", ring.formed, ring.reason, ring.message)
-    message = _message(state, learners, ready, finish, outcome, obstacle, table)
+    message = _message(state, learners, ready, finish, outcome, obstacle, waiting, table)
     if outcome is not None:
         table.set("Progressing", False, outcome.reason, outcome.message)
         table.set("Succeeded", outcome.succeeded, outcome.reason, outcome.message)
         table.set("Failed", not outcome.succeeded, outcome.reason, outcome.message)
     elif finish is not None:
         table.set("Progressing", True, "Finishing", finish.message)
+    elif waiting is not None:
+        table.set("Progressing", False, essential.AWAY, f"{waiting[0].upper()}{waiting[1:]}.")
     else:
         reason = "Training" if state in ("Running", "Degraded") else "Starting"
         table.set("Progressing", True, reason, f"{ready} of {len(learners)} learners are ready.")
@@ -81,10 +85,11 @@ def of_active(
     return status, figures.due
 
 
-def of_suspended(situation: Situation, remaining: int) -> dict[str, Any]:
+def of_suspended(situation: Situation) -> dict[str, Any]:
     """The status of a run that is to be suspended, or is. Failures are forgiven: a resumed run starts afresh."""
     before, asked = situation.run.status, situation.spec.learners
-    gone = remaining == 0
+    gone = not situation.pods
+    lost = next(filter(None, (stuck.of_deletion(pod, situation.now) for pod in situation.pods.values())), None)
     table = Conditions(before, generation=situation.run.generation, now=situation.now)
     table.set("Accepted", True, "Valid", "The spec is valid.")
     if gone:
@@ -94,7 +99,9 @@ def of_suspended(situation: Situation, remaining: int) -> dict[str, Any]:
     else:
         state, reason = str(before.get("state") or "Pending"), "Stopping"
         message = "The learners write a checkpoint and stop."
-    table.set("PodsReady", False, reason, message)
+    if lost is not None:
+        message = f"{lost.reason}: {lost.message}"
+    table.set("PodsReady", False, reason if lost is None else lost.reason, message)
     table.set("RingFormed", False, "Suspended", message)
     table.set("Progressing", False, "Suspended", message)
     table.set("Suspended", gone, reason, message)
@@ -136,7 +143,7 @@ def head(situation: Situation, state: str, message: str) -> dict[str, Any]:
         "state": state,
         "message": message[:MAX_MESSAGE],
         "observedGeneration": run.generation,
-        "selector": f"{names.LABEL_RUN}={run.name},{names.LABEL_ROLE}={names.ROLE_ACTOR_LEARNER}",
+        "selector": f"{names.LABEL_RUN}={run.name},{names.LABEL_RANK}",
     }
 
 
@@ -201,6 +208,7 @@ def _message(
     finish: Finish | None,
     outcome: Outcome | None,
     obstacle: str | None,
+    waiting: str | None,
     table: Conditions,
 ) -> str:
     if outcome is not None:
@@ -210,6 +218,8 @@ def _message(
     if state == "Running":
         return "All learners are training." if len(learners) > 1 else "The learner is training."
     said = f"{ready} of {len(learners)} learners are ready"
+    if waiting is not None:
+        said = f"{said}; {waiting}"
     if worst(learners) is not None:
         pods_ready = next(entry for entry in table.document() if entry["type"] == "PodsReady")
         return f"{said}; {pods_ready['reason']}: {pods_ready['message']}"

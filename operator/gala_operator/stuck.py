@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Final
 
+from gala_operator import times
 from gala_operator.failures import MISCONFIGURED, Tally
 from gala_operator.observed import ObservedPod
 
@@ -24,8 +26,11 @@ NAME_CONFLICT: Final = "NameConflict"
 BACKOFF_LIMIT_EXCEEDED: Final = "BackoffLimitExceeded"
 OOM_KILLED: Final = "OOMKilled"
 CRASH_LOOP: Final = "CrashLoopBackOff"
-NOT_STARTING: Final = frozenset({*_WAITING.values(), UNSCHEDULABLE, NAME_CONFLICT})
-"""Reasons of pods that do not come to life."""
+NODE_LOST: Final = "NodeLost"
+OVERDUE: Final = timedelta(seconds=60)
+"""How long after its grace a deleted pod may still be there before its node counts as lost."""
+WORTH_TELLING: Final = frozenset({*_WAITING.values(), UNSCHEDULABLE, NAME_CONFLICT, NODE_LOST})
+"""Reasons of pods that neither come to life nor go without somebody's help."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +58,29 @@ def of_pod(pod: ObservedPod) -> Stuck | None:
             is_repetition=pod.waiting_reason == "ImagePullBackOff",
         )
     return None
+
+
+def of_deletion(pod: ObservedPod, now: datetime) -> Stuck | None:
+    """Why a pod that is being deleted does not go: its node does not say that it has ended, and may be lost.
+
+    Nobody but the node, or who knows that the node is gone, can say that the process has ended. So such a pod is never
+    removed by force: its successor would write the same volume under the same name.
+    """
+    if not pod.deleting or pod.end_due is None or now < pod.end_due + OVERDUE:
+        return None
+    node = f"node {pod.node}" if pod.node is not None else "its node"
+    due = times.write(pod.end_due)
+    return Stuck(
+        reason=NODE_LOST,
+        message=f"{pod.name} was to end by {due}, and {node} does not confirm it; it is replaced once the pod is gone:"
+        " when the node answers again, or when it is removed from the cluster",
+    )
+
+
+def next_look(pods: Iterable[ObservedPod], now: datetime) -> datetime | None:
+    """When the first of these pods that are being deleted is overdue."""
+    due = [pod.end_due + OVERDUE for pod in pods if pod.deleting and pod.end_due is not None]
+    return min((at for at in due if at > now), default=None)
 
 
 def of_failures(name: str, tally: Tally, limit: int) -> Stuck | None:

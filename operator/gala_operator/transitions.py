@@ -49,7 +49,7 @@ def _of_run(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Run
     if became("Accepted", "True"):
         yield RunEvent(type="Normal", reason="Accepted", message=says("Accepted"))
     ready = new.get("PodsReady", {})
-    if ready.get("reason") in stuck.NOT_STARTING and ready.get("reason") != old.get("PodsReady", {}).get("reason"):
+    if ready.get("reason") in stuck.WORTH_TELLING and ready.get("reason") != old.get("PodsReady", {}).get("reason"):
         yield RunEvent(type="Warning", reason=str(ready["reason"]), message=says("PodsReady")[:1024])
     if became("RingFormed", "True"):
         yield RunEvent(type="Normal", reason="RingFormed", message=says("RingFormed"))

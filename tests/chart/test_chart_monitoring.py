@@ -201,7 +201,7 @@ def test_the_monitors_find_the_operator_and_the_learners(render: Render) -> None
     assert service_monitor["metadata"]["labels"]["release"] == "prometheus"
     assert service_monitor["spec"]["endpoints"][0]["honorLabels"], "a run's namespace is not the operator's"
     assert pod_monitor["spec"]["namespaceSelector"] == {"any": True}
-    assert pod_monitor["spec"]["selector"]["matchLabels"] == {"gala.dev/role": "actor-learner"}
+    assert pod_monitor["spec"]["selector"] == {"matchExpressions": [{"key": "gala.dev/rank", "operator": "Exists"}]}
     restricted = render(ALL_ON | {"watchNamespaces": ["team-a"]})
     assert of(restricted, "PodMonitor")[0]["spec"]["namespaceSelector"] == {"matchNames": ["team-a"]}
 

@@ -45,11 +45,12 @@ class World:
         self.cache = Cache()
         self.workers = FakeWorkers()
         self.metrics = Metrics()
+        self.events = EventPoster(self.cluster, identity="replica-0")
         self.controller = Controller(
             cache=self.cache,
             cluster=self.cluster,
             workers=self.workers,
-            events=EventPoster(self.cluster, identity="replica-0"),
+            events=self.events,
             decide=lambda run, observed, now, settings: decide(run, observed),
             settings=OperatorSettings(),
             metrics=self.metrics,
@@ -61,7 +62,15 @@ class World:
         self.cache.put(raw["kind"], self.cluster.put(raw))
 
     def reconcile(self) -> float | None:
-        return asyncio.run(self.controller.reconcile(KEY))
+        """And everything that it has left to be done in the background."""
+
+        async def reconcile() -> float | None:
+            try:
+                return await self.controller.reconcile(KEY)
+            finally:
+                await self.events.flush(1.0)
+
+        return asyncio.run(reconcile())
 
     def results(self) -> dict[str, float]:
         return {
@@ -89,13 +98,14 @@ def test_actions_are_carried_out_in_the_order_of_the_contract() -> None:
     )
     world = World(lambda run, observed: actions)
     world.see(run_raw())
+    world.see(child_raw("Service"))
     world.see(pod_raw(1))
     world.see(pod_raw(3))
     assert world.reconcile() is None
     verbs = [(verb, resource) for verb, resource, _ in world.cluster.writes]
     assert verbs == [
         ("apply", "Service"),
-        ("apply", "ConfigMap"),
+        ("create", "ConfigMap"),
         ("delete", "Pod"),
         ("create", "Pod"),
         ("patch", "Pod"),
@@ -170,10 +180,10 @@ def test_a_failure_ends_the_pass_before_status_and_events_and_the_next_one_tries
     )
     world = World(lambda run, observed: actions)
     world.see(run_raw())
-    world.cluster.fail("apply", "Service", ApiError(500, "InternalError", "etcd is away"))
+    world.cluster.fail("create", "Service", ApiError(500, "InternalError", "etcd is away"))
     with pytest.raises(ApiError, match="etcd is away"):
         world.reconcile()
-    assert [call for call in world.cluster.writes if call[0] != "apply"] == []
+    assert world.cluster.writes == [("create", "Service", "pong")]
     assert world.results() == {"success": 0, "error": 1}
     world.reconcile()
     assert ("create", "Pod", "pong-0") in world.cluster.writes

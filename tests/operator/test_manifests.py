@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import kubernetes_validate
 import pytest
 
 from gala import names
+from gala.algorithms import ALGORITHMS
 from gala.errors import SpecError
 from gala.plan import RunPlan, plan
 from gala.spec import GalaRun, parse
@@ -51,10 +53,10 @@ WITH_CLAIMS = {"checkpoint": {"volume": {"size": "10Gi", "storageClassName": "fa
 
 
 @pytest.mark.parametrize("server", SERVERS)
-@pytest.mark.parametrize("monitoring", ["", "prometheus"])
-def test_every_child_is_what_an_api_server_takes(server: str, monitoring: str) -> None:
+@pytest.mark.parametrize(("monitoring", "algorithm"), [("", "GALA-A2C"), ("prometheus", "A2C")])
+def test_every_child_is_what_an_api_server_takes(server: str, monitoring: str, algorithm: str) -> None:
     settings = OperatorSettings(monitoring_namespace=monitoring)
-    for child in children_of(run_with(**WITH_CLAIMS), settings):
+    for child in children_of(run_with(algorithm=algorithm, **WITH_CLAIMS), settings):
         kubernetes_validate.validate(child, server, strict=True)
 
 
@@ -89,15 +91,74 @@ def test_every_child_goes_with_its_run_and_is_found_by_its_labels() -> None:
         ]
 
 
-def test_the_service_names_learners_before_they_are_ready_and_only_those_of_this_very_run() -> None:
-    spec = manifests.service(run_with(), OWNER)["spec"]
-    assert spec["clusterIP"] == "None"
-    assert spec["publishNotReadyAddresses"] is True
-    assert spec["selector"] == {
+def selected(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+    """The verdict of an API server on a LabelSelector."""
+    assert set(selector) <= {"matchLabels", "matchExpressions"}
+    exist = [expression["key"] for expression in selector.get("matchExpressions", ())]
+    assert {expression["operator"] for expression in selector.get("matchExpressions", ())} <= {"Exists"}
+    return selector["matchLabels"].items() <= labels.items() and all(key in labels for key in exist)
+
+
+def pods_of(run: GalaRun) -> dict[str, Manifest]:
+    made = datetime(2026, 11, 22, tzinfo=UTC)
+    learners = [
+        manifests.learner_pod(run, OWNER, plan_of(run), rank, attempt=0, created=made, settings=SETTINGS)
+        for rank in range(run.spec.learners)
+    ]
+    results = manifests.results_pod(run, OWNER, plan_of(run), created=made, settings=SETTINGS)
+    return {pod["metadata"]["name"]: pod for pod in (*learners, results)}
+
+
+ROLES = {
+    "GALA-A2C": ["actor-learner"] * 3,
+    "GALA-PPO": ["actor-learner"] * 3,
+    "A2C": ["actor-learner"] * 3,
+    "A3C": ["server", "actor-learner", "actor-learner"],
+    "IMPALA": ["learner", "actor", "actor"],
+}
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_pods_and_claims_carry_the_role_that_the_plan_gives_their_rank(algorithm: str) -> None:
+    run = run_with(algorithm=algorithm, learners=3, **WITH_CLAIMS)
+    claims = {claim["metadata"]["name"]: claim for claim in manifests.claims(run, OWNER, plan_of(run))}
+    for made in (pods_of(run), claims):
+        labels = [made[f"pong-{rank}"]["metadata"]["labels"] for rank in range(3)]
+        assert [each[names.LABEL_ROLE] for each in labels] == ROLES[algorithm]
+        assert [each[names.LABEL_RANK] for each in labels] == ["0", "1", "2"]
+        results = made["pong-results"]["metadata"]["labels"]
+        assert results[names.LABEL_ROLE] == "results"
+        assert names.LABEL_RANK not in results
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_whatever_the_roles_every_learner_has_a_name_and_counts_for_disruptions_and_the_results_pod_does_not(
+    algorithm: str,
+) -> None:
+    run = run_with(algorithm=algorithm, learners=3)
+    pods = {name: pod["metadata"]["labels"] for name, pod in pods_of(run).items()}
+    budget = manifests.disruption_budget(OWNER)["spec"]["selector"]
+    assert {name for name, labels in pods.items() if selected(budget, labels)} == {"pong-0", "pong-1", "pong-2"}
+    named = manifests.service(OWNER)["spec"]["selector"]
+    assert all(named.items() <= labels.items() for labels in pods.values())
+
+
+def test_pods_that_an_earlier_operator_made_keep_their_name_and_their_budget() -> None:
+    before = {
         names.LABEL_RUN: "pong",
         names.LABEL_RUN_UID: UID,
-        names.LABEL_ROLE: names.ROLE_ACTOR_LEARNER,
+        names.LABEL_RANK: "0",
+        names.LABEL_ROLE: "actor-learner",
     }
+    assert selected(manifests.disruption_budget(OWNER)["spec"]["selector"], before)
+    assert manifests.service(OWNER)["spec"]["selector"].items() <= before.items()
+
+
+def test_the_service_names_pods_before_they_are_ready_and_only_those_of_this_very_run() -> None:
+    spec = manifests.service(OWNER)["spec"]
+    assert spec["clusterIP"] == "None"
+    assert spec["publishNotReadyAddresses"] is True
+    assert spec["selector"] == {names.LABEL_RUN: "pong", names.LABEL_RUN_UID: UID}
     assert {port["name"]: port["port"] for port in spec["ports"]} == {"gossip": 7070, "http": 7071}
 
 
@@ -207,7 +268,7 @@ def may_connect(
         return "podSelector" not in peer or selects(peer["podSelector"], labels)
 
     return any(
-        any(allowed["port"] == port for allowed in rule["ports"]) and any(map(is_peer, rule["from"]))
+        any(allowed.get("port", port) == port for allowed in rule["ports"]) and any(map(is_peer, rule["from"]))
         for rule in policy["spec"]["ingress"]
     )
 
@@ -233,45 +294,68 @@ def test_only_the_run_gossips_and_only_operator_and_monitoring_read(
     who: str, namespace: str, labels: dict[str, str], gossip: bool, http: bool
 ) -> None:
     settings = OperatorSettings(namespace="gala-system", monitoring_namespace="monitoring")
-    policy = manifests.network_policy(run_with(), OWNER, settings)
+    policy = manifests.network_policy(OWNER, plan_of(run_with()), settings)
     assert may_connect(policy, names.PORT_GOSSIP, namespace=namespace, labels=labels) is gossip, who
     assert may_connect(policy, names.PORT_HTTP, namespace=namespace, labels=labels) is http, who
+    assert not may_connect(policy, 45_123, namespace=namespace, labels=labels), who
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_only_where_ranks_open_ports_of_their_own_choice_all_are_open_and_to_the_runs_own_pods_alone(
+    algorithm: str,
+) -> None:
+    settings = OperatorSettings(namespace="gala-system", monitoring_namespace="monitoring")
+    policy = manifests.network_policy(OWNER, plan_of(run_with(algorithm=algorithm)), settings)
+    any_port = 45_123
+    assert may_connect(policy, any_port, namespace="lab", labels=OURS) is (algorithm == "A2C")
+    for namespace, labels in (("lab", {}), ("evil", OURS), ("gala-system", OPERATOR), ("monitoring", {})):
+        assert not may_connect(policy, any_port, namespace=namespace, labels=labels)
+    assert may_connect(policy, names.PORT_GOSSIP, namespace="lab", labels=OURS)
 
 
 def test_without_a_monitoring_namespace_nobody_scrapes() -> None:
-    policy = manifests.network_policy(run_with(), OWNER, SETTINGS)
+    policy = manifests.network_policy(OWNER, plan_of(run_with()), SETTINGS)
     assert not may_connect(policy, names.PORT_HTTP, namespace="monitoring", labels={})
     assert not may_connect(policy, names.PORT_HTTP, namespace="", labels={})
 
 
 def test_the_policy_covers_every_pod_of_the_run_and_leaves_outgoing_traffic_alone() -> None:
-    spec = manifests.network_policy(run_with(), OWNER, SETTINGS)["spec"]
+    spec = manifests.network_policy(OWNER, plan_of(run_with()), SETTINGS)["spec"]
     assert spec["podSelector"] == {"matchLabels": OURS}
     assert spec["policyTypes"] == ["Ingress"]
 
 
 def test_disruptions_take_one_learner_at_a_time_and_never_wait_for_one_that_is_not_ready() -> None:
-    spec = manifests.disruption_budget(run_with(), OWNER)["spec"]
+    spec = manifests.disruption_budget(OWNER)["spec"]
     assert spec["maxUnavailable"] == 1
     assert spec["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
-    assert spec["selector"]["matchLabels"] == OURS | {names.LABEL_ROLE: names.ROLE_ACTOR_LEARNER}
+    assert not selected(spec["selector"], OURS | {names.LABEL_RUN_UID: "of an earlier run", names.LABEL_RANK: "0"})
+
+
+def test_learners_that_failed_for_good_are_missing_beside_the_one_that_a_disruption_may_take() -> None:
+    assert manifests.disruption_budget(OWNER, left_out=2)["spec"]["maxUnavailable"] == 3
+
+
+def claims_of(owner: Owner = OWNER, **spec: Any) -> tuple[Manifest, ...]:
+    run = run_with(**spec)
+    return manifests.claims(run, owner, plan_of(run))
 
 
 @pytest.mark.parametrize("checkpoint", [{}, {"volume": {"claimName": "shared"}}], ids=str)
 def test_no_claim_is_made_where_none_is_asked_for(checkpoint: dict[str, Any]) -> None:
-    assert manifests.claims(run_with(checkpoint=checkpoint), OWNER) == ()
+    assert claims_of(checkpoint=checkpoint) == ()
 
 
 def test_a_claim_is_what_the_run_asks_for() -> None:
-    claims = manifests.claims(run_with(checkpoint={"volume": {"size": "1.5Gi", "accessMode": "ReadWriteMany"}}), OWNER)
+    claims = claims_of(checkpoint={"volume": {"size": "1.5Gi", "accessMode": "ReadWriteMany"}})
     assert [claim["spec"] for claim in claims] == [
         {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1.5Gi"}}}
     ] * 5
 
 
 def test_an_existing_claim_is_not_applied_again_when_the_size_changes() -> None:
-    before = manifests.claims(run_with(**WITH_CLAIMS), OWNER)
-    after = manifests.claims(run_with(checkpoint={"volume": {"size": "1Gi"}}), OWNER)
+    before = claims_of(**WITH_CLAIMS)
+    after = claims_of(checkpoint={"volume": {"size": "1Gi"}})
     assert [hash_of(claim) for claim in before] == [hash_of(claim) for claim in after]
-    other = manifests.claims(run_with(**WITH_CLAIMS), Owner(name="pong", namespace="lab", uid="other"))
+    other = claims_of(Owner(name="pong", namespace="lab", uid="other"), **WITH_CLAIMS)
     assert {hash_of(claim) for claim in before}.isdisjoint(hash_of(claim) for claim in other)

@@ -302,7 +302,7 @@ EVERYTHING = {
                 "requiredDuringSchedulingIgnoredDuringExecution": [
                     {
                         "topologyKey": "kubernetes.io/hostname",
-                        "labelSelector": {"matchLabels": {names.LABEL_ROLE: names.ROLE_ACTOR_LEARNER}},
+                        "labelSelector": {"matchExpressions": [{"key": names.LABEL_RANK, "operator": "Exists"}]},
                     }
                 ]
             },
@@ -487,10 +487,9 @@ def test_learners_are_spread_among_themselves_unless_the_run_says_otherwise() ->
     constraints = [{"topologyKey": "zone"}, {"topologyKey": "zone", "labelSelector": chosen}]
     run = run_with(worker={"podTemplate": {"spec": {"topologySpreadConstraints": constraints}}})
     own, users = learner_of(run)["spec"]["topologySpreadConstraints"]
-    assert own["labelSelector"]["matchLabels"] == {
-        names.LABEL_RUN: "pong",
-        names.LABEL_RUN_UID: UID,
-        names.LABEL_ROLE: names.ROLE_ACTOR_LEARNER,
+    assert own["labelSelector"] == {
+        "matchLabels": {names.LABEL_RUN: "pong", names.LABEL_RUN_UID: UID},
+        "matchExpressions": [{"key": names.LABEL_RANK, "operator": "Exists"}],
     }
     assert users["labelSelector"]["matchLabels"] == chosen["matchLabels"]
 

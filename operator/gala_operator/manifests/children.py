@@ -27,22 +27,31 @@ MAX_PLAN_BYTES: Final = 1_000_000
 """An API server takes objects of 1 MiB; the ConfigMap is more than the plan in it."""
 
 
-def children(run: GalaRun, owner: Owner, plan: RunPlan, settings: OperatorSettings) -> tuple[Manifest, ...]:
+def children(
+    run: GalaRun, owner: Owner, plan: RunPlan, settings: OperatorSettings, *, left_out: int = 0
+) -> tuple[Manifest, ...]:
     """All children but the pods, in the order in which they are to be applied.
+
+    `left_out` learners have failed for good.
 
     Raises: SpecError, see `plan_config_map`.
     """
     return (
-        service(run, owner),
+        service(owner),
         plan_config_map(run, owner, plan),
-        network_policy(run, owner, settings),
-        disruption_budget(run, owner),
-        *claims(run, owner),
+        network_policy(owner, plan, settings),
+        disruption_budget(owner, left_out=left_out),
+        *claims(run, owner, plan),
     )
 
 
-def service(run: GalaRun, owner: Owner) -> Manifest:
-    """Gives every learner a DNS name, `<run>-<rank>.<run>`, before it is ready: that is how it finds its neighbours."""
+def service(owner: Owner) -> Manifest:
+    """Gives every learner a DNS name, `<run>-<rank>.<run>`, before it is ready: that is how it finds its neighbours.
+
+    A Service selects by equal labels only, and learners of different roles have none in common that the results pod
+    has not. So it selects every pod of the run, and the results pod has a name as well, which does no harm: nobody
+    asks for the Service's own name. It also selects what an earlier version of the operator has made.
+    """
     return stamped(
         {
             "apiVersion": "v1",
@@ -51,7 +60,7 @@ def service(run: GalaRun, owner: Owner) -> Manifest:
             "spec": {
                 "clusterIP": "None",
                 "publishNotReadyAddresses": True,
-                "selector": learner_selector(owner),
+                "selector": run_selector(owner),
                 "ports": [
                     {"name": name, "port": port, "targetPort": name, "protocol": "TCP"}
                     for name, port in (("gossip", names.PORT_GOSSIP), ("http", names.PORT_HTTP))
@@ -92,11 +101,13 @@ def plan_config_map(run: GalaRun, owner: Owner, plan: RunPlan) -> Manifest:
     )
 
 
-def network_policy(run: GalaRun, owner: Owner, settings: OperatorSettings) -> Manifest:
+def network_policy(owner: Owner, plan: RunPlan, settings: OperatorSettings) -> Manifest:
     """Who may connect to the run's pods: one another, the operator, and the monitoring namespace where there is one.
 
     Only incoming traffic is limited. Environments and images may have to reach anything (a licence server, a data
     set, a bucket), which only the user can know; a second policy that selects the same pods can limit it.
+
+    Where ranks open ports of their own choice, all ports are open to the run's own pods; else only those of GALA.
     """
     own = [{"podSelector": {"matchLabels": run_selector(owner)}}]
     http_from: list[dict[str, Any]] = [
@@ -108,6 +119,9 @@ def network_policy(run: GalaRun, owner: Owner, settings: OperatorSettings) -> Ma
     ]
     if settings.monitoring_namespace:
         http_from.append({"namespaceSelector": _namespace(settings.monitoring_namespace)})
+    among_themselves: dict[str, Any] = {"protocol": "TCP"}
+    if not plan.opens_ports:
+        among_themselves = {"port": names.PORT_GOSSIP, "protocol": "TCP"}
     return stamped(
         {
             "apiVersion": "networking.k8s.io/v1",
@@ -117,7 +131,7 @@ def network_policy(run: GalaRun, owner: Owner, settings: OperatorSettings) -> Ma
                 "podSelector": {"matchLabels": run_selector(owner)},
                 "policyTypes": ["Ingress"],
                 "ingress": [
-                    {"from": own, "ports": [{"port": names.PORT_GOSSIP, "protocol": "TCP"}]},
+                    {"from": own, "ports": [among_themselves]},
                     {"from": http_from, "ports": [{"port": names.PORT_HTTP, "protocol": "TCP"}]},
                 ],
             },
@@ -125,11 +139,12 @@ def network_policy(run: GalaRun, owner: Owner, settings: OperatorSettings) -> Ma
     )
 
 
-def disruption_budget(run: GalaRun, owner: Owner) -> Manifest:
+def disruption_budget(owner: Owner, *, left_out: int = 0) -> Manifest:
     """Voluntary disruptions take one learner at a time; one that is not ready never stands in the way of a drain.
 
     The API server counts how many learners there should be through the GalaRun's scale subresource, as it does for
-    every controller of pods.
+    every controller of pods. To it, learners that have failed for good are missing for ever: `left_out` of them are
+    therefore allowed beside the one.
     """
     return stamped(
         {
@@ -137,15 +152,15 @@ def disruption_budget(run: GalaRun, owner: Owner) -> Manifest:
             "kind": "PodDisruptionBudget",
             "metadata": metadata(owner, owner.name, labels(owner)),
             "spec": {
-                "maxUnavailable": 1,
+                "maxUnavailable": 1 + left_out,
                 "unhealthyPodEvictionPolicy": "AlwaysAllow",
-                "selector": {"matchLabels": learner_selector(owner)},
+                "selector": learner_selector(owner),
             },
         }
     )
 
 
-def claims(run: GalaRun, owner: Owner) -> tuple[Manifest, ...]:
+def claims(run: GalaRun, owner: Owner, plan: RunPlan) -> tuple[Manifest, ...]:
     """One claim per learner and one for the results, where `checkpoint.volume.size` asks for them; else none.
 
     A claim is made once: most of its spec is immutable, so its hash covers only whose it is, and a change of the
@@ -161,8 +176,8 @@ def claims(run: GalaRun, owner: Owner) -> tuple[Manifest, ...]:
     if volume.storage_class_name is not None:
         spec["storageClassName"] = volume.storage_class_name
     places = [
-        (names.learner_name(owner.name, rank), pod_labels(owner, names.ROLE_ACTOR_LEARNER, rank))
-        for rank in range(run.spec.learners)
+        (names.learner_name(owner.name, learner.rank), pod_labels(owner, learner.role, learner.rank))
+        for learner in plan.learners
     ]
     places.append((names.results_name(owner.name), pod_labels(owner, names.ROLE_RESULTS)))
     return tuple(

@@ -51,12 +51,12 @@ class Owner:
         }
 
 
-def labels(owner: Owner, role: str = names.ROLE_ACTOR_LEARNER) -> dict[str, str]:
+def labels(owner: Owner, component: str = "training") -> dict[str, str]:
     """The labels of every child of a run."""
     return {
         "app.kubernetes.io/name": "gala",
         "app.kubernetes.io/instance": owner.name,
-        "app.kubernetes.io/component": role,
+        "app.kubernetes.io/component": component,
         "app.kubernetes.io/managed-by": MANAGED_BY,
         names.LABEL_RUN: owner.name,
         names.LABEL_RUN_UID: owner.uid,
@@ -74,9 +74,15 @@ def run_selector(owner: Owner) -> dict[str, str]:
     return {names.LABEL_RUN: owner.name, names.LABEL_RUN_UID: owner.uid}
 
 
-def learner_selector(owner: Owner) -> dict[str, str]:
-    """Selects the learners of this very run."""
-    return run_selector(owner) | {names.LABEL_ROLE: names.ROLE_ACTOR_LEARNER}
+def learner_selector(owner: Owner) -> dict[str, Any]:
+    """A LabelSelector of the learners of this very run: its pods that have a rank, whatever their role.
+
+    Roles are the algorithm's business, and the pods of every version of the operator have had a rank.
+    """
+    return {
+        "matchLabels": run_selector(owner),
+        "matchExpressions": [{"key": names.LABEL_RANK, "operator": "Exists"}],
+    }
 
 
 def metadata(

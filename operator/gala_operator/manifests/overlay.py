@@ -35,7 +35,7 @@ def scheduling(worker: Worker, owner: Owner) -> dict[str, Any]:
     """Where a learner may run."""
     pod = _pod(worker)
     spread = [
-        {"labelSelector": {"matchLabels": learner_selector(owner)}, **_dumped(constraint)}
+        {"labelSelector": learner_selector(owner), **_dumped(constraint)}
         for constraint in pod.topology_spread_constraints
     ]
     affinity = _dumped(worker.affinity) if worker.affinity is not None else {}

@@ -48,7 +48,7 @@ def learner_pod(
         plan,
         settings,
         name=name,
-        labels=pod_labels(owner, names.ROLE_ACTOR_LEARNER, rank),
+        labels=pod_labels(owner, plan.learner(rank).role, rank),
         annotations={names.ANNOTATION_ATTEMPT: str(attempt)},
         container=LEARNER_CONTAINER,
         module="gala_worker",
