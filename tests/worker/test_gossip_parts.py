@@ -177,9 +177,9 @@ def test_buffers_are_never_lost_and_never_more_than_three(steps):
         elif step == "ack":
             box.acknowledge(version)
         else:
-            box.reset()
+            box.reset(0.0)
     assert pool.allocated <= 3
-    box.reset()
+    box.reset(0.0)
     assert len(pool._free) == pool.allocated
 
 

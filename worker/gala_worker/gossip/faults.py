@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from gala_worker.gossip import framing
-from gala_worker.gossip.messages import Chunk, Frame, Hello
+from gala_worker.gossip.messages import Ack, Chunk, Frame, Hello
 
 _NAN: Final = b"\xc0\x7f"
 """The upper half of a float32 NaN, and the whole of a bfloat16 one, little-endian."""
@@ -60,6 +60,10 @@ class FaultScript:
     def drop(self, source: int, target: int, *, version: int | None = None, times: int | None = 1) -> FaultScript:
         """A chunk never arrives."""
         return self._add("drop", source, target, Chunk, version, times, lambda frame: [])
+
+    def drop_ack(self, source: int, target: int, *, times: int | None = 1) -> FaultScript:
+        """An acknowledgement, from the receiver `source` to the sender `target`, never arrives."""
+        return self._add("drop ack", source, target, Ack, None, times, lambda frame: [])
 
     def delay(
         self, source: int, target: int, *, seconds: float, version: int | None = None, times: int | None = 1

@@ -12,12 +12,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gala.plan import Address, RunPlan, plan
 from gala.spec import parse
 from gala_worker.gossip.faults import FaultScript
 from gala_worker.gossip.memory import MemoryNetwork
 from gala_worker.gossip.peer import GossipPeer, Mixing
+from gala_worker.gossip.push_sum import PushSumOutbox
+from gala_worker.gossip.slots import Snapshot
 
 Update = Callable[["FleetLearner"], None]
 """What a learner does to its vector in one update."""
@@ -54,6 +57,7 @@ class FleetLearner:
 
     def __init__(self, fleet: Fleet, rank: int, incarnation: int) -> None:
         self.rank = rank
+        self.incarnation = incarnation
         self.vector = torch.zeros(fleet.num_elements)
         self.updates = 0
         self.mixings: list[Mixing] = []
@@ -114,6 +118,38 @@ class Fleet:
             for planned in self.plan.learners
             for stats in [self.learners[planned.rank].peer.stats()]
         )
+
+    def mean(self) -> Tensor:
+        """The plain mean [N] of the learners' vectors, in float64."""
+        return torch.stack([learner.vector.double() for learner in self.learners.values()]).mean(dim=0)
+
+    def owned(self) -> tuple[Tensor, float]:
+        """Push-sum: (sum of w z [N], sum of w) over all learners and everything on its way, in float64.
+
+        Exact between events. What a dead learner had given away and nobody has taken yet is not counted.
+        """
+        total, weight = torch.zeros(self.num_elements, dtype=torch.float64), 0.0
+        for learner in self.learners.values():
+            if not learner.stopped:
+                total += learner.peer.weight * learner.vector.double()
+                weight += learner.peer.weight
+                for snapshot, share in self._on_the_way(learner):
+                    total += share * snapshot.buffer.double()
+                    weight += share
+        return total, weight
+
+    def _on_the_way(self, learner: FleetLearner) -> list[tuple[Snapshot, float]]:
+        hood = learner.peer._hood
+        found = list(hood.account.unsettled)
+        for rank, edge in hood.out_edges.items():
+            taken = 0
+            if rank in self.learners and not self.learners[rank].stopped:
+                at_receiver = self.learners[rank].peer._hood.in_edges.get(learner.rank)
+                if at_receiver is not None and at_receiver.incarnation == learner.incarnation:
+                    taken = at_receiver.accepted
+            if isinstance(edge.outbox, PushSumOutbox):
+                found += [(given, given.weight) for given in edge.outbox.in_transit if given.version > taken]
+        return found
 
     def lockstep(self, rounds: int, update: Update | None = None) -> None:
         """All update and offer, then all mix; `rounds` times."""

@@ -33,6 +33,7 @@ class Membership:
         self.timeout: float = gossip.peer_timeout_seconds
         self.heartbeat = min(self.timeout / HEARTBEATS_PER_TIMEOUT, LONGEST_HEARTBEAT_SECONDS)
         self.precision = Precision[gossip.precision.upper()]
+        self.push_sum: bool = gossip.mixing == "push-sum"
         self.ranks = tuple(sorted(plan.ranks))
         shape, size = plan.spec.topology, len(self.ranks)
         self.period = topology.period(shape, size)

@@ -76,6 +76,15 @@ class MemoryNetwork:
         """A hanging process goes on where it was."""
         self._transports[rank].resume()
 
+    def sever(self, source: int, target: int) -> int:
+        """Breaks the streams between two ranks; what is on its way is lost. Returns: how many streams."""
+        links = [link for link in self._transports[source].links if link.other and link.other.owner.rank == target]
+        for link in links:
+            if link.other is not None:
+                link.other.close("unavailable")
+            link.close("unavailable")
+        return len(links)
+
     def delay(self, source: int, target: int) -> float:
         """Seconds that anything takes from one rank to another."""
         return self.latency_seconds * max(self.slowness.get(source, 1.0), self.slowness.get(target, 1.0))

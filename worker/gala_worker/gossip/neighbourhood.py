@@ -19,6 +19,7 @@ from gala.plan import RunPlan
 from gala_worker.gossip import ring
 from gala_worker.gossip.membership import Identity, Membership
 from gala_worker.gossip.messages import Hello, Leaving, Progress, Reason, Refusal, StateRequest, Welcome
+from gala_worker.gossip.push_sum import Account, PushSumOutbox, is_acceptable
 from gala_worker.gossip.receiving import InEdge, Receiving
 from gala_worker.gossip.sending import OutEdge, SenderState, Sending
 from gala_worker.gossip.slots import Inbox, Outbox, SnapshotPool
@@ -65,6 +66,8 @@ class Neighbourhood:
         self.state_requests: dict[int, Callable[[bytes | Reason], None]] = {}
         self._identity = identity
         self._transport = transport
+        self.account = Account(pool)
+        """The learner's weight; stays 1.0 where messages carry none."""
         self._pool = pool
         self._make_buffer = make_buffer
         self._random = random.Random(f"{plan.run_uid}/{identity.rank}/{identity.incarnation}")
@@ -77,6 +80,11 @@ class Neighbourhood:
     def plan(self) -> RunPlan:
         """The newest."""
         return self.membership.plan
+
+    @property
+    def push_sum(self) -> bool:
+        """How this run mixes."""
+        return self.membership.push_sum
 
     # ---------------------------------------------------------------- commands, on the transport's thread
 
@@ -138,6 +146,8 @@ class Neighbourhood:
             if now - since > patience:
                 receiving.link.abort()
         for edge in list(self.out_edges.values()):
+            with self.lock:
+                edge.outbox.give_up(now - self.membership.timeout)
             if edge.session is None:
                 continue
             if edge.session.state is SenderState.OPEN and edge.session.heard_at is not None:
@@ -184,6 +194,8 @@ class Neighbourhood:
     def welcomed(self, session: Sending, welcome: Welcome, now: float) -> None:
         """An out-edge is open."""
         edge = self.out_edges[session.rank]
+        with self.lock:
+            edge.outbox.settle(welcome.accepted, welcome.incarnation)
         if edge.was_open and edge.gone:
             self._event("peer-back", peer=edge.rank, direction="out")
         edge.gone, edge.was_open = False, True
@@ -205,6 +217,8 @@ class Neighbourhood:
     def receiver_left(self, session: Sending, why: Leaving) -> None:
         """An out-peer leaves: push to the next one at once."""
         edge = self.out_edges[session.rank]
+        with self.lock:
+            edge.outbox.withdraw()
         self._out_gone(edge, why.name.lower())
         self._knit(self._transport.now())
 
@@ -235,21 +249,26 @@ class Neighbourhood:
             self._complain(reason, None if stranger else hello.rank, f"rank {hello.rank} says hello")
             return Refusal(reason, reason.text)
         if edge is None:
-            edge = InEdge(hello.rank, Inbox(self._make_buffer))
+            edge = InEdge(hello.rank, Inbox(self._make_buffer, exact=self.push_sum))
         if edge.session is not None:
             edge.session.supersede()
         if edge.gone_at is not None:
             self._event("peer-back", peer=edge.rank, direction="in")
         with self.lock:
             self.in_edges[hello.rank] = edge
+            if self.push_sum:
+                edge.inbox.clear()  # the welcome says that what is not taken now will not be
+                edge.accepted = edge.accepted if hello.incarnation == edge.incarnation else 0
+                edge.mixed_version = self.version
             edge.session, edge.incarnation, edge.valid_at = session, hello.incarnation, now
             edge.gone_at = None
         self._knocked(hello.rank)
         return edge
 
-    def welcome(self) -> Welcome:
+    def welcome(self, edge: InEdge) -> Welcome:
         """Our answer to a proper hello."""
-        return Welcome(self.plan.run_uid, self.rank, self._identity.incarnation, self.plan.epoch, self.progress())
+        incarnation, epoch = self._identity.incarnation, self.plan.epoch
+        return Welcome(self.plan.run_uid, self.rank, incarnation, epoch, self.progress(), edge.accepted)
 
     def message_bytes(self) -> int:
         """Size of every message of this run."""
@@ -258,6 +277,10 @@ class Neighbourhood:
     def own_version(self) -> int:
         """This learner's update count."""
         return self.version
+
+    def takes_weight(self, weight: float) -> bool:
+        """Whether an honest message may carry it; without push-sum it does not matter."""
+        return not self.push_sum or is_acceptable(weight, len(self.membership.ranks))
 
     def arrived(self, edge: InEdge, now: float) -> None:
         """Tell the learner, if it waits."""
@@ -293,6 +316,8 @@ class Neighbourhood:
             if edge.rank not in wanted and edge.session is not None:
                 edge.session.leave(Leaving.REKNIT)
             if edge.rank not in self.membership.ranks and edge.session is None:
+                with self.lock:
+                    edge.outbox.withdraw()
                 del self.out_edges[edge.rank]
         heirs = dict(zip(self.membership.out_peers, chosen, strict=True))
         routes = tuple(
@@ -317,7 +342,8 @@ class Neighbourhood:
     def _dial(self, peer: int, now: float) -> None:
         edge = self.out_edges.get(peer)
         if edge is None:
-            edge = self.out_edges[peer] = OutEdge(peer, Outbox(self._pool), ring.Backoff(self._random))
+            outbox = PushSumOutbox(self._pool, self.account) if self.push_sum else Outbox(self._pool)
+            edge = self.out_edges[peer] = OutEdge(peer, outbox, ring.Backoff(self._random))
         dials = sum(e.session is not None and not e.is_open for e in self.out_edges.values())
         if edge.session is not None or not edge.backoff.due(now) or dials >= MAX_DIALS:
             return

@@ -9,14 +9,15 @@
         peer.answer_state_requests(make_state)
     peer.close()
 
-The rules live in `neighbourhood` (who is there), `sending` and `receiving` (each edge); the network in the transport.
+The rules live in `neighbourhood` (who is there), `sending` and `receiving` (each edge), and `rules` (when and how to
+mix); the network in the transport.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -29,10 +30,10 @@ from gala.plan import RunPlan
 from gala_worker.gossip import codec
 from gala_worker.gossip.membership import Identity
 from gala_worker.gossip.messages import Leaving, Precision, Progress, StateRequest
-from gala_worker.gossip.mixing import Distance, distance, mix_
+from gala_worker.gossip.mixing import Distance, distance
 from gala_worker.gossip.neighbourhood import Neighbourhood
-from gala_worker.gossip.receiving import InEdge
-from gala_worker.gossip.slots import Received, SnapshotPool
+from gala_worker.gossip.rules import Average, PushSum, Rule, Taken
+from gala_worker.gossip.slots import SnapshotPool
 from gala_worker.gossip.stats import GossipStats
 from gala_worker.gossip.transport import Transport
 
@@ -101,9 +102,9 @@ class GossipPeer:
             pool=self._pool,
             make_buffer=make_buffer,
         )
+        self._rule: Rule = (PushSum if self._hood.push_sum else Average)(self._hood, transport.now)
         self._num_parameters = num_elements if num_parameters is None else num_parameters
         self._distance = Distance(0.0, 0.0)
-        self._mixed_version: int | None = None
         self._mixes = self._skips = 0
         self._seconds = self._waited_seconds = 0.0
         self._last: Mixing | None = None
@@ -183,54 +184,59 @@ class GossipPeer:
         began = time.perf_counter()
         hood = self._hood
         with self._condition:
-            every = hood.plan.spec.gossip.every_updates
-            if self._mixed_version is None or version < self._mixed_version:
-                self._mixed_version = version - every
+            self._rule.begin(version)
             hood.version = version
             hood.known_progress[hood.rank] = max(steps, hood.known_progress.get(hood.rank, 0))
-            round = version // every
+            round = version // hood.plan.spec.gossip.every_updates
             edges = hood.routes[round % len(hood.routes)]
-            snapshot = self._pool.acquire() if edges else None
+            snapshot = self._pool.acquire() if self._rule.has_receiver(edges, version) else None
         if snapshot is not None:
             snapshot.buffer.copy_(_tensor(vector))
             snapshot.version, snapshot.round, snapshot.taken_at = version, round, self._transport.now()
             with self._condition:
-                sessions = [(edge, edge.session) for edge in edges if edge.session is not None]
-                for edge, _ in sessions:
-                    edge.outbox.put(snapshot)
+                sessions = [edge.session for edge in self._rule.hand_out(snapshot, edges)]
                 self._pool.release(snapshot)
-            for _, session in sessions:
-                session.link.wake()
+            for session in sessions:
+                if session is not None:
+                    session.link.wake()
         self._seconds += time.perf_counter() - began
 
     def mix(self, vector: Tensor | np.ndarray[Any, Any]) -> Mixing | None:
         """x <- (x + sum of m_j) / (1 + number of messages), in place, if every live in-peer has sent a fresh message.
 
+        With push-sum, z <- (w z + sum of w_j z_j) / (w + sum of w_j) over whatever is fresh, and what was not taken
+        by others is added to the vector, even where the answer is None.
+
         Where the staleness bound asks for it, waits for them, at most `peerTimeoutSeconds`; an in-peer that is not
         there by then is not waited for again until its next message.
 
         Args:
-            vector: [N] float32; unchanged when the answer is None.
+            vector: [N] float32; where the run averages, unchanged when the answer is None.
         """
         began = time.perf_counter()
         try:
             with self._condition:
-                ready = self._is_mixable() and self._has_fresh()
-            if not ready and self._is_overdue():
-                waiting = time.perf_counter()
-                self.is_waiting = True
-                if not self._transport.wait(self._condition, self._is_mixable, self._hood.membership.timeout):
-                    self._excuse()
-                self.is_waiting = False
-                self._waited_seconds += time.perf_counter() - waiting
+                is_to_wait = not self._rule.is_ready() and self._rule.is_overdue()
+            if is_to_wait:
+                self._wait()
+            self._rule.settle_(_tensor(vector))
             with self._condition:
-                received = self._take()
-            if not received:
+                taken = self._rule.take()
+            if not taken:
                 self._skips += 1
                 return None
-            return self._mix(_tensor(vector), received)
+            return self._mix(_tensor(vector), taken)
         finally:
             self._seconds += time.perf_counter() - began
+
+    def _wait(self) -> None:
+        began = time.perf_counter()
+        self.is_waiting = True
+        if not self._transport.wait(self._condition, self._rule.has_all, self._hood.membership.timeout):
+            with self._condition:
+                self._rule.excuse()
+        self.is_waiting = False
+        self._waited_seconds += time.perf_counter() - began
 
     def answer_state_requests(self, make_state: Callable[[], bytes]) -> None:
         """Gives `make_state()` to the joiners that have asked; next to nothing when nobody has."""
@@ -262,6 +268,11 @@ class GossipPeer:
         """Adds what a checkpoint or a neighbour's state knows."""
         self._hood.merge_progress(progress)
 
+    @property
+    def weight(self) -> float:
+        """Push-sum weight that this learner owns, without what is on its way; 1.0 where the run averages."""
+        return self._hood.account.weight
+
     def stats(self) -> GossipStats:
         """A consistent picture of this moment."""
         with self._condition:
@@ -279,6 +290,7 @@ class GossipPeer:
                 out_peers=self._hood.out_peers,
                 edges=self._hood.edge_stats(),
                 strangers=dict(self._hood.complaints.counts),
+                weight=self._hood.account.weight,
             )
 
     def events(self) -> list[dict[str, Any]]:
@@ -290,69 +302,15 @@ class GossipPeer:
         """Blocks until the gossip looks like this; False when it did not in time. For tests and launch scripts."""
         return self._transport.wait(self._condition, lambda: predicate(self.stats()), seconds)
 
-    # ---------------------------------------------------------------- the rules of mixing; the lock is held
-
-    def _counted(self) -> list[InEdge]:
-        """The in-peers that matter: live, and not without a message for longer than the timeout."""
-        oldest = self._transport.now() - self._hood.membership.timeout
-        return [
-            edge
-            for edge in self._hood.in_edges.values()
-            if edge.session is not None and (edge.inbox.is_fresh or edge.valid_at > oldest)
-        ]
-
-    def _is_mixable(self) -> bool:
-        """Whether there is nothing to wait for."""
-        counted = self._counted()
-        if counted:
-            # In a time-varying topology an in-peer pushes here in some rounds only: whatever is there is mixed.
-            enough = any if self._hood.plan.spec.topology.type == "OnePeerExponential" else all
-            if not enough(edge.inbox.is_fresh for edge in counted):
-                return False
-        # Synchronous: what the neighbour has not taken yet must not be replaced by what follows.
-        return not self._is_synchronous() or not any(
-            edge.outbox.is_waiting and not edge.outbox.excused for edges in self._hood.routes for edge in edges
-        )
-
-    def _is_synchronous(self) -> bool:
-        """Whether every exchange is waited for."""
-        gossip = self._hood.plan.spec.gossip
-        return gossip.max_staleness is not None and gossip.max_staleness < gossip.every_updates
-
-    def _has_fresh(self) -> bool:
-        return any(edge.inbox.is_fresh for edge in self._hood.in_edges.values())
-
-    def _is_overdue(self) -> bool:
-        bound = self._hood.plan.spec.gossip.max_staleness
-        if bound is None or self._mixed_version is None:
-            return False
-        return self._hood.version - self._mixed_version > bound
-
-    def _excuse(self) -> None:
-        """After a wait in vain. In-peers need no excuse: who let us wait for the full time does not count any more."""
-        with self._condition:
-            for edges in self._hood.routes:
-                for edge in edges:
-                    edge.outbox.excused = edge.outbox.is_waiting
-
-    def _take(self) -> list[tuple[InEdge, Received]]:
-        if not self._is_mixable() and not self._is_overdue():
-            return []
-        edges = self._counted()
-        if not edges:
-            self._mixed_version = self._hood.version  # staleness counts while there is somebody to mix with
-        taken = [(edge, edge.inbox.take()) for edge in edges]
-        return [(edge, received) for edge, received in taken if received is not None]
-
     # ---------------------------------------------------------------- mixing; the lock is not held
 
-    def _mix(self, vector: Tensor, received: Iterable[tuple[InEdge, Received]]) -> Mixing:
-        edges, messages = zip(*received, strict=True)
+    def _mix(self, vector: Tensor, taken: Taken) -> Mixing:
+        edges, messages = zip(*taken, strict=True)
         buffers = [message.buffer for message in messages]
         if self._mixes % MEASURE_EVERY == 0:
             measured = slice(self._num_parameters)
             self._distance = distance(vector[measured], [buffer[measured] for buffer in buffers])
-        mix_(vector, buffers)
+        self._rule.blend_(vector, messages)
         now, version = self._transport.now(), self._hood.version
         mixing = Mixing(
             peers=tuple(edge.rank for edge in edges),
@@ -363,9 +321,9 @@ class GossipPeer:
             relative_disagreement=self._distance.relative,
         )
         with self._condition:
-            for edge, message in received:
+            for edge, message in taken:
                 edge.inbox.give_back(message.buffer)
-            self._mixed_version = version
+            self._rule.mixed(taken)
             self._mixes += 1
             self._last = mixing
         return mixing

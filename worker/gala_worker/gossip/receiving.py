@@ -46,6 +46,10 @@ class InEdge:
         """When it went away other than to another neighbour; None while it is here."""
         self.ended_at = 0.0
         """When its last stream ended."""
+        self.accepted = 0
+        """Push-sum: version of the last message of its present process that our learner took."""
+        self.mixed_version = 0
+        """Push-sum: our learner's version when it took it, or when the stream was opened."""
 
     def knows_younger(self, incarnation: int, now: float, memory_seconds: float) -> bool:
         """Whether a younger process of this rank pushes here, or did until not long ago.
@@ -71,6 +75,10 @@ class ReceiverHost(Protocol):
     def lock(self) -> AbstractContextManager[object]:
         """Guards the inbox."""
 
+    @property
+    def push_sum(self) -> bool:
+        """Whether messages carry weights, and what is not taken is not acknowledged."""
+
     def progress(self) -> Progress:
         """What this peer knows."""
 
@@ -80,7 +88,7 @@ class ReceiverHost(Protocol):
     def admit(self, session: Receiving, hello: Hello, now: float) -> InEdge | Refusal:
         """May this one push to us?"""
 
-    def welcome(self) -> Welcome:
+    def welcome(self, edge: InEdge) -> Welcome:
         """The answer to one that may."""
 
     def message_bytes(self) -> int:
@@ -91,6 +99,9 @@ class ReceiverHost(Protocol):
 
     def own_version(self) -> int:
         """This learner's update count."""
+
+    def takes_weight(self, weight: float) -> bool:
+        """Whether an honest message may carry it."""
 
     def message_refused(self, edge: InEdge | None, reason: Reason, text: str) -> None:
         """Something was not acceptable."""
@@ -121,6 +132,7 @@ class Receiving:
         self._arriving_since = 0.0
         self._done = 0
         self._acknowledged = 0
+        self._taken = 0
         self._to_say: Welcome | Refusal | None = None
         self._refused: Ack | None = None
         self._leaving: Leaving | None = None
@@ -145,7 +157,8 @@ class Receiving:
             return frame
         if self.finished:
             return None
-        if self._leaving is not None:
+        unsaid = self._done > self._acknowledged
+        if self._leaving is not None and not (unsaid and self._host.push_sum):
             self.finished = True
             return Farewell(self._leaving, self._host.progress()) if self.edge else None
         if self.edge is None:
@@ -158,7 +171,8 @@ class Receiving:
             self._acknowledged = self._done
             return Ack(self._done)
         if now - self._said_at >= self._heartbeat:
-            return Heartbeat(self._acknowledged, self._host.progress())
+            version = self._taken if self._host.push_sum else self._acknowledged
+            return Heartbeat(version, self._host.progress())
         return None
 
     def receive(self, frame: Frame, now: float) -> None:
@@ -199,7 +213,7 @@ class Receiving:
             self._to_say = verdict
         else:
             self.edge = verdict
-            self._to_say = self._host.welcome()
+            self._to_say = self._host.welcome(verdict)
         self.link.wake()
 
     def _take(self, edge: InEdge, chunk: Chunk, now: float) -> None:
@@ -208,7 +222,11 @@ class Receiving:
                 raise MessageError(
                     f"message {chunk.version} before message {self._reassembler.version} was acknowledged"
                 )
-            self._header = self._reassembler.begin(chunk)
+            announced = self._header = self._reassembler.begin(chunk)
+            if self._host.push_sum and chunk.version <= edge.accepted:
+                raise MessageError(f"message {chunk.version} after message {edge.accepted} on another stream")
+            if not self._host.takes_weight(announced.weight):
+                raise MessageError(f"message {chunk.version} with a weight of {announced.weight:g}")
             self._arriving_since = now
             with self._host.lock:
                 try:
@@ -250,7 +268,9 @@ class Receiving:
 
     def _message_done(self, version: int) -> None:
         """The learner took the message or a newer one replaced it. From either thread, under the host's lock."""
-        self._done = version
+        self._done = self._taken = version
+        if self._host.push_sum and self.edge is not None:
+            self.edge.accepted = version
         self.link.wake()
 
     def _abandon(self) -> None:

@@ -142,7 +142,7 @@ class Sending:
         if self.state is not SenderState.OPEN:
             return None
         frame: Frame | None = self._next_chunk(now)
-        if frame is None and self._leaving is not None:
+        if frame is None and self._leaving is not None and self._may_go():
             self.state = SenderState.CLOSED
             frame = Farewell(self._leaving, self._host.progress())
         if frame is None and now - self._said_at >= self._heartbeat:
@@ -150,6 +150,10 @@ class Sending:
         if frame is not None:
             self._said_at = now
         return frame
+
+    def _may_go(self) -> bool:
+        # One who stays in the run wants to know what became of its last message; one who ends does not mind.
+        return self._leaving is not Leaving.REKNIT or self._outbox.is_settled
 
     def _next_chunk(self, now: float) -> Chunk | None:
         if self._chunks is not None:
@@ -170,7 +174,7 @@ class Sending:
         self._host.acknowledged()  # what was waiting is on its way
         payload = codec.window(snapshot.buffer)
         age = max(0.0, now - snapshot.taken_at)
-        header = Header(len(payload), snapshot.round, 1.0, age, self._host.progress())
+        header = Header(len(payload), snapshot.round, snapshot.weight, age, self._host.progress())
         self._chunks = codec.split(payload, snapshot.version, header)
         chunk = next(self._chunks)
         self._counters.bytes += len(chunk.payload)
@@ -191,7 +195,7 @@ class Sending:
                 self.state = SenderState.CLOSED
                 self._host.refused(self, frame)
             case Ack() if self.state is SenderState.OPEN:
-                self._done_with(frame.version)
+                self._done_with(frame.version, frame.refused)
                 if frame.refused is not None:
                     self._counters.refused += 1
                     self._host.refused(self, Refusal(frame.refused))
@@ -208,11 +212,14 @@ class Sending:
                 raise MessageError(f"a receiver said {type(frame).__name__} while {self.state.value}")
         self.link.wake()
 
-    def _done_with(self, version: int) -> None:
+    def _done_with(self, version: int, refused: Reason | None = None) -> None:
         if version > self._outbox.last_sent:
             raise MessageError(f"an acknowledgement of message {version}, which was not sent")
         with self._host.lock:
-            self._outbox.acknowledge(version)
+            if refused is None:
+                self._outbox.acknowledge(version)
+            else:
+                self._outbox.refuse(version)
         self._host.acknowledged()
 
     def reject(self, problem: str) -> None:
@@ -226,5 +233,5 @@ class Sending:
         self.state = SenderState.CLOSED
         self._chunks = None
         with self._host.lock:
-            self._outbox.reset()
+            self._outbox.reset(now)
         self._host.sender_ended(self, now, why)

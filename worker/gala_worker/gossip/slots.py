@@ -26,6 +26,8 @@ class Snapshot:
     version: int = 0
     round: int = 0
     taken_at: float = 0.0
+    weight: float = 1.0
+    """Push-sum: what each of the edges carries; else 1.0."""
     holders: int = 0
 
 
@@ -118,7 +120,25 @@ class Outbox:
             self._unacknowledged = False
             self.excused = False
 
-    def reset(self) -> None:
+    @property
+    def is_settled(self) -> bool:
+        """Whether the stream may end without leaving a question open."""
+        return True
+
+    def refuse(self, version: int) -> None:
+        """The receiver does not take this message."""
+        self.acknowledge(version)
+
+    def settle(self, accepted: int, receiver: int) -> None:
+        """A new stream. What became of earlier messages matters to push-sum only, here and below."""
+
+    def withdraw(self) -> None:
+        """The receiver has left."""
+
+    def give_up(self, before: float) -> None:
+        """The receiver is gone if the stream broke before this moment."""
+
+    def reset(self, now: float) -> None:
         """The stream is gone: nothing is in flight any more, nothing waits."""
         self.sent()
         if self._waiting is not None:
@@ -151,6 +171,8 @@ class Inbox:
     """What one in-edge has delivered: the newest message, and the buffers for it and for the next one."""
 
     make: Callable[[], Tensor]
+    exact: bool = False
+    """Push-sum: a message that is not taken is not acknowledged, so that its sender takes it back."""
     allocated: int = 0
     replaced: int = 0
     _free: list[Tensor] = field(default_factory=list)
@@ -202,5 +224,6 @@ class Inbox:
     def _replace(self, old: Received) -> Tensor:
         self._ready = None
         self.replaced += 1
-        old.done(old.version)
+        if not self.exact:
+            old.done(old.version)
         return old.buffer
