@@ -21,6 +21,7 @@ from gala.errors import RunError, SpecError, UsageError
 from gala.local import ending, observing
 from gala.local.admission import Admission, admit, amend, describe, not_live, refuse_unsupported
 from gala.local.console import Display
+from gala.local.energy import EnergyMeter
 from gala.local.interrupts import Interrupts
 from gala.local.polling import StatusPoller
 from gala.local.ports import PortReservation
@@ -49,7 +50,7 @@ class Rhythm:
     poll: float = 1.0
     """Between two questions to a worker, and two drawings of the table."""
     record: float = 10.0
-    """Between two writes of run.json: what a killed launcher loses of the wall-clock count."""
+    """Between two writes of run.json, and of energy.jsonl: what a killed launcher loses of its counts."""
     line: float = 10.0
     """Between two plain progress lines."""
 
@@ -135,7 +136,12 @@ class Launcher:
         self._display = Display(self.console, line_seconds=self.rhythm.line)
         self._supervisor = Supervisor(spawn=self._spawn, report=self._display.say, patience=self.patience)
         self._counted_until = time.monotonic()
-        self._next_poll = self._next_record = float("-inf")
+        self._next_poll = self._next_record = self._next_energy = float("-inf")
+        self._energy = EnergyMeter(
+            file=self.directory.path / names.ENERGY_FILE,
+            gpus=self.run.spec.worker.gpus > 0,
+            wall_seconds=self._record.wall_seconds,
+        )
 
     def run_to_end(self) -> int:
         """Start the workers and stay until they have ended. Returns the exit code; raises as `start` does."""
@@ -169,6 +175,9 @@ class Launcher:
             self._supervisor.step(now)
             outcome = self._supervisor.outcome
             self._observe(now, always=outcome is not None)
+            if now >= self._next_energy or outcome is not None:
+                self._next_energy = now + self.rhythm.record
+                self._energy.record(self._record.wall_seconds, counts=not self._parked)
             if now >= self._next_record or self._supervisor.pids != self._record.worker_pids:
                 self._write_record(self._record.state)
             if outcome is not None and not (self._parked and self._stay_parked(now)):
@@ -277,6 +286,7 @@ class Launcher:
         self._record.updated_time = time.time()
         self._record.launcher_pid = os.getpid()
         self._record.worker_pids = self._supervisor.pids
+        self._record.energy = self._energy.facts()
         self._next_record = time.monotonic() + self.rhythm.record
         try:
             self.directory.write_record(self._record)

@@ -46,6 +46,8 @@ class RunRecord:
     launcher_pid: int = 0
     worker_pids: list[int] = field(default_factory=list)
     """For the next launcher to clear away, should this one be killed."""
+    energy: dict[str, dict[str, str]] = field(default_factory=dict)
+    """`cpu` and `gpu`: the source of what energy.jsonl has, or why it is missing."""
 
     def to_json(self) -> str:
         """The content of run.json."""
@@ -58,6 +60,8 @@ class RunRecord:
             "launcherPid": self.launcher_pid,
             "workerPids": self.worker_pids,
         }
+        if self.energy:
+            document["energy"] = self.energy
         return json.dumps(document, indent=2) + "\n"
 
     @classmethod
