@@ -201,14 +201,16 @@ def _run_directory(run: str) -> Path:
 
 
 def _plan_text(made: RunPlan) -> str:
+    from gala.algorithms import ALGORITHMS
     from gala.topology import beta
 
     spec = made.spec
     size = len(made.learners)
-    rows = [("rank", "sends to", "hears from", "simulator seeds", "gossip", "http")]
+    rows = [("rank", "role", "sends to", "hears from", "simulator seeds", "gossip", "http")]
     rows += [
         (
             str(learner.rank),
+            learner.role,
             _ranks(learner.out_peers),
             _ranks(learner.in_peers),
             f"{learner.seed}...",
@@ -217,11 +219,14 @@ def _plan_text(made: RunPlan) -> str:
         )
         for learner in made.learners
     ]
+    shape = f"{size} workers"
+    if ALGORITHMS[spec.algorithm].gossips:
+        shape = f"{spec.topology.type} of {size}: beta = {beta(spec.topology, size):.4f}"
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     head = [
         f"{made.run_name}: {spec.algorithm} on {spec.environment.id}, {spec.total_steps:,} decisions",
-        f"{spec.topology.type} of {size}: beta = {beta(spec.topology, size):.4f}, parameters from seed {made.seed}",
+        f"{shape}, parameters from seed {made.seed}",
         "",
     ]
     return "\n".join([*head, *table]) + "\n"

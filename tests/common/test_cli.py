@@ -85,7 +85,7 @@ def test_plan_shows_the_ring(gala: Gala, tmp_path: Path) -> None:
     code, out, _ = gala("plan", file)
     assert code == 0
     assert "Ring of 3: beta = 0.5000" in out
-    assert out.splitlines()[-1].split()[:3] == ["2", "0", "1"]
+    assert out.splitlines()[-1].split()[:4] == ["2", "actor-learner", "0", "1"]
 
 
 def test_plan_as_json_is_what_workers_read(gala: Gala, tmp_path: Path) -> None:

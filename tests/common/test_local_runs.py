@@ -488,9 +488,3 @@ def test_a_learner_that_does_not_notice_the_end_is_stopped(machine: Machine) -> 
     machine.script(0, "finish")
     assert "learner 1 goes on though the total steps are reached" in machine.ends(launcher, 0)
     assert machine.notes(1, "stopped")
-
-
-def test_an_algorithm_that_is_not_built_is_refused_before_anything_is_written(machine: Machine) -> None:
-    code, _, error = machine.says("--set", "spec.algorithm=IMPALA")
-    assert (code, error) == (2, "error: spec.algorithm: IMPALA is not built yet; this version runs GALA-A2C\n")
-    assert not machine.run.exists()

@@ -60,7 +60,8 @@ class FakeProcess:
 class Ring:
     """A supervisor over fake processes, at a time of our choosing."""
 
-    def __init__(self, num_learners: int = 3) -> None:
+    def __init__(self, num_learners: int = 3, algorithm: str = "GALA-A2C") -> None:
+        self.algorithm = algorithm
         self.lives: dict[int, list[FakeProcess]] = {}
         self.said: list[str] = []
         patience = Patience(backoff_base=1, healthy=600, stop=60, leave=30, stragglers=120)
@@ -72,7 +73,7 @@ class Ring:
         return self.lives[learner.rank][-1]
 
     def follow(self, num_learners: int, at: float) -> None:
-        self.supervisor.follow(plan(a_run(learners=num_learners)), at)
+        self.supervisor.follow(plan(a_run(learners=num_learners, algorithm=self.algorithm)), at)
 
     def process(self, rank: int) -> FakeProcess:
         return self.lives[rank][-1]
@@ -119,6 +120,33 @@ class TestSupervisor:
         ring.ends(1, code=0, at=50)
         ring.ends(2, code=0, at=51)
         assert ring.supervisor.outcome == "finished"
+
+    def test_who_waits_for_a_crashed_server_is_said(self) -> None:
+        ring = Ring(algorithm="A3C")
+        ring.ends(0, code=-9, at=10)
+        assert ring.said[-1].endswith("was killed by signal 9; restart 1 of 2 in 1 s; the others wait for it")
+        ring.ends(1, code=-9, at=11)
+        assert ring.said[-1].endswith("restart 1 of 2 in 1 s")
+
+    def test_the_run_has_failed_when_one_that_the_others_need_is_given_up(self) -> None:
+        ring = Ring(algorithm="IMPALA")
+        for at in (10, 20, 30):
+            ring.ends(0, code=1, at=at)
+            ring.supervisor.step(at + 5)
+        for rank in (1, 2):
+            assert ring.process(rank).terminated
+            ring.ends(rank, code=143, at=40)
+        assert ring.supervisor.outcome == "failed"
+        assert ring.supervisor.failure is not None
+        assert ring.supervisor.failure.endswith("after 2 restarts; the others cannot go on without it")
+
+    def test_an_actor_that_is_given_up_does_not_end_the_run(self) -> None:
+        ring = Ring(algorithm="IMPALA")
+        for at in (10, 20, 30):
+            ring.ends(2, code=1, at=at)
+            ring.supervisor.step(at + 5)
+        assert ring.phases() == {0: "running", 1: "running", 2: "given up"}
+        assert ring.supervisor.failure is None
 
     def test_when_all_are_given_up_the_run_has_failed(self) -> None:
         ring = Ring(1)

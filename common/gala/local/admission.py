@@ -26,15 +26,6 @@ class Admission:
     """Fields that differ from the interrupted run's, path -> (old, new)."""
 
 
-def refuse_unsupported(run: GalaRun) -> None:
-    """Raises: UsageError for what a valid document may ask but this launcher cannot do."""
-    if run.spec.algorithm != "GALA-A2C":
-        raise UsageError(
-            f"spec.algorithm: {run.spec.algorithm} is not built yet; this version runs GALA-A2C"
-            + (" (with spec.learners: 1 it is plain A2C)" if run.spec.algorithm == "A2C" else "")
-        )
-
-
 def admit(directory: RunDirectory, run: GalaRun, *, force: bool, grace_seconds: float) -> Admission:
     """Decide about a directory whose lock the caller holds.
 

@@ -19,7 +19,7 @@ from gala import names
 from gala.cores import available_cores, threads_per_learner
 from gala.errors import RunError, SpecError, UsageError
 from gala.local import ending, observing
-from gala.local.admission import Admission, admit, amend, describe, not_live, refuse_unsupported
+from gala.local.admission import Admission, admit, amend, describe, not_live
 from gala.local.console import Display
 from gala.local.energy import EnergyMeter
 from gala.local.interrupts import Interrupts
@@ -78,7 +78,6 @@ def start(
         UsageError: the name is taken, or a worker says that the user has to change something.
         RunError: the run did not reach its total steps.
     """
-    refuse_unsupported(run)
     console, patience = console or Console(), patience or Patience()
     directory = RunDirectory(output / run.metadata.name)
     if not directory.acquire():
@@ -305,7 +304,7 @@ class Launcher:
         spec = self.run.spec
         verb = "resumes" if self.admission.resumed else "starts"
         self._display.say(
-            f"{self.run.metadata.name} {verb}: {spec.environment.id}, {spec.learners} learners x "
+            f"{self.run.metadata.name} {verb}: {spec.algorithm} on {spec.environment.id}, {spec.learners} learners x "
             f"{spec.environment.simulators} simulators on {self._cores} cores, {spec.total_steps:,} decisions in all; "
             f"everything goes to {ending.shown(self.directory.path)}"
         )
@@ -325,6 +324,7 @@ class Launcher:
         logs = ending.shown(self.directory.learner(0) / names.LOG_FILE)
         raise RunError(
             self._failure
+            or self._supervisor.failure
             or f"no learner of {name} is left; the first one's log is {logs}; the same command resumes the run"
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from gala.algorithms import ALGORITHMS
 from gala.local.polling import Answer
 from gala.local.supervisor import Learner
 from gala.local.table import LearnerRow, Snapshot
@@ -28,11 +29,12 @@ def snapshot(
         row(learner, answers.get(learner.plan.rank), now) for learner in sorted(learners, key=lambda it: it.plan.rank)
     ]
     known = [_number(answer.status.get("globalSteps")) or 0 for answer in answers.values()]
-    topology = run.spec.topology
+    spec = run.spec
+    shape = f"{spec.topology.type} of" if ALGORITHMS[spec.algorithm].gossips else f"{spec.algorithm} with"
     return Snapshot(
         name=run.metadata.name,
         environment=run.spec.environment.id,
-        topology=f"{topology.type} of {run.spec.learners}",
+        topology=f"{shape} {spec.learners}",
         learners=rows,
         global_steps=int(max([global_steps, *known])),
         total_steps=run.spec.total_steps,

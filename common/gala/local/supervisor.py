@@ -1,6 +1,7 @@
 """Keeps the processes of a run in line with its plan: starts, restarts, lets go, stops.
 
-No rank is special: a learner that crashes or is given up costs its own share of the work and nothing else. The
+With GALA no rank is special: a learner that crashes or is given up costs its own share of the work and nothing else.
+Where the plan has essential ranks, the others wait for one that crashed, and the run fails when it is given up. The
 supervisor knows neither terminal nor signals nor files; the launcher calls `step` a few times a second and reads
 `outcome`.
 
@@ -87,13 +88,17 @@ class Supervisor:
     learners: dict[int, Learner] = field(default_factory=dict)
     mistake: str | None = None
     """The message of a worker that says the user has to change something."""
+    failure: str | None = None
+    """Why the run cannot go on, though nobody made a mistake."""
     _backoff_limit: int = 0
+    _essential: tuple[int, ...] = ()
     _stopping: bool = False
     _first_finish: float | None = None
 
     def follow(self, plan: RunPlan, now: float) -> None:
         """Make `plan` the goal: start the ranks that are new, let those go that are no longer in it."""
         self._backoff_limit = plan.spec.run_policy.backoff_limit
+        self._essential = plan.essential
         self._stopping = False
         for entry in plan.learners:
             learner = self.learners.get(entry.rank)
@@ -152,7 +157,7 @@ class Supervisor:
         """How it ended; None while anything runs or waits for its restart."""
         if any(learner.process is not None or learner.phase == "backing off" for learner in self.learners.values()):
             return None
-        if self.mistake is not None:
+        if self.mistake is not None or self.failure is not None:
             return "failed"
         if self._stopping:
             return "stopped"
@@ -207,15 +212,23 @@ class Supervisor:
         last_words = process.last_line() if code > 0 else ""
         why = f" ({last_words[:MAX_LAST_WORDS]})" if last_words else ""
         delay = backoff.crashed(now - learner.started)
-        if delay is None:
-            learner.phase = "given up"
-            survivors = sum(other.phase in ("running", "backing off") for other in self.learners.values())
-            rest = f"{survivors} go on" if survivors else "none is left"
-            self.report(f"learner {rank} {how}{why} and is given up after {backoff.limit} restarts; {rest}")
-        else:
+        if delay is not None:
             learner.phase = "backing off"
             learner.retry_at = now + delay
-            self.report(f"learner {rank} {how}{why}; restart {backoff.restarts} of {backoff.limit} in {delay:.3g} s")
+            rest = "; the others wait for it" if rank in self._essential and len(self.learners) > 1 else ""
+            self.report(
+                f"learner {rank} {how}{why}; restart {backoff.restarts} of {backoff.limit} in {delay:.3g} s{rest}"
+            )
+            return
+        learner.phase = "given up"
+        given_up = f"learner {rank} {how}{why} and is given up after {backoff.limit} restarts"
+        survivors = sum(other.phase in ("running", "backing off") for other in self.learners.values())
+        if rank in self._essential and survivors:
+            self.failure = f"{given_up}; the others cannot go on without it"
+            self.report(self.failure)
+            self.stop(now)
+        else:
+            self.report(f"{given_up}; {f'{survivors} go on' if survivors else 'none is left'}")
 
     def _press(self, learner: Learner, now: float) -> None:
         if learner.asked_to_stop is not None:
