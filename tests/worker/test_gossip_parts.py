@@ -184,7 +184,7 @@ def test_buffers_are_never_lost_and_never_more_than_three(steps):
 
 
 def received(version: int, buffer: torch.Tensor, done: list[int]) -> Received:
-    return Received(buffer, version, 0, 1.0, 0.0, 0.0, 0, done.append)
+    return Received(buffer, 1, version, 0, 1.0, 0.0, 0.0, 0, done.append)
 
 
 def test_an_inbox_keeps_the_newest_and_tells_the_sender_of_the_replaced():

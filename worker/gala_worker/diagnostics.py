@@ -68,6 +68,10 @@ class Mixed(Protocol):
     def versions(self) -> Sequence[int]:
         """Their versions."""
 
+    @property
+    def incarnations(self) -> Sequence[int]:
+        """Which process of each peer it was."""
+
 
 def open_diagnostics(
     spec: RunSpec, learner_dir: Path, *, rank: int, incarnation: int, num_parameters: int
@@ -171,7 +175,7 @@ class Diagnostics:
             version: the update count after the update.
             update_norm: 2-norm of the optimiser's change of the parameters [P].
             mixing: None where nothing was mixed. Where the run averages, the learner and its m messages count
-                1 / (1 + m) each. Its `incarnations`, if it has them, tell the senders' lives apart.
+                1 / (1 + m) each.
 
         Raises:
             ValueError: there is no norm, or a version was left out.
@@ -233,8 +237,8 @@ class Diagnostics:
             return "[]"
         count = len(mixing.peers)
         weight = 1 / (1 + count) if self._kind["mixing"] == "average" else None
-        lives: Sequence[int | None] = getattr(mixing, "incarnations", None) or [None] * count
-        return json.dumps([list(x) for x in zip(mixing.peers, lives, mixing.versions, [weight] * count, strict=True)])
+        messages = zip(mixing.peers, mixing.incarnations, mixing.versions, [weight] * count, strict=True)
+        return json.dumps([list(message) for message in messages])
 
     def _try(self, job: Callable[[], None]) -> None:
         with suppress(queue.Full):  # a later job does the same: lines wait in memory, a sweep takes all that is left

@@ -40,7 +40,7 @@ import numpy as np
 from gala import topology
 from gala.report.propagation import Unknown, Weights, propagate
 from gala.report.read import Run, integer, text
-from gala.report.traces import Array, Life, TraceError, read_traces, snapshots_of
+from gala.report.traces import Array, Life, read_traces, snapshots_of
 
 _NEGLIGIBLE = 1e-14
 """Contractions below it no longer count, times the largest update so far, which is added instead."""
@@ -80,12 +80,16 @@ def epsilon_ball(run: Run) -> EpsilonBall | None:
         TraceError: a record is damaged, or contradicts itself.
     """
     traces = read_traces(run)
-    graph = Graph(
+    return ball_of(traces, graph_of(run)) if traces else None
+
+
+def graph_of(run: Run) -> Graph:
+    """Who gossips with whom in a run, and how often."""
+    return Graph(
         text(run.spec, "topology", "type") or "Ring",
         integer(run.spec, "topology", "peers"),
         integer(run.spec, "gossip", "everyUpdates") or 1,
     )
-    return ball_of(traces, graph) if traces else None
 
 
 def ball_of(traces: Mapping[int, tuple[Life, ...]], graph: Graph) -> EpsilonBall:
@@ -229,15 +233,3 @@ def synchronous_until(traces: Mapping[int, tuple[Life, ...]], graph: Graph) -> t
             if any(message.version != version or abs(message.weight - share) > 1e-6 for message in mixed):
                 return version, f"learner {rank} mixed a message of another version or with another weight"
     return end, ""
-
-
-__all__ = [
-    "EpsilonBall",
-    "Graph",
-    "TraceError",
-    "ball_of",
-    "delay_bound",
-    "epsilon_ball",
-    "radius",
-    "synchronous_bound",
-]

@@ -7,6 +7,7 @@ The local learner is advantage actor-critic (GALA-A2C) or PPO (GALA-PPO); gossip
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from gala.plan import RunPlan
 from gala_worker.algorithms.a2c import A2C, Update
-from gala_worker.algorithms.algorithm import Algorithm, Setup
+from gala_worker.algorithms.algorithm import WAIT_SECONDS, Algorithm, Setup
 from gala_worker.diagnostics import open_diagnostics
 from gala_worker.gossip.grpc_transport import GrpcTransport
 from gala_worker.gossip.peer import GossipPeer
@@ -88,6 +89,9 @@ class Gala(Algorithm):
             self._diagnostics.start(counters.updates, self.setup.flat.trainable)
         self._gossip.merge_progress(counters.progress)
         self._gossip.join()
+        gossip = self.plan.spec.gossip
+        if gossip.max_staleness is not None and gossip.max_staleness < gossip.every_updates:
+            self._gather(gossip.peer_timeout_seconds)
 
     def step(self, counters: Counters, *, measure: bool) -> Update | None:
         gossip, flat, diagnostics = self._gossip, self.setup.flat, self._diagnostics
@@ -105,6 +109,20 @@ class Gala(Algorithm):
             if diagnostics.is_due(counters.updates):
                 diagnostics.snapshot(counters.updates, flat.trainable, flat.gradient)
         return update
+
+    def _gather(self, seconds: float) -> None:
+        """Waits until all planned neighbours are connected: synchronous gossip is so from the first round on.
+
+        Otherwise whoever starts first would make its first updates alone, and stay ahead by that many for good.
+        """
+        me, until = self.plan.learner(self.setup.me.rank), time.monotonic() + seconds
+
+        def all_there(stats: GossipStats) -> bool:
+            return stats.in_peers == me.in_peers and stats.out_peers == me.out_peers
+
+        while time.monotonic() < until and not self.setup.stopping():
+            if self._gossip.wait(all_there, WAIT_SECONDS):
+                return
 
     def set_plan(self, plan: RunPlan) -> None:
         super().set_plan(plan)

@@ -52,6 +52,8 @@ class Mixing:
     peers: tuple[int, ...]
     versions: tuple[int, ...]
     """The neighbours' update counts."""
+    incarnations: tuple[int, ...]
+    """Which process of each neighbour sent it: a version alone may come from several."""
     staleness_updates: int
     """Updates of this learner between the arrival of a message and its mixing; the largest of the neighbours'."""
     staleness_seconds: float
@@ -315,6 +317,7 @@ class GossipPeer:
         mixing = Mixing(
             peers=tuple(edge.rank for edge in edges),
             versions=tuple(message.version for message in messages),
+            incarnations=tuple(message.incarnation for message in messages),
             staleness_updates=max(0, *(version - message.updates_then for message in messages)),
             staleness_seconds=max(message.age_seconds + now - message.began_at for message in messages),
             disagreement=self._distance.disagreement,

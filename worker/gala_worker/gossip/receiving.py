@@ -254,6 +254,7 @@ class Receiving:
         edge.counters.messages += 1
         received = Received(
             buffer,
+            edge.incarnation,
             chunk.version,
             header.round,
             header.weight,

@@ -153,6 +153,8 @@ class Received:
     """A complete, checked message, ready to be mixed."""
 
     buffer: Tensor
+    incarnation: int
+    """Of its sender."""
     version: int
     round: int
     weight: float

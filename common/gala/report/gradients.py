@@ -1,0 +1,132 @@
+"""The figure of gradient correlation: heat maps of the cosines between learners' gradients, one for each algorithm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+
+from gala.report.canvas import BAD, INK, MUTED, SERIES, Canvas
+from gala.report.correlation import Correlation, correlation, together
+from gala.report.experiment import Experiment
+from gala.report.lines import Line, lines
+from gala.report.plots import Plot
+from gala.report.section import Section, Table, slug
+from gala.report.traces import TraceError
+
+MAX_NUMBERED = 10
+"""With more learners the cells are too small for a number."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    line: Line
+    seeds: int
+    correlation: Correlation
+
+
+def sections(experiment: Experiment, identity: str) -> Iterator[Section]:
+    """One plot per environment and number of learners, with a heat map for each line that recorded gradients."""
+    for i, environment in enumerate(experiment.environments):
+        drawn: list[_Measured] = []
+        problems: list[str] = []
+        for line in lines(experiment, experiment.of(environment)):
+            found: list[Correlation] = []
+            for entry in line.entries:
+                try:
+                    one = correlation(entry.run) if entry.run is not None else None
+                except TraceError as error:
+                    problems.append(f"{entry.name}: {error}")
+                    continue
+                if one is not None and (not found or one.ranks == found[0].ranks):
+                    found.append(one)
+            if found:
+                drawn.append(_Measured(line, len(found), together(found)))
+        sizes = dict.fromkeys(len(measured.correlation.ranks) for measured in drawn)
+        for size in sizes:
+            alike = [measured for measured in drawn if len(measured.correlation.ranks) == size]
+            name = f"{environment}, {size} learners" if len(sizes) > 1 else environment
+            yield _section(name, alike, problems, f"{identity}-{i}-{size}")
+
+
+def _section(environment: str, drawn: Sequence[_Measured], problems: Sequence[str], identity: str) -> Section:
+    title = f"Correlation of gradients, {environment}"
+    figure = Canvas(*(measured.line.label for measured in drawn), panel_height=240)
+    brightest = max(abs(value) for measured in drawn for _, _, value in _pairs(measured.correlation)) or 1.0
+    for axes, measured in zip(figure.panels, drawn, strict=True):
+        _heat_map(axes, measured.correlation, brightest)
+    figure.label_x("rank")
+    seeds = sorted({measured.seeds for measured in drawn})
+    caption = (
+        "Cosine of the angle between the gradients of two learners at the same number of updates, before clipping: the "
+        "mean over the snapshots of the run, no unit. A2C's ranks have a gradient of their own shard each, before it "
+        "is averaged. Framed: neighbours, of which one sends parameters to the other. One scale of shades, up to "
+        f"{brightest:.2g}. {' or '.join(map(str, seeds))} seed{'' if seeds == [1] else 's'} per map."
+    )
+    caption += "".join(f" Left out: {problem}." for problem in problems)
+    rows = []
+    for measured in drawn:
+        one = measured.correlation
+        means = (one.mean(), one.mean(neighbours=True), one.mean(neighbours=False))
+        rows.append((measured.line.label, str(measured.seeds), str(one.snapshots), *map(_cosine, means)))
+    head = ("Gradient cosine", "Seeds", "Snapshots", "All pairs", "Neighbours", "Others")
+    return Section(
+        f"gradient-correlation-{slug(environment)}",
+        Plot(title, figure.svg(title, identity), caption),
+        _numbers(environment, drawn),
+        Table(head, tuple(rows), "Means over pairs of learners, snapshots and seeds."),
+    )
+
+
+def _pairs(one: Correlation) -> Iterator[tuple[int, int, float]]:
+    count = len(one.ranks)
+    return ((i, j, float(one.cosines[i, j])) for i in range(count) for j in range(count) if i != j)
+
+
+def _heat_map(axes: Axes, one: Correlation, brightest: float) -> None:
+    count = len(one.ranks)
+    for i, j, value in _pairs(one):
+        paint = SERIES[0] if value >= 0 else BAD
+        axes.add_patch(Rectangle((j, i), 1, 1, facecolor=paint, alpha=0.85 * abs(value) / brightest, linewidth=0))
+        if count <= MAX_NUMBERED:
+            size = 10.5 if count <= 5 else 8
+            axes.text(j + 0.5, i + 0.5, f"{value:.2f}", ha="center", va="center", color=INK, fontsize=size)
+        pair = (min(one.ranks[i], one.ranks[j]), max(one.ranks[i], one.ranks[j]))
+        if pair in one.neighbours:
+            axes.add_patch(Rectangle((j + 0.04, i + 0.04), 0.92, 0.92, fill=False, edgecolor=INK, linewidth=1.2))
+    for i in range(count):
+        axes.add_patch(Rectangle((i, i), 1, 1, facecolor=MUTED, alpha=0.18, linewidth=0))
+    axes.set_xlim(0, count)
+    axes.set_ylim(count, 0)
+    axes.grid(visible=False)
+    centres = [i + 0.5 for i in range(count)]
+    axes.set_xticks(centres, [str(rank) for rank in one.ranks])
+    axes.set_yticks(centres, [str(rank) for rank in one.ranks])
+
+
+def _cosine(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3f}"
+
+
+def _numbers(environment: str, drawn: Sequence[_Measured]) -> dict[str, Any]:
+    return {
+        "environment": environment,
+        "lines": [
+            {
+                "label": measured.line.label,
+                "algorithm": measured.line.algorithm,
+                "seeds": measured.seeds,
+                "snapshots": measured.correlation.snapshots,
+                "updates": list(measured.correlation.versions),
+                "cosines": measured.correlation.cosines.tolist(),
+                "mean": measured.correlation.mean(),
+                "meanOfNeighbours": measured.correlation.mean(neighbours=True),
+                "meanOfOthers": measured.correlation.mean(neighbours=False),
+            }
+            for measured in drawn
+        ],
+    }
