@@ -13,10 +13,10 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from gala.report import formats
 from gala.report.canvas import Canvas
 from gala.report.experiment import Entry, Experiment, Threshold
-from gala.report.facts import final_evaluation
 from gala.report.lines import Line, legend, lines
 from gala.report.plots import Plot, colour
 from gala.report.read import number
+from gala.report.scored import final_score
 from gala.report.section import Section, Table, slug
 from gala.report.statistics import Estimate, wilson
 
@@ -42,7 +42,7 @@ def result(entry: Entry, measure: str) -> float:
     if entry.run is None:
         return math.nan
     if measure == "greedy":
-        return number(final_evaluation(entry.run).get("greedy", {}), "meanReturn")
+        return final_score(entry, "greedy")
     last = [
         next(
             (value for record in reversed(one.train) if not math.isnan(value := number(record, "meanReturn"))), math.nan

@@ -11,16 +11,17 @@ import numpy as np
 
 from gala.report import formats
 from gala.report.canvas import Canvas
-from gala.report.energy import KILOJOULES, with_energy
+from gala.report.energy import KILOJOULES, sources, with_energy
 from gala.report.experiment import Entry, Experiment, Threshold
 from gala.report.facts import frames_per_decision
 from gala.report.lines import Line, legend, lines, seeds_note, shared_machine_note
 from gala.report.plots import RETURN, Plot, colour
+from gala.report.read import Run
 from gala.report.section import Section, Table, slug
 from gala.report.series import EMPTY, Array, Curve, curve
 from gala.report.statistics import band, estimate, iqm
 
-GRID: Final = 160
+GRID: Final = 120
 """Points of a line: more than can be told apart in a plot."""
 
 FEW_SEEDS: Final = 3
@@ -119,9 +120,9 @@ def _section(
         figure = Canvas(RETURN.axis)
         figure.say("Energy was not readable on this machine.")
         caption = (
-            "Return against the energy of processor and GPU in kJ would be here. Neither RAPL nor NVML could be read "
-            "where these runs ran, and energy is not estimated from anything else."
-        )
+            "Return against the energy of processor and GPU in kJ would be here. It was not readable where these runs "
+            f"ran, and it is not estimated from anything else. {sources(_runs(experiment.of(environment)))}"
+        ).strip()
         return Section(name, Plot(title, figure.svg(title, identity), caption), {"measured": False})
     longest = max(float(one.x[-1]) for each in drawn for _, one in each.curves(axis)) or 1.0
     figure = Canvas(RETURN.axis, panel_height=230)
@@ -179,7 +180,7 @@ def _caption(axis: Axis, entries: Sequence[Entry], drawn: Sequence[Line]) -> str
     unit = {
         DECISIONS.name: "agent decisions, all learners together",
         WALL_CLOCK.name: "seconds since the first record, without stops of the whole run",
-        ENERGY.name: "kJ, measured by what the machine's processor and GPU report",
+        ENERGY.name: "kJ that the machine's processor and GPU have used since the first record, the idle part included",
     }[axis.name]
     parts = [
         f"Raw return, mean of each learner's last 100 training episodes, against {unit}.",
@@ -190,6 +191,7 @@ def _caption(axis: Axis, entries: Sequence[Entry], drawn: Sequence[Line]) -> str
         f"Thin: single runs, where there are at most {FEW_SEEDS}."
         if any(1 < line.seeds <= FEW_SEEDS for line in drawn)
         else "",
+        sources(_runs(entries)) if axis is ENERGY else "",
         shared_machine_note(entries) if axis is not DECISIONS else "",
     ]
     return " ".join(part for part in parts if part)
@@ -205,7 +207,7 @@ def _table(drawn: Sequence[_Drawn], threshold: Threshold | None) -> Table:
     for each in drawn:
         last = np.array([one.last for _, one in each.curves(DECISIONS)])
         end = estimate(iqm, [last])
-        row = [each.line.label, str(each.line.seeds), formats.score(end.value), interval(end.low, end.high)]
+        row = [each.line.label, str(each.line.seeds), formats.score(end.value), formats.interval(end.low, end.high)]
         if threshold is not None:
             decisions, seconds, kilojoules = (
                 [first_reached(one, threshold.value) for _, one in each.curves(axis)] for axis in AXES
@@ -219,9 +221,8 @@ def _table(drawn: Sequence[_Drawn], threshold: Threshold | None) -> Table:
     return Table(tuple(head), tuple(rows), note)
 
 
-def interval(low: float, high: float) -> str:
-    """Both ends of an interval, or a dash."""
-    return f"{formats.score(low)} to {formats.score(high)}" if math.isfinite(low + high) else formats.DASH
+def _runs(entries: Sequence[Entry]) -> list[Run]:
+    return [entry.run for entry in entries if entry.run is not None]
 
 
 def _median(values: Sequence[float]) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 
-from gala.report import convergence, curves, final_scores
+from gala.report import convergence, curves, final_scores, scaling
 from gala.report.canvas import style
 from gala.report.experiment import Experiment
 from gala.report.section import Section
@@ -22,6 +22,7 @@ FIGURES: Final[Mapping[str, Figure]] = {
     "convergence": convergence.sections,
     "curves": curves.sections,
     "scores": final_scores.sections,
+    "throughput": scaling.sections,
 }
 
 

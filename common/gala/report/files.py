@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -26,7 +27,7 @@ def files(experiment: Experiment, sections: Sequence[Section]) -> Iterator[tuple
     for section in sections:
         yield f"{section.name}.svg", document(section.plot)
     yield TABLES_FILE, tables(experiment, sections)
-    yield SUMMARY_FILE, json.dumps(summary(experiment, sections), indent=1, allow_nan=False) + "\n"
+    yield SUMMARY_FILE, _json(summary(experiment, sections))
 
 
 def summary(experiment: Experiment, sections: Sequence[Section]) -> dict[str, Any]:
@@ -49,14 +50,20 @@ def summary(experiment: Experiment, sections: Sequence[Section]) -> dict[str, An
     }  # fmt: skip
 
 
+def _json(document: Mapping[str, Any]) -> str:
+    """Indented, but a list of numbers on one line: a curve is not a page."""
+    shown = json.dumps(document, indent=1, allow_nan=False)
+    return re.sub(r"\[[\s\d.,eE+\-nul]*\]", lambda match: "".join(match[0].split()), shown) + "\n"
+
+
 def plain(value: object) -> Any:
-    """What JSON can hold: numbers rounded to seven digits, NaN and infinities null."""
+    """What JSON can hold: numbers rounded to five digits, NaN and infinities null."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     if isinstance(value, float):
-        return float(f"{value:.7g}") if math.isfinite(value) else None
+        return float(f"{value:.5g}") if math.isfinite(value) else None
     return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 

@@ -43,6 +43,14 @@ def score(value: float | None) -> str:
     return f"{value:,.1f}".replace("-", "−").replace(",", THIN)
 
 
+def interval(low: float, high: float, decimals: int = 1) -> str:
+    """Both ends of an interval: 1.2 to 3.4."""
+    if not math.isfinite(low + high):
+        return DASH
+    shown = f"{low:,.{decimals}f} to {high:,.{decimals}f}"
+    return shown.replace("-", "−").replace(",", THIN)
+
+
 def count(value: float | None) -> str:
     """A whole number with separated thousands."""
     if value is None or not math.isfinite(value):

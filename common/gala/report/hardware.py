@@ -1,0 +1,65 @@
+"""What a run's hardware did, as far as the machine and the learners tell."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from gala.report import formats
+from gala.report.energy import since_first_record
+from gala.report.read import Learner, Run, integer, number
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """A kind of hardware use."""
+
+    key: str
+    name: str
+    axis: str
+    of: Callable[[Run], float]
+    """Mean over a run; NaN if it is not known."""
+
+    def shown(self, value: float) -> str:
+        """In a table."""
+        return formats.compact(value)
+
+
+def hardware_use(run: Run) -> dict[str, float]:
+    """Each kind that is known, by its key."""
+    return {use.key: value for use in USES if not math.isnan(value := use.of(run))}
+
+
+def cores(run: Run) -> float:
+    """Processor cores that the learners kept busy together, mean over the run's time; NaN if none has told.
+
+    From the learners' own count of CPU time, over the time between their first and last record.
+    """
+    each = [value for learner in run.learners if not math.isnan(value := _cores(learner))]
+    return sum(each) if each else math.nan
+
+
+def watts(run: Run) -> float:
+    """Mean power of processor and GPU, the idle one included; NaN where energy is not readable."""
+    return since_first_record(run)[1]
+
+
+def _cores(learner: Learner) -> float:
+    busy = passed = 0.0
+    for before, after in itertools.pairwise(learner.train):
+        if integer(before, "incarnation") != integer(after, "incarnation"):
+            continue
+        wall = number(after, "wallSeconds") - number(before, "wallSeconds")
+        spent = number(after, "cpuSeconds") - number(before, "cpuSeconds")
+        if wall > 0 and spent >= 0:
+            busy, passed = busy + spent, passed + wall
+    return busy / passed if passed > 0 else math.nan
+
+
+USES: Final = (
+    Use("cores", "cores in use", "processor cores in use, all learners", cores),
+    Use("watts", "power in W", "power of processor and GPU, W", watts),
+)
