@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gala.algorithms import ALGORITHMS
+from gala import names
+from gala.algorithms import A3C, ALGORITHMS
 from gala.errors import UsageError
 from gala_worker.algorithms.algorithm import Algorithm, Setup
 
@@ -17,4 +18,8 @@ def make_algorithm(setup: Setup) -> Algorithm:
         from gala_worker.algorithms.gala import Gala
 
         return Gala(setup)
+    if name == A3C:
+        from gala_worker.algorithms import a3c
+
+        return a3c.Server(setup) if setup.me.role == names.ROLE_SERVER else a3c.ActorLearner(setup)
     raise UsageError(f"spec.algorithm: {name} is not built yet")

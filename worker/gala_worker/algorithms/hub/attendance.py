@@ -52,7 +52,8 @@ class Attendance:
         self.ready: Parameters | None = None
         self.progress: dict[int, int] = {}
         self.finished = False
-        self.contributions = self.bytes_out = self.parameters = self.bytes_in = self.refusals = self.lost = 0
+        self.contributions = self.bytes_out = self.parameters = self.bytes_in = self.replaced = 0
+        self.refusals = self.lost = 0
         self.complaints = Complaints(log)
         self.events: deque[dict[str, Any]] = deque(maxlen=MAX_EVENTS)
         self._transport = transport
@@ -200,6 +201,7 @@ class Attendance:
         with self.lock:
             if self.ready is not None:
                 self._free_buffers.append(self.ready.vector)
+                self.replaced += 1
             self.ready = Parameters(buffer, header.version, header.progress, header.finished, session.lineage)
             self.progress = dict(header.progress)
             self.parameters += 1

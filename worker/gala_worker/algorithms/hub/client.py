@@ -217,6 +217,7 @@ class HubClient:
                 bytes_out=attendance.bytes_out,
                 parameters=attendance.parameters,
                 bytes_in=attendance.bytes_in,
+                replaced=attendance.replaced,
                 refused=attendance.refusals,
                 lost=attendance.lost,
                 seconds=self._seconds,

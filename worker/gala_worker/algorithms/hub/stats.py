@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from gala_worker.algorithms.hub.terms import HUB_RANK
+from gala_worker.gossip.stats import EdgeStats
+
 
 @dataclass(slots=True)
 class ActorCounters:
@@ -46,6 +49,17 @@ class ServerStats:
     strangers: dict[str, int] = field(default_factory=dict)
     """What was refused, by reason."""
 
+    def edges(self) -> tuple[EdgeStats, ...]:
+        """As the directed edges that every algorithm reports: in = contributions, out = parameters."""
+        edges: list[EdgeStats] = []
+        for actor in self.actors:
+            inward, outward = ("live", "open") if actor.live else ("gone", "closed")
+            edges += (
+                EdgeStats(actor.rank, "in", inward, actor.contributions, actor.bytes_in, 0, actor.refused),
+                EdgeStats(actor.rank, "out", outward, actor.parameters, actor.bytes_out, 0, 0),
+            )
+        return tuple(edges)
+
 
 @dataclass(frozen=True, slots=True)
 class ClientStats:
@@ -60,6 +74,8 @@ class ClientStats:
     parameters: int
     """Received as a whole."""
     bytes_in: int
+    replaced: int
+    """Parameters that newer ones made superfluous before they were taken."""
     refused: int
     """Contributions that the hub refused, and parameters that this side did."""
     lost: int
@@ -70,3 +86,12 @@ class ClientStats:
     """Of these, for credit or for parameters."""
     strangers: dict[str, int] = field(default_factory=dict)
     """Refusals, in both directions, by reason."""
+
+    def edges(self) -> tuple[EdgeStats, ...]:
+        """As the directed edges that every algorithm reports: out = contributions, in = parameters."""
+        return (
+            EdgeStats(HUB_RANK, "out", self.state, self.contributions, self.bytes_out, self.lost, self.refused),
+            EdgeStats(
+                HUB_RANK, "in", "live" if self.connected else "gone", self.parameters, self.bytes_in, self.replaced, 0
+            ),
+        )
