@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 
-from gala.report import convergence, curves, final_scores, scaling
+from gala.report import convergence, curves, epsilon, final_scores, gradients, scaling
 from gala.report.canvas import style
 from gala.report.experiment import Experiment
 from gala.report.section import Section
@@ -21,6 +21,8 @@ Figure = Callable[[Experiment, str], Iterable[Section]]
 FIGURES: Final[Mapping[str, Figure]] = {
     "convergence": convergence.sections,
     "curves": curves.sections,
+    "epsilon-ball": epsilon.sections,
+    "gradient-correlation": gradients.sections,
     "scores": final_scores.sections,
     "throughput": scaling.sections,
 }
