@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from gala import names
 from gala.plan import RunPlan
 from gala.spec import GalaRun, RunSpec
+from gala_operator import failures
 from gala_operator.failures import Tally
 from gala_operator.manifests import Owner
 from gala_operator.observed import Observed, ObservedPod, RunObject
@@ -43,10 +45,15 @@ class Situation:
 
     @property
     def left_out(self) -> int:
-        """How many learners have failed for good, as far as the status says."""
+        """How many learners have failed for good."""
         limit = self.spec.run_policy.backoff_limit
-        asked = range(self.spec.learners)
-        return sum(rank in asked and Tally.read(entry).is_final(limit) for rank, entry in self.entries.items())
+        return sum(self.tally(rank).is_final(limit) for rank in range(self.spec.learners))
+
+    def tally(self, rank: int) -> Tally:
+        """The failures of a learner, with that of its present pod."""
+        tally = Tally.read(self.entries.get(rank, {}))
+        pod = self.pods.get(names.learner_name(self.run.name, rank))
+        return tally.count(pod, self.now) if pod is not None and failures.has_failed(pod) else tally
 
     def is_taken(self, name: str) -> bool:
         """Whether a pod of an earlier run has that name; the garbage collector will see to it."""

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from gala import names
+from gala_operator import times
 from gala_operator.cluster import ApiError
+from gala_operator.observed import RunObject
 
 Raw = dict[str, Any]
 
 NAMESPACE: Final = "lab"
 RUN_UID: Final = "11111111-0000-4000-8000-000000000001"
-CREATED: Final = "2026-11-22T18:00:00Z"
+START: Final = datetime(2026, 11, 22, 18, 0, tzinfo=UTC)
+CREATED: Final = times.write(START)
 
 
 def run_raw(name: str = "pong", *, uid: str = RUN_UID, version: int = 1, **changes: Any) -> Raw:
@@ -34,6 +38,25 @@ def run_raw(name: str = "pong", *, uid: str = RUN_UID, version: int = 1, **chang
     }
     raw.update(changes)
     return raw
+
+
+def run_object(**spec: Any) -> RunObject:
+    """A GalaRun called pong, created at START and not looked at yet, with such fields of its spec."""
+    return RunObject(
+        namespace="default",
+        name="pong",
+        uid="run-1",
+        generation=1,
+        created=START,
+        deleting=False,
+        document={
+            "apiVersion": f"{names.GROUP}/{names.VERSION}",
+            "kind": names.KIND,
+            "metadata": {"name": "pong", "namespace": "default"},
+            "spec": {"environment": {"id": "CartPole-v1"}, **spec},
+        },
+        status={},
+    )
 
 
 def pod_raw(rank: int = 0, *, run: str = "pong", uid: str | None = None, version: int = 1, **status: Any) -> Raw:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -13,10 +13,9 @@ import pytest
 from gala import names
 from gala_operator.actions import Actions
 from gala_operator.decide import decide
-from gala_operator.observed import LearnerProgress, Observed, ObservedChild, ObservedPod, ResultsProgress, RunObject
+from gala_operator.observed import LearnerProgress, Observed, ObservedChild, ObservedPod, ResultsProgress
 from gala_operator.settings import OperatorSettings
-
-START = datetime(2026, 11, 22, 18, 0, tzinfo=UTC)
+from gala_operator.testing import START, run_object
 
 
 class Scene:
@@ -24,21 +23,7 @@ class Scene:
 
     def __init__(self, **spec: Any) -> None:
         self.settings = OperatorSettings()
-        self.run = RunObject(
-            namespace="default",
-            name="pong",
-            uid="run-1",
-            generation=1,
-            created=START,
-            deleting=False,
-            document={
-                "apiVersion": "gala.dev/v1alpha1",
-                "kind": "GalaRun",
-                "metadata": {"name": "pong", "namespace": "default"},
-                "spec": {"environment": {"id": "CartPole-v1"}, "learners": 3, **spec},
-            },
-            status={},
-        )
+        self.run = run_object(**{"learners": 3, **spec})
         self.pods: dict[str, ObservedPod] = {}
         self.children: dict[str, ObservedChild] = {}
         self.progress: dict[int, LearnerProgress] = {}

@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -20,12 +20,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from gala import names, status_schema
+from gala.algorithms import ALGORITHMS
 from gala_operator.actions import Actions
 from gala_operator.decide import decide
 from gala_operator.observed import LearnerProgress, Observed, ObservedChild, ObservedPod, ResultsProgress, RunObject
 from gala_operator.settings import OperatorSettings
+from gala_operator.testing import START, run_object
 
-START = datetime(2026, 11, 22, 18, 0, tzinfo=UTC)
 ENDED = ("Succeeded", "Failed")
 
 
@@ -48,29 +49,23 @@ def check(value: Any, schema: dict[str, Any], path: str = "status") -> None:
             check(inner, schema["items"], f"{path}[]")
 
 
+def idle(actions: Actions) -> bool:
+    """Whether nothing is to be done but to write the status."""
+    return (actions.apply, actions.create, actions.delete, actions.annotate, actions.release) == ((),) * 5
+
+
 class Cluster:
     """What is really there, and how the operator's actions change it."""
 
-    def __init__(self, learners: int, min_learners: int, policy: str, limit: int) -> None:
+    def __init__(self, learners: int, min_learners: int, policy: str, limit: int, algorithm: str, volume: bool) -> None:
         self.now = START
         self.settings = OperatorSettings()
         self.limit = limit
         run_policy = {"backoffLimit": limit, "minLearners": min_learners, "cleanPodPolicy": policy}
-        self.run = RunObject(
-            namespace="default",
-            name="pong",
-            uid="run-1",
-            generation=1,
-            created=START,
-            deleting=False,
-            document={
-                "apiVersion": "gala.dev/v1alpha1",
-                "kind": "GalaRun",
-                "metadata": {"name": "pong", "namespace": "default"},
-                "spec": {"environment": {"id": "CartPole-v1"}, "learners": learners, "runPolicy": run_policy},
-            },
-            status={},
-        )
+        self.essential = ALGORITHMS[algorithm].essential
+        """As a function of the number of learners."""
+        checkpoint = {"volume": {"size": "1Gi"}} if volume else {}
+        self.run = run_object(algorithm=algorithm, learners=learners, runPolicy=run_policy, checkpoint=checkpoint)
         self.pods: dict[str, ObservedPod] = {}
         self.children: dict[tuple[str, str], ObservedChild] = {}
         self.epochs: dict[str, int] = {}
@@ -201,7 +196,9 @@ class Cluster:
 
     def create(self, manifest: Mapping[str, Any]) -> None:
         metadata = manifest["metadata"]
-        assert not self.has_ended
+        if self.has_ended:
+            assert metadata["name"] == "pong-results", "what ended was begun again"
+            assert self.spec["checkpoint"], "it has nothing to serve"
         if metadata["name"] in self.pods:
             return  # 409
         rank = metadata["labels"].get(names.LABEL_RANK)
@@ -247,6 +244,11 @@ class Cluster:
             status, pods = self.run.status, dict(self.pods)
             actions = decide(self.run, self.observed(), self.now, self.settings)
             self.carry_out(actions)
+            if idle(actions) and actions.requeue_at is None:
+                # The operator does not look again for the sake of its own status.
+                again = decide(self.run, self.observed(), self.now, self.settings)
+                assert again.status == self.run.status
+                assert idle(again)
             for name in list(self.pods):
                 self.kubelet(name)
             quiet = self.run.status == status and self.pods == pods
@@ -268,9 +270,11 @@ class Cluster:
         assert not actions.delete_run
         if status["state"] in ENDED:
             reason = next(entry["reason"] for entry in status["conditions"] if entry["type"] == "Failed")
+            out = {rank for rank in range(asked) if self.failures.get(rank, 0) > self.limit}
             if reason == "TooFewLearners":
-                left = sum(self.failures.get(rank, 0) <= self.limit for rank in range(asked))
-                assert left < self.spec["runPolicy"]["minLearners"]
+                assert asked - len(out) < self.spec["runPolicy"]["minLearners"]
+            elif reason == "EssentialLearnerFailed":
+                assert out & set(self.essential(asked))
             else:
                 assert self.finished
             if self.spec["runPolicy"]["cleanPodPolicy"] == "All":
@@ -286,6 +290,7 @@ class Cluster:
         out = {rank for rank in range(asked) if self.failures.get(rank, 0) > self.limit}
         ready = {pod.rank for pod in self.learners() if pod.ready}
         assert ready == set(range(asked)) - out
+        assert not out & set(self.essential(asked)), "the others wait for ever"
         assert status["state"] == ("Degraded" if out else "Running")
         assert status["ready"] == f"{len(ready)}/{asked}"
         assert all(pod.plan_epoch == self.plan_epoch for pod in self.learners() if pod.ready)
@@ -302,10 +307,16 @@ class Life(RuleBasedStateMachine):
         least=st.integers(1, 2),
         policy=st.sampled_from(["None", "Running", "All"]),
         limit=st.integers(0, 2),
+        algorithm=st.sampled_from(["GALA-A2C", "GALA-A2C", "A2C", "IMPALA"]),
+        volume=st.booleans(),
         runs=st.booleans(),
     )
-    def begin(self, learners: int, least: int, policy: str, limit: int, runs: bool) -> None:
-        self.cluster = Cluster(learners, min(least, learners), policy, limit)
+    def begin(
+        self, learners: int, least: int, policy: str, limit: int, algorithm: str, volume: bool, runs: bool
+    ) -> None:
+        self.fewest = 1 if ALGORITHMS[algorithm].centre is None else 2
+        learners = max(learners, self.fewest)
+        self.cluster = Cluster(learners, min(least, learners), policy, limit, algorithm, volume)
         if runs:
             self.cluster.settle()
         self.history = [self.snapshot()]
@@ -406,9 +417,15 @@ class Life(RuleBasedStateMachine):
     @rule(fails=st.booleans())
     def results_pod_dies(self, fails: bool) -> None:
         pod = self.cluster.pods["pong-results"]
-        if pod.phase == "Running" and not pod.deleting and not self.cluster.has_ended:
+        if pod.phase == "Running" and not pod.deleting:
             self.cluster.end_pod(pod, exit_code=1, termination_reason="Error", disrupted=not fails)
             self.remember()
+
+    @precondition(lambda self: "pong-results" in self.cluster.pods)
+    @rule()
+    def results_pod_vanishes(self) -> None:
+        del self.cluster.pods["pong-results"]
+        self.remember()
 
     def see_everything(self) -> None:
         """A pass without any lag."""
@@ -418,11 +435,11 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: not self.cluster.finished and not self.cluster.has_ended)
     @rule(learners=st.integers(1, 4))
     def scale(self, learners: int) -> None:
-        least = self.cluster.spec["runPolicy"]["minLearners"]
-        self.cluster.edit({"learners": max(learners, least)})
+        learners = max(learners, self.cluster.spec["runPolicy"]["minLearners"], self.fewest)
+        self.cluster.edit({"learners": learners})
         if not self.cluster.suspended:
             for rank in list(self.cluster.failures):
-                if rank >= max(learners, least):
+                if rank >= learners:
                     del self.cluster.failures[rank]
         self.see_everything()
 
