@@ -68,10 +68,12 @@ class Collector:
         device: torch.device,
         seed: int,
         record: bool = False,
+        observe: bool = True,
     ) -> None:
         """Resets the simulators. Equal seeds and parameters give equal rollouts.
 
         Args:
+            observe: let the policy's observation statistics take in what the simulators show.
             record: keep what it takes to compute the forward passes again, for those who learn from a rollout later or
                 more than once.
         """
@@ -79,6 +81,7 @@ class Collector:
         self._simulators = simulators
         self._policy = policy
         self._clip_rewards = clip_rewards
+        self._observe = observe
         self._device = device
         self._tape = Tape(policy, *shape, compute_type)
         self.generator = torch.Generator(device).manual_seed(seed)
@@ -114,7 +117,8 @@ class Collector:
             self._observations = self._to_device(step.observations)
             if output.state is not None or self._seen is not None:
                 self._starts = self._to_device(step.starts)
-            self._policy.observe(self._observations)
+            if self._observe:
+                self._policy.observe(self._observations)
         self._note(len(self._rewards))
         values.append(self._tape.bootstrap(self._observations, self._starts))
         on_device = self._to_device(self._flags)

@@ -136,6 +136,7 @@ class Worker:
                 incarnation=self._config.incarnation,
                 policy=self._policy,
                 flat=self._flat,
+                observation_space=self._simulators.observation_space,
                 device=self._device,
                 compute_type=self._compute_type,
                 loop=self._loop,
@@ -246,6 +247,7 @@ class Worker:
             # A later life starts other games than the one before, within this rank's own range of seeds.
             seed=self._me.seed + self._counters.updates % (names.MAX_SIMULATORS - self._simulators.num_simulators + 1),
             record=self._algorithm.records,
+            observe=self._algorithm.observes,
         )
         if self._generator_state is not None:
             collector.generator.set_state(self._generator_state)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
+import gymnasium
 import torch
 from torch import Tensor
 
@@ -41,6 +42,8 @@ class Setup:
     policy: ActorCritic
     flat: FlatState
     """The parameters of `policy`, as vectors."""
+    observation_space: gymnasium.Space[Any]
+    """Of one simulator: what `policy` sees."""
     device: torch.device
     compute_type: torch.dtype
     """float32 or bfloat16: what the networks' trunks compute in."""
@@ -56,6 +59,8 @@ class Algorithm(ABC):
 
     acts: ClassVar[bool] = True
     """Whether this rank has simulators."""
+    observes: ClassVar[bool] = True
+    """Whether acting changes the observation statistics; False where they come with the parameters of others."""
 
     def __init__(self, setup: Setup) -> None:
         """Builds what needs neither network nor simulators."""
