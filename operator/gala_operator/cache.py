@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, cast
 
+from gala import answers
 from gala_operator import records
 from gala_operator.kinds import CHILD_KINDS, POD, RUN
 from gala_operator.observed import (
@@ -64,8 +65,8 @@ class Cache:
         None if the object is not ours, or a GalaRun as we know it already: the echo of a status that we have written.
         """
         meta = records.metadata(raw)
-        uid, version = records.text(meta.get("uid")), records.text(meta.get("resourceVersion"))
-        place = records.text(meta.get("namespace")), records.text(meta.get("name"))
+        uid, version = answers.text(meta.get("uid")), answers.text(meta.get("resourceVersion"))
+        place = answers.text(meta.get("namespace")), answers.text(meta.get("name"))
         key = records.key_of(kind, raw)
         record = _parse(kind, raw) if key is not None else None
         before = self._stored[kind].get(place)
@@ -93,8 +94,8 @@ class Cache:
     def remove(self, kind: str, raw: Raw) -> Key | None:
         """The object is gone. Returns the run to look at."""
         meta = records.metadata(raw)
-        uid = records.text(meta.get("uid"))
-        place = records.text(meta.get("namespace")), records.text(meta.get("name"))
+        uid = answers.text(meta.get("uid"))
+        place = answers.text(meta.get("namespace")), answers.text(meta.get("name"))
         return self.remove_uid(kind, place, uid) or records.key_of(kind, raw)
 
     def remove_uid(self, kind: str, place: tuple[str, str], uid: str) -> Key | None:

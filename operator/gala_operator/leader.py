@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
+from gala.answers import mapping
 from gala_operator.cluster import ApiError
-from gala_operator.records import mapping
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from gala.answers import items, mapping, text
 from gala_operator.cache import Cache
-from gala_operator.records import items, mapping, text
 
 SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 STATES: Final = ("Pending", "Starting", "Running", "Degraded", "Suspended", "Succeeded", "Failed")

@@ -22,10 +22,11 @@ from typing import Any, Final
 import aiohttp
 
 from gala import names
+from gala.answers import count, items, mapping, number, text
 from gala_operator.cache import Cache
 from gala_operator.metrics import Metrics
 from gala_operator.observed import LearnerProgress, ObservedPod, ResultsProgress, RunObject
-from gala_operator.records import Key, count, items, mapping, number, text
+from gala_operator.records import Key
 
 log = logging.getLogger(__name__)
 

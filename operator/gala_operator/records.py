@@ -6,13 +6,13 @@ here raises on what a cluster may deliver; an object that is not ours gives None
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, cast, get_args
 
 from gala import names
+from gala.answers import items, mapping, text
 from gala_operator import times
 from gala_operator.observed import ChildKind, ObservedChild, ObservedPod, PodPhase, RunObject
 
@@ -50,42 +50,6 @@ DISRUPTIONS: Final = frozenset(
 IMAGE_PROBLEMS: Final = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "CreateContainerConfigError"}
 )
-
-
-MAX_COUNT: Final = 2**53
-"""Beyond any run's steps, and within what every reader of JSON holds exactly."""
-
-
-def text(value: Any, default: str = "") -> str:
-    """`value` if it is a text."""
-    return value if isinstance(value, str) else default
-
-
-def mapping(value: Any) -> Raw:
-    """`value` if it is a mapping, else an empty one."""
-    return value if isinstance(value, Mapping) else {}
-
-
-def number(value: Any) -> float | None:
-    """A finite number, or None: what another program says is not taken on trust."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        as_float = float(value)
-    except OverflowError:  # JSON's integers have no bound
-        return None
-    return as_float if math.isfinite(as_float) else None
-
-
-def count(value: Any) -> int | None:
-    """Likewise a whole number of 0 to MAX_COUNT: a larger one the API server would refuse, and the status with it."""
-    found = number(value)
-    return int(found) if found is not None and 0 <= found <= MAX_COUNT else None
-
-
-def items(value: Any) -> list[Raw]:
-    """The mappings of a list."""
-    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
 
 
 def metadata(raw: Raw) -> Raw:

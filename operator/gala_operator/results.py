@@ -11,12 +11,12 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from gala import names
+from gala.answers import count, mapping, number
 from gala_operator import failures, manifests, stuck, times
 from gala_operator.actions import DeletePod, Manifest
 from gala_operator.failures import Tally
 from gala_operator.learners import FINISHED, Learner
 from gala_operator.observed import ObservedPod
-from gala_operator.records import count, mapping, number
 from gala_operator.situation import Situation
 
 PATIENCE: Final = timedelta(seconds=60)

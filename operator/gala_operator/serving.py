@@ -10,13 +10,13 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from gala import names
+from gala.answers import mapping
 from gala.errors import SpecError
 from gala.spec import GalaRun, parse
 from gala_operator import children, conditions, failures, manifests, situation, stuck
 from gala_operator.actions import DeletePod, Manifest
 from gala_operator.failures import Tally
 from gala_operator.observed import Observed, ObservedPod, RunObject
-from gala_operator.records import mapping
 from gala_operator.results import MAX_FAILURES
 from gala_operator.settings import OperatorSettings
 from gala_operator.status import MAX_MESSAGE

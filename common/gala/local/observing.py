@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 from gala.algorithms import ALGORITHMS
+from gala.answers import number
 from gala.local.polling import Answer
 from gala.local.supervisor import Learner
 from gala.local.table import LearnerRow, Snapshot
@@ -28,7 +29,7 @@ def snapshot(
     rows = [
         row(learner, answers.get(learner.plan.rank), now) for learner in sorted(learners, key=lambda it: it.plan.rank)
     ]
-    known = [_number(answer.status.get("globalSteps")) or 0 for answer in answers.values()]
+    known = [number(answer.status.get("globalSteps")) or 0 for answer in answers.values()]
     spec = run.spec
     shape = f"{spec.topology.type} of" if ALGORITHMS[spec.algorithm].gossips else f"{spec.algorithm} with"
     return Snapshot(
@@ -56,22 +57,15 @@ def row(learner: Learner, answer: Answer | None, now: float) -> LearnerRow:
         else:
             state = str(status.get("state", "training"))
             moving = True
-    staleness = _number(status.get("stalenessUpdates"))
-    steps = _number(status.get("steps"))
+    staleness = number(status.get("stalenessUpdates"))
+    steps = number(status.get("steps"))
     return LearnerRow(
         rank=learner.plan.rank,
         state=state,
         steps=None if steps is None else int(steps),
-        steps_per_second=_number(status.get("stepsPerSecond")) if moving else None,
-        mean_return=_number(status.get("meanReturn")),
+        steps_per_second=number(status.get("stepsPerSecond")) if moving else None,
+        mean_return=number(status.get("meanReturn")),
         staleness=None if staleness is None else int(staleness),
-        disagreement=_number(status.get("relativeDisagreement")),
+        disagreement=number(status.get("relativeDisagreement")),
         restarts=learner.backoff.total_restarts,
     )
-
-
-def _number(value: Any) -> float | None:
-    """A finite number from a worker's JSON, or None: what another process says is not taken on trust."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return value if abs(value) < float("inf") else None

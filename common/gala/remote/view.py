@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+from gala import answers
 from gala.local.table import LearnerRow, Snapshot, duration
 
 ENDED: Final = ("Succeeded", "Failed")
@@ -243,23 +244,19 @@ def _decimal(value: float | None) -> str:
 
 
 def _text(record: Mapping[str, Any], key: str) -> str:
-    value = record.get(key)
-    return " ".join(value.split()) if isinstance(value, str) else ""
+    return " ".join(answers.text(record.get(key)).split())
 
 
 def _number(record: Mapping[str, Any], key: str) -> float | None:
-    value = record.get(key)
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    return answers.number(record.get(key))
 
 
 def _mapping(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = record.get(key)
-    return value if isinstance(value, Mapping) else {}
+    return answers.mapping(record.get(key))
 
 
 def _objects(record: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
-    value = record.get(key)
-    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
+    return answers.items(record.get(key))
 
 
 def _time(record: Mapping[str, Any], key: str) -> datetime | None:
