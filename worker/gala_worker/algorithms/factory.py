@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gala import names
-from gala.algorithms import A3C, ALGORITHMS
+from gala.algorithms import A2C, A3C, ALGORITHMS, IMPALA
 from gala.errors import UsageError
 from gala_worker.algorithms.algorithm import Algorithm, Setup
 
@@ -18,8 +18,16 @@ def make_algorithm(setup: Setup) -> Algorithm:
         from gala_worker.algorithms.gala import Gala
 
         return Gala(setup)
+    if name == A2C:
+        from gala_worker.algorithms.synchronous import SynchronousA2C
+
+        return SynchronousA2C(setup)
     if name == A3C:
         from gala_worker.algorithms import a3c
 
         return a3c.Server(setup) if setup.me.role == names.ROLE_SERVER else a3c.ActorLearner(setup)
+    if name == IMPALA:
+        from gala_worker.algorithms import impala
+
+        return impala.Learner(setup) if setup.me.role == names.ROLE_LEARNER else impala.Actor(setup)
     raise UsageError(f"spec.algorithm: {name} is not built yet")
