@@ -302,7 +302,10 @@ def test_a_mixing_that_was_not_the_topology_s_ends_the_synchronous_bound() -> No
     ball = ball_of(traces(late), RING)
     assert np.isnan(ball.synchronous_bound[4:]).all()
     assert not np.isnan(ball.synchronous_bound[:4]).any()
-    assert any("up to version 4 only" in note for note in ball.notes)
+    assert any("not synchronous from version 5 on" in note for note in ball.notes)
+    free = ball_of(traces(late), RING, synchronous=False)
+    assert np.isnan(free.synchronous_bound).all()
+    assert not free.notes
 
 
 @pytest.mark.parametrize(

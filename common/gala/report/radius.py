@@ -80,7 +80,10 @@ def epsilon_ball(run: Run) -> EpsilonBall | None:
         TraceError: a record is damaged, or contradicts itself.
     """
     traces = read_traces(run)
-    return ball_of(traces, graph_of(run)) if traces else None
+    graph = graph_of(run)
+    staleness = integer(run.spec, "gossip", "maxStaleness")
+    synchronous = staleness is not None and staleness < graph.every_updates
+    return ball_of(traces, graph, synchronous=synchronous) if traces else None
 
 
 def graph_of(run: Run) -> Graph:
@@ -92,8 +95,12 @@ def graph_of(run: Run) -> Graph:
     )
 
 
-def ball_of(traces: Mapping[int, tuple[Life, ...]], graph: Graph) -> EpsilonBall:
-    """Radius and bounds from the traces of all learners; see `epsilon_ball`."""
+def ball_of(traces: Mapping[int, tuple[Life, ...]], graph: Graph, *, synchronous: bool = True) -> EpsilonBall:
+    """Radius and bounds from the traces of all learners; see `epsilon_ball`.
+
+    Args:
+        synchronous: whether the run was to gossip synchronously; without, there is no synchronous bound.
+    """
     ranks = tuple(sorted(traces))
     found = {rank: snapshots_of(traces[rank]) for rank in ranks}
     versions = sorted(set.intersection(*(set(snapshots) for snapshots in found.values())))
@@ -118,13 +125,13 @@ def ball_of(traces: Mapping[int, tuple[Life, ...]], graph: Graph) -> EpsilonBall
         if unknown:
             reason = next((unknown[v] for v in sorted(unknown) if unknown[v]), "the traces end earlier")
             notes.append(f"there is no bound at {len(unknown)} of {len(versions)} points: {reason}")
-        limit, why = synchronous_until(traces, graph)
-        if limit > 1:
+        limit, why = synchronous_until(traces, graph) if synchronous else (0, "")
+        covered = [version for version in versions if version < limit]
+        if covered:
             norms = np.array([traces[rank][0].norms[: limit - 1] for rank in ranks]).T
-            covered = [version for version in versions if version < limit]
             together[: len(covered)] = synchronous_bound(norms, graph, covered)
-            if why and len(covered) < len(versions):
-                notes.append(f"gossip was synchronous up to version {limit - 1} only: {why}")
+        if why and len(covered) < len(versions):
+            notes.append(f"gossip was not synchronous from version {limit} on: {why}")
     return EpsilonBall(
         ranks=ranks,
         versions=np.array(versions, dtype=np.float64),
