@@ -193,6 +193,38 @@ def test_synchronous_rounds_over_the_network_equal_the_product_of_the_mixing_mat
     np.testing.assert_allclose(torch.stack(list(vectors.values())).double().numpy(), expected, atol=1e-5)
 
 
+def test_push_sum_over_the_network_keeps_the_weighted_mean(ring):
+    """Three threads as fast as they can, one of them slower."""
+    made = ring(3, num_elements=300_000, gossip={"mixing": "push-sum", "peerTimeoutSeconds": 30})
+    made.connect()
+    vectors = {rank: torch.full((300_000,), float(rank)) for rank in made.peers}
+    done = threading.Barrier(3)
+
+    def learner(rank: int) -> None:
+        version, deadline = 0, time.monotonic() + PATIENCE
+        while made.peers[rank].stats().mixes < 6 and time.monotonic() < deadline:
+            version += 1
+            made.peers[rank].offer(vectors[rank], version=version, steps=version)
+            made.peers[rank].mix(vectors[rank])
+            threading.Event().wait(0.004 if rank == 1 else 0.001)
+        done.wait()
+        deadline = time.monotonic() + PATIENCE
+        while sum(peer.weight for peer in made.peers.values()) < 3 - 1e-9 and time.monotonic() < deadline:
+            made.peers[rank].mix(vectors[rank])  # what is still on its way
+            threading.Event().wait(0.01)
+
+    threads = [threading.Thread(target=learner, args=(rank,)) for rank in made.peers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    weights = {rank: peer.weight for rank, peer in made.peers.items()}
+    assert sum(weights.values()) == pytest.approx(3.0)
+    mean = sum(weights[rank] * vectors[rank].double() for rank in weights) / 3
+    torch.testing.assert_close(mean, torch.ones(300_000, dtype=torch.float64), rtol=1e-5, atol=1e-5)
+    assert all(peer.stats().mixes > 5 for peer in made.peers.values())
+
+
 def test_a_learner_that_breaks_off_is_left_out_and_comes_back_with_the_state_of_a_neighbour(ring):
     made = ring(4)
     made.connect()

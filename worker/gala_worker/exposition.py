@@ -37,9 +37,11 @@ GOSSIP_COUNTERS: Final = (
 )
 GOSSIP_GAUGES: Final = (
     ("stalenessUpdates", "gala_gossip_staleness_updates", "Age of what was mixed last, in the sender's updates."),
+    ("stalenessMaxUpdates", "gala_gossip_staleness_max_updates", "The largest such age of the last contributions."),
     ("stalenessSeconds", "gala_gossip_staleness_seconds", "Age of what was mixed last, in seconds."),
     ("disagreement", "gala_gossip_disagreement", "Distance to the in-peers' parameters when last mixed."),
     ("relativeDisagreement", "gala_gossip_relative_disagreement", "The same, as a share of the parameters' norm."),
+    ("weight", "gala_gossip_weight", "Push-sum weight that this learner owns; 1 where the run averages."),
 )
 EDGE_COUNTERS: Final = (
     ("messages", "gala_gossip_edge_messages", "Messages over this edge."),

@@ -66,6 +66,7 @@ class Neighbourhood:
         self.state_requests: dict[int, Callable[[bytes | Reason], None]] = {}
         self._identity = identity
         self._transport = transport
+        self.push_sum = self.membership.push_sum
         self.account = Account(pool)
         """The learner's weight; stays 1.0 where messages carry none."""
         self._pool = pool
@@ -81,11 +82,6 @@ class Neighbourhood:
         """The newest."""
         return self.membership.plan
 
-    @property
-    def push_sum(self) -> bool:
-        """How this run mixes."""
-        return self.membership.push_sum
-
     # ---------------------------------------------------------------- commands, on the transport's thread
 
     def join(self) -> None:
@@ -98,14 +94,14 @@ class Neighbourhood:
         if plan.epoch <= self.plan.epoch or plan.run_uid != self.plan.run_uid:
             return
         self.membership = Membership(plan, self._identity)
-        for rank, in_edge in list(self.in_edges.items()):
-            if rank not in self.membership.ranks:
-                if in_edge.session is not None:
-                    in_edge.session.leave(Leaving.REKNIT)
-                with self.lock:
-                    in_edge.inbox.clear()
-                    del self.in_edges[rank]
-                    self.lock.notify_all()
+        for rank in [rank for rank in self.in_edges if rank not in self.membership.ranks]:
+            in_edge = self.in_edges[rank]
+            if in_edge.session is not None:
+                in_edge.session.leave(Leaving.REKNIT)
+            with self.lock:
+                in_edge.inbox.clear()
+                del self.in_edges[rank]
+                self.lock.notify_all()
         for out_edge in self.out_edges.values():  # a rank may have come back at another address
             out_edge.backoff.reset()
         self._knit(self._transport.now())

@@ -75,9 +75,8 @@ class ReceiverHost(Protocol):
     def lock(self) -> AbstractContextManager[object]:
         """Guards the inbox."""
 
-    @property
-    def push_sum(self) -> bool:
-        """Whether messages carry weights, and what is not taken is not acknowledged."""
+    push_sum: bool
+    """Whether messages carry weights, and what is not taken is not acknowledged."""
 
     def progress(self) -> Progress:
         """What this peer knows."""

@@ -53,6 +53,8 @@ class GossipStats:
     disagreement: float = 0.0
     relative_disagreement: float = 0.0
     """The last four: at the last mixing."""
+    staleness_max_updates: int = 0
+    """The largest, where `staleness_updates` is a mean over several; else 0."""
     in_peers: tuple[int, ...] = ()
     """Live ones."""
     out_peers: tuple[int, ...] = ()
