@@ -220,6 +220,8 @@ class SynchronousA2C(Algorithm):
     def _begin_round(self, group: Group, counters: Counters) -> _Round:
         flat = self.setup.flat
         self._statistics.begin()
+        # Before the rollout, in which every rank's observation statistics go their own way.
+        check = checksum(flat.vector) if self._is_checked(counters) else 0
         rollout = self._collector.collect()
         loss = self._learner.gradient(rollout)
         self._record_gradient(counters)
@@ -231,8 +233,7 @@ class SynchronousA2C(Algorithm):
         torch.mul(flat.gradient, weight, out=flat.gradient)
         buffer[:size] = flat.gradient
         buffer[size + group.index] = rollout.num_steps
-        if self._is_checked(counters):
-            buffer[size + ranks + group.index] = checksum(flat.vector)
+        buffer[size + ranks + group.index] = check
         tail = torch.zeros(self._statistics.num_elements, device=flat.vector.device)
         self._statistics.write(tail)
         buffer[size + 2 * ranks :] = tail
