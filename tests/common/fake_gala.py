@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from gala import cli, local
+from gala.experiment import machine
 from gala.local import ending
 
 FINALIZE = """
@@ -28,5 +29,6 @@ local.start = functools.partial(
     patience=local.Patience(backoff_base=0.05, backoff_max=0.2, stop=5.0, leave=5.0, stragglers=0.5),
     rhythm=local.Rhythm(tick=0.02, poll=0.1, record=0.2, line=0.1),
 )
+machine.GALA = (sys.executable, __file__)
 ending.write_report = lambda directory: (None, "not in this test")
 cli.main()

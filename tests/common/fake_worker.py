@@ -1,7 +1,7 @@
 """Stands in for `python -m gala_worker` in the launcher's tests: serves /status, watches the plan, obeys signals.
 
-It does what `fake-<rank>` (or fake-all) says, beside the folder of all runs, one word a
-line, read again all the time:
+It does what `fake-<run>`, `fake-<rank>` or else `fake-all` says, beside the folder of all runs, one word a line, read
+again all the time:
 
     finish          reach the total steps and exit 0          crash           exit 1
     mistake TEXT    write TEXT to stderr and exit 2           deaf            ignore SIGTERM from now on
@@ -59,7 +59,7 @@ def terminate(number: int, frame: FrameType | None) -> None:
 
 
 def script() -> list[str]:
-    for name in (f"fake-{rank}", "fake-all"):
+    for name in (f"fake-{plan['runName']}", f"fake-{rank}", "fake-all"):
         try:
             return (run_directory.parent.parent / name).read_text().split("\n")
         except FileNotFoundError:

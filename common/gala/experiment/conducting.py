@@ -33,7 +33,7 @@ LINES_AROUND_ROWS: Final = 7
 class Rhythm:
     """How often, and how long at most, in seconds."""
 
-    look: float = 1.0
+    look: float = 0.5
     """Between two looks at the runs."""
     line: float = 30.0
     """Between two plain progress lines."""

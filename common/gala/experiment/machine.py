@@ -27,9 +27,9 @@ class Machine:
 
     goes_on = False
 
-    def __init__(self, folder: Folder, *, jobs: int = 1, command: Sequence[str] = GALA) -> None:
+    def __init__(self, folder: Folder, *, jobs: int = 1, command: Sequence[str] | None = None) -> None:
         self._folder = folder
-        self._command = command
+        self._command = command or GALA
         self._processes: dict[str, WorkerProcess] = {}
         self._cores = _shares(jobs)
         self._slots: dict[str, int] = {}
