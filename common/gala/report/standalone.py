@@ -95,6 +95,7 @@ _LOOKS: Final = {
     "thick": ("--ink", 'stroke-width="3"'),
     "thin": ("--muted", 'stroke-width="1.2"'),
     "bound": ("--bad", 'stroke-width="1.8" stroke-dasharray="5 3"'),
+    "dotted": ("--ink", 'stroke-width="1.8" stroke-dasharray="1.5 2.5"'),
 }
 """Swatches that are not a series, as page.css has them."""
 
