@@ -37,7 +37,7 @@ def reasons() -> set[str]:
                 }
                 if "reason" in names:
                     found |= set(constants(node.value))
-            elif isinstance(node, ast.AnnAssign) and path.stem in {"failures", "refused", "ring", "stuck"}:
+            elif isinstance(node, ast.AnnAssign) and path.stem in {"essential", "failures", "refused", "ring", "serving", "stuck"}:
                 values = node.value.values if isinstance(node.value, ast.Dict) else [node.value]
                 found |= {reason for value in values if value is not None for reason in constants(value)}
     return found

@@ -12,16 +12,19 @@ Right = tuple[str, str, str]
 
 NO_REQUEST: dict[Right, str] = {
     ("gala.dev", "galaruns/finalizers", "update"): "asked for by an admission plugin, when children get their owner",
-    **dict.fromkeys(
-        [
-            ("", "services", "create"),
-            ("", "configmaps", "create"),
-            ("", "persistentvolumeclaims", "create"),
-            ("networking.k8s.io", "networkpolicies", "create"),
-            ("policy", "poddisruptionbudgets", "create"),
-        ],
-        "asked for within a server-side apply that makes the object; the record has the patch",
-    ),
+    **{
+        (group, resource, verb): why
+        for group, resource in (
+            ("", "services"),
+            ("", "persistentvolumeclaims"),
+            ("networking.k8s.io", "networkpolicies"),
+            ("policy", "poddisruptionbudgets"),
+        )
+        for verb, why in (
+            ("get", "asked for when its name is taken, as the ConfigMap's is here"),
+            ("patch", "asked for when what it says changes, as the ConfigMap does here"),
+        )
+    },
 }
 
 
