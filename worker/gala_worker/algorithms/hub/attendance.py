@@ -143,8 +143,9 @@ class Attendance:
         self._gone = False
         self._backoff.reset()
         with self.lock:
-            if welcome.incarnation != self.lineage:
-                self._adopt(welcome.incarnation)
+            if self.lineage not in (None, welcome.incarnation):
+                self._give_up_all()
+            self.lineage = welcome.incarnation
             held = set(welcome.held)
             for parcel in list(self._parcels):
                 if parcel.serial <= welcome.received and parcel.serial not in held:
@@ -152,7 +153,7 @@ class Attendance:
             self.lock.notify_all()
         return welcome.received
 
-    def _adopt(self, lineage: int) -> None:
+    def _give_up_all(self) -> None:
         """Another process is the hub now: its state is the truth, and what was made for the former is of no use."""
         self.lost += len(self._parcels)
         for parcel in list(self._parcels):
@@ -160,7 +161,6 @@ class Attendance:
         if self.ready is not None:
             self._free_buffers.append(self.ready.vector)
             self.ready = None
-        self.lineage = lineage
 
     def refused(self, refusal: Refusal) -> None:
         """The hub refuses us, or makes no sense."""
