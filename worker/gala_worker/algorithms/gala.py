@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from gala.algorithms import GALA_PPO
 from gala.plan import RunPlan
 from gala_worker.algorithms.a2c import A2C, Update
 from gala_worker.algorithms.algorithm import WAIT_SECONDS, Algorithm, Setup
@@ -49,7 +50,7 @@ class Gala(Algorithm):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         spec, flat = setup.plan.spec, setup.flat
-        self._learner: LocalLearner = A2C(setup.policy, flat, spec.hyperparameters)
+        self._learner = _local_learner(setup)
         self._gossip = GossipPeer(
             setup.me.rank,
             setup.plan,
@@ -67,6 +68,10 @@ class Gala(Algorithm):
             incarnation=setup.incarnation,
             num_parameters=len(flat.trainable),
         )
+
+    @property
+    def records(self) -> bool:
+        return self.plan.spec.algorithm == GALA_PPO
 
     @property
     def optimizer_state(self) -> Mapping[str, Tensor]:
@@ -141,3 +146,10 @@ class Gala(Algorithm):
         self._gossip.close()
         if self._diagnostics is not None:
             self._diagnostics.close()
+
+
+def _local_learner(setup: Setup) -> LocalLearner:
+    spec = setup.plan.spec
+    if spec.algorithm == GALA_PPO:
+        return PPO(setup.policy, setup.flat, spec.hyperparameters, compute_type=setup.compute_type, seed=setup.me.seed)
+    return A2C(setup.policy, setup.flat, spec.hyperparameters)
