@@ -117,8 +117,8 @@ def _section(
     if not drawn:
         if axis is not ENERGY or not any(one.curves(DECISIONS) for one in everything):
             return None
-        figure = Canvas(RETURN.axis)
-        figure.say("Energy was not readable on this machine.")
+        figure = Canvas("return against energy", panel_height=90)
+        figure.say("Energy was not readable where these runs ran.")
         caption = (
             "Return against the energy of processor and GPU in kJ would be here. It was not readable where these runs "
             f"ran, and it is not estimated from anything else. {sources(_runs(experiment.of(environment)))}"

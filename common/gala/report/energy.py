@@ -17,7 +17,7 @@ from gala.report.series import EMPTY, Array, Curve
 KILOJOULES: Final = "kilojoules"
 """Key of train records that `with_energy` adds."""
 
-KINDS: Final = {"cpu": "processor", "gpu": "GPU"}
+KINDS: Final = {"cpu": "Processor", "gpu": "GPU"}
 
 
 def energy(run: Run) -> Curve:

@@ -34,6 +34,7 @@ class LearnerFacts:
     """A row of the per-learner table."""
 
     rank: int
+    role: str
     state: str
     updates: float
     steps: float
@@ -75,7 +76,7 @@ class RunFacts:
 def run_facts(run: Run) -> RunFacts:
     """Everything the header and the tables say about a run."""
     total = sum(_finite(number(learner.last, "steps")) for learner in run.learners)
-    learners = tuple(_learner_facts(learner, total) for learner in run.learners)
+    learners = tuple(_learner_facts(learner, run.role(learner.rank), total) for learner in run.learners)
     # The launcher's wallSeconds holds starting up and the final evaluation as well.
     walls = [number(one.last, "wallSeconds") for one in run.learners]
     wall = max((value for value in walls if not math.isnan(value)), default=math.nan)
@@ -159,7 +160,7 @@ def seed_groups(runs: Sequence[Run]) -> list[list[Run]]:
     return [group for group in groups.values() if len({integer(run.spec, "seed") for run in group}) > 1]
 
 
-def _learner_facts(learner: Learner, total_steps: float) -> LearnerFacts:
+def _learner_facts(learner: Learner, role: str, total_steps: float) -> LearnerFacts:
     last, gossip = learner.last, mapping(learner.last, "gossip")
     steps = number(last, "steps")
     mixes, skips = number(gossip, "mixes"), number(gossip, "skips")
@@ -167,6 +168,7 @@ def _learner_facts(learner: Learner, total_steps: float) -> LearnerFacts:
     recent = [number(record, "meanReturn") for record in learner.train[-RECENT_RECORDS:]]
     return LearnerFacts(
         rank=learner.rank,
+        role=role,
         state=_learner_state(learner),
         updates=number(last, "updates"),
         steps=steps,

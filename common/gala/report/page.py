@@ -69,11 +69,14 @@ def run_labels(runs: Sequence[Run]) -> list[str]:
 def _header(run: Run, facts: RunFacts, title: str = "") -> str:
     """What ran and where it stands; with `title` as the page's heading."""
     what = [
-        text(run.spec, "algorithm") or "GALA-A2C",
+        run.algorithm,
         run.environment or "unknown environment",
         plots.plural(run.num_learners, "learner"),
-        text(run.spec, "topology", "type") or "Ring",
     ]
+    if run.gossips:
+        what.append(text(run.spec, "topology", "type") or "Ring")
+    elif run.centre is not None:
+        what[-1] = f"{run.centre} and {plots.plural(run.num_learners - 1, run.role(1))}"
     preset = text(run.spec, "environment", "preset")
     if preset and frames_per_decision(run):
         what.append(f"{preset} preset")
@@ -104,7 +107,7 @@ def _tiles(run: Run, facts: RunFacts) -> Iterator[str]:
         name = f"{'Final' if score.final else 'Latest'} score, {score.mode}"
         yield tile(name, formats.score(score.mean), _about(score))
     if not facts.scores:
-        yield tile("Training return", formats.score(facts.mean_return), "last 100 episodes, mean of the learners")
+        yield tile("Training return", formats.score(facts.mean_return), "last 100 episodes, mean of those that act")
     frames = frames_per_decision(run)
     detail = [f"of {formats.compact(facts.total_steps)}"] if facts.total_steps else []
     detail += [f"{formats.compact(facts.global_steps * frames)} frames"] if frames else []
@@ -129,10 +132,10 @@ def _about(score: Score) -> str:
 
 
 def _body(run: Run, facts: RunFacts, identity: str) -> str:
-    bound = ball(run)
+    bound = ball(run) if run.gossips else None
     drawn = "".join(figure(plot) for plot in _plots(run, identity, bound) if plot)
     drawn = drawn or _empty("Nothing is recorded yet. The first lines appear seconds after a learner has started.")
-    rows = tables.learners(facts.learners) + tables.ball_note(facts, bound) if facts.learners else ""
+    rows = tables.learners(run, facts.learners) + tables.ball_note(facts, bound) if facts.learners else ""
     rows = f"<section><h3>Learners</h3>{rows}</section>" if rows else ""
     return (
         f'<section class="plots">{drawn}</section>{rows}'
@@ -142,7 +145,7 @@ def _body(run: Run, facts: RunFacts, identity: str) -> str:
 
 def _plots(run: Run, identity: str, bound: Ball | None) -> Iterator[Plot | None]:
     ids = (f"{identity}-{i}" for i in itertools.count())
-    lines, smooth_lines = plots.lines_note(run), plots.lines_note(run, noisy=False)
+    smooth_lines = plots.lines_note(run, plots.RETURN.path, noisy=False)
     frames = plots.frames_note(run)
     seed = integer(run.spec, "seed")
     one_run = "One run." if seed is None else f"One run, seed {seed}."
@@ -161,20 +164,19 @@ def _plots(run: Run, identity: str, bound: Ball | None) -> Iterator[Plot | None]
     yield plots.evaluations(run, next(ids))
     yield plots.throughput(run, next(ids))
     if run.num_learners > 1:
-        yield plots.disagreement(run, bound, next(ids))
+        if run.gossips:
+            yield plots.disagreement(run, bound, next(ids))
         yield plots.topology(run, next(ids))
-        yield plots.learners(
-            run, "Staleness", [plots.STALENESS_UPDATES, plots.STALENESS_SECONDS], "wallSeconds",
-            f"How old the neighbours' parameters were when they were mixed in. {lines}", next(ids),
-        )  # fmt: skip
+        yield plots.staleness(run, next(ids))
     yield plots.learners(
         run, "Losses", [plots.POLICY_LOSS, plots.VALUE_LOSS], "globalSteps",
-        f"Of the update before each record, mean over its decisions. {lines} {frames}", next(ids),
+        "Of the update before each record, over its decisions. "
+        f"{plots.lines_note(run, plots.POLICY_LOSS.path)} {frames}", next(ids),
     )  # fmt: skip
     yield plots.learners(
         run, "Entropy and gradients", [plots.ENTROPY, plots.GRADIENT_NORM], "globalSteps",
         "Entropy 0 is a policy that has made up its mind. The gradient's norm is that before clipping. "
-        f"{lines} {frames}", next(ids),
+        f"{plots.lines_note(run, plots.ENTROPY.path)} {frames}", next(ids),
     )  # fmt: skip
     yield timeline.timeline(run, next(ids))
 
@@ -221,7 +223,8 @@ def _comparison_plots(runs: Sequence[Run], labels: Sequence[str]) -> Iterator[Pl
     )  # fmt: skip
     yield compare.quantity(
         runs, labels, "Staleness", plots.STALENESS_UPDATES, "globalSteps",
-        f"How old the neighbours' parameters were when they were mixed in. {lines} {frames}", next(ids),
+        "How many updates old what came from others was when it was used: with gossip the neighbours' parameters, of "
+        f"A3C the gradients, of IMPALA the rollouts. {lines} {frames}", next(ids),
     )  # fmt: skip
     yield compare.quantity(
         runs, labels, "Entropy", plots.ENTROPY, "globalSteps",

@@ -6,7 +6,7 @@ Only static text and numbers are drawn; names, which users choose, stay in the H
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
+from gala.algorithms import A3C, IMPALA
 from gala.report import formats, ring
 from gala.report.ball import Ball
 from gala.report.canvas import BAD, INK, MUTED, SERIES, Canvas
 from gala.report.facts import evaluation_records, frames_per_decision
 from gala.report.read import Record, Run, integer, number, numbers, text
-from gala.report.series import Array, Curve, Spread, averaged, curve, downsample, spread
+from gala.report.series import EMPTY, Array, Curve, Spread, averaged, curve, downsample, spread
 
 MAX_THIN_LINES = 32
 """With more learners, every k-th one is drawn thin; mean and band are always over all of them."""
@@ -53,6 +54,7 @@ THROUGHPUT = Quantity(("stepsPerSecond",), "agent decisions per second")
 DISAGREEMENT = Quantity(("gossip", "disagreement"), "‖x − m‖, logarithmic", log=True)
 RELATIVE_DISAGREEMENT = Quantity(("gossip", "relativeDisagreement"), "‖x − m‖ / ‖x‖, logarithmic", log=True)
 STALENESS_UPDATES = Quantity(("gossip", "stalenessUpdates"), "staleness, updates")
+STALENESS_MAX = Quantity(("gossip", "stalenessMaxUpdates"), "largest, updates")
 STALENESS_SECONDS = Quantity(("gossip", "stalenessSeconds"), "staleness, seconds")
 POLICY_LOSS = Quantity(("policyLoss",), "policy loss")
 VALUE_LOSS = Quantity(("valueLoss",), "value loss")
@@ -72,28 +74,35 @@ def learners(run: Run, title: str, quantities: Sequence[Quantity], x: str, capti
         if quantity.log:
             log_axis(axes, curves)
     x_axis(figure, x, [one for curves in drawn for one in curves])
-    return Plot(title, figure.svg(title, identity), caption, learners_legend(run))
+    reporting = {i for curves in drawn for i, one in enumerate(curves) if one}
+    return Plot(title, figure.svg(title, identity), caption, learners_legend(run, reporting=reporting))
 
 
 def throughput(run: Run, identity: str) -> Plot | None:
     """Decisions per second of each learner and of all together over wall-clock."""
-    curves = [curve(learner, "wallSeconds", *THROUGHPUT.path) for learner in run.learners]
+    curves = [
+        EMPTY if run.centre is not None and learner.rank == 0 else curve(learner, "wallSeconds", *THROUGHPUT.path)
+        for learner in run.learners
+    ]
     together = spread(curves)
     if together is None:
         return None
+    reporting = {i for i, one in enumerate(curves) if one}
     figure = Canvas(THROUGHPUT.axis)
     thin_lines(figure.panels[0], THROUGHPUT, curves)
-    if len(curves) > 1:
+    if len(reporting) > 1:
         figure.panels[0].plot(together.x, together.total, color=INK, linewidth=2)
     figure.panels[0].set_ylim(bottom=0)
     x_axis(figure, "wallSeconds", curves)
     caption = f"Agent decisions per second of one learner. {frames_note(run)}"
-    if len(curves) > 1:
+    if len(reporting) > 1:
         caption = (
-            f"Agent decisions per second: thin, each of {len(curves)} learners, averaged over eightieths of the axis; "
-            f"thick, the sum over those that were running. {frames_note(run)}"
+            f"Agent decisions per second: thin, each of {len(reporting)} learners, averaged over eightieths of the "
+            f"axis; thick, the sum over those that were running. {frames_note(run)}"
         )
-    return Plot("Throughput", figure.svg("Throughput", identity), caption, learners_legend(run, "all together"))
+    return Plot(
+        "Throughput", figure.svg("Throughput", identity), caption, learners_legend(run, "all together", reporting)
+    )
 
 
 def disagreement(run: Run, bound: Ball | None, identity: str) -> Plot | None:
@@ -133,6 +142,35 @@ def _bound_note(bound: Ball) -> str:
     )
 
 
+def staleness(run: Run, identity: str) -> Plot | None:
+    """How old what came from others was when it was used; None where that is always the present."""
+    title, what = _STALENESS.get(
+        run.algorithm, ("Staleness", "How old the neighbours' parameters were when they were mixed in.")
+    )
+    quantities = [STALENESS_UPDATES, STALENESS_SECONDS]
+    curves = [curve(learner, "wallSeconds", *STALENESS_UPDATES.path) for learner in run.learners]
+    if not run.gossips and not any((one.y[np.isfinite(one.y)] > 0).any() for one in curves):
+        return None
+    if run.algorithm == IMPALA:
+        quantities.insert(1, STALENESS_MAX)
+    caption = f"{what} {lines_note(run, STALENESS_UPDATES.path)}"
+    return learners(run, title, quantities, "wallSeconds", caption, identity)
+
+
+_STALENESS = {
+    A3C: (
+        "Staleness of gradients",
+        "Updates that the server had made between handing out the parameters that a gradient was made with and "
+        "applying it, mean over the gradients since the last record; below, the seconds that gradients waited at the server.",
+    ),
+    IMPALA: (
+        "Policy lag",
+        "Updates that the learner had made between the parameters that a rollout was acted with and learning from it, "
+        "mean and largest over its last contributions; below, the seconds that they waited at the learner.",
+    ),
+}
+
+
 def evaluations(run: Run, identity: str) -> Plot | None:
     """Evaluation scores over decisions: every episode a dot, their mean a line; greedy and sampled."""
     records = evaluation_records(run)
@@ -169,16 +207,23 @@ def evaluations(run: Run, identity: str) -> Plot | None:
 def topology(run: Run, identity: str) -> Plot | None:
     """The learners and their edges as last reported."""
     drawing = ring.draw(run, identity)
-    if drawing is None:
+    if drawing is None or (not run.gossips and not any(edge.sender_state for edge in ring.edges(run))):
         return None
     states = {edge.look for edge in ring.edges(run)}
     names = {"live": "live", "healed": "live, around a gap", "done": "ended", "gone": "gone", "unknown": "not opened"}
     legend = tuple((f"edge-{state}", name) for state, name in names.items() if state in states)
+    carried = (
+        "beside it, where there is room, the messages and bytes that it has carried since its sender last started. A "
+        "dashed circle is a learner that has been silent for more than a minute while others were not."
+    )
+    if not run.gossips:
+        who = f"Rank 0, the {run.centre}, has no simulators. " if run.centre else "All ranks are equal. "
+        caption = f"{run.algorithm} on {plural(run.num_learners, 'rank')} as they last reported it. {who}"
+        caption += f"An arrow is a stream of parameters, gradients or rollouts; {carried}"
+        return Plot("Connections", drawing, caption, legend)
     kind = text(run.spec, "topology", "type") or "Ring"
     caption = (
-        f"{kind} of {run.num_learners} learners as they last reported it. An arrow is a stream of parameters; beside "
-        "it, where there is room, the messages and bytes that it has carried since its sender last started. A dashed "
-        "circle is a learner that has been silent for more than a minute while others were not."
+        f"{kind} of {run.num_learners} learners as they last reported it. An arrow is a stream of parameters; {carried}"
     )
     return Plot("The ring" if kind == "Ring" else "The topology", drawing, caption, legend)
 
@@ -188,19 +233,39 @@ def colour(index: int) -> str:
     return SERIES[index % len(SERIES)]
 
 
-def learners_legend(run: Run, centre: str = "mean") -> tuple[tuple[str, str], ...]:
-    """Swatches for a run's learners, as `thin_lines` draws them."""
+def learners_legend(
+    run: Run, centre: str = "mean", reporting: Collection[int] | None = None
+) -> tuple[tuple[str, str], ...]:
+    """Swatches for a run's learners, as `thin_lines` draws them.
+
+    Args:
+        reporting: indices of those that have a line; all by default.
+    """
     if len(run.learners) > len(SERIES):
         return (("thin", "a learner"), ("thick", centre))
-    each = tuple((f"series-{i}", f"learner {learner.rank}") for i, learner in enumerate(run.learners))
-    return (*each, ("thick", centre)) if len(run.learners) > 1 else each
+    each = tuple(
+        (f"series-{i}", f"{_called(run, learner.rank)} {learner.rank}")
+        for i, learner in enumerate(run.learners)
+        if reporting is None or i in reporting
+    )
+    return (*each, ("thick", centre)) if len(each) > 1 else each
 
 
-def lines_note(run: Run, *, noisy: bool = True) -> str:
-    """What the lines and the band are, in words."""
-    count = len(run.learners)
+def _called(run: Run, rank: int) -> str:
+    """Ranks are learners, but beside a learner that has no simulators there are actors."""
+    return run.role(rank) if run.centre is not None and run.role(rank) in ("server", "actor") else "learner"
+
+
+def lines_note(run: Run, *paths: Sequence[str], noisy: bool = True) -> str:
+    """What the lines and the band are, in words.
+
+    Args:
+        paths: of what is drawn; learners that have recorded none of it do not count.
+    """
+    reporting = [one for one in run.learners if not paths or any(curve(one, "globalSteps", *path) for path in paths)]
+    count = len(reporting)
     averaged_over = "Long lines are averaged over eightieths of the axis"
-    if count == 1:
+    if count <= 1:
         return f"One learner. {averaged_over}." if noisy else "One learner."
     some = f" ({math.ceil(count / _every(count))} of them drawn)" if _every(count) > 1 else ""
     note = f"Thin: each of {count} learners{some}; thick: their mean; band: from the lowest to the highest."
@@ -244,7 +309,7 @@ def mean_line(axes: Axes, together: Spread, quantity: Quantity, paint: str, dash
 
 def _mean_of_learners(axes: Axes, quantity: Quantity, curves: Sequence[Curve]) -> None:
     together = spread(curves)
-    if together and len(curves) > 1:
+    if together and sum(map(bool, curves)) > 1:
         band(axes, together, INK)
         mean_line(axes, together, quantity, INK)
 

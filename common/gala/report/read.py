@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from gala import names
+from gala.algorithms import ALGORITHMS, GALA_A2C
 from gala.errors import UsageError
 
 Record = Mapping[str, Any]
@@ -76,6 +77,29 @@ class Run:
     def environment(self) -> str:
         """The environment's id, or "" if the spec is unknown."""
         return text(self.spec, "environment", "id")
+
+    @property
+    def algorithm(self) -> str:
+        """The algorithm's name; that of the first version if the spec does not say."""
+        return text(self.spec, "algorithm") or GALA_A2C
+
+    @property
+    def gossips(self) -> bool:
+        """Whether its learners mix parameters with their neighbours'; taken for granted of unknown algorithms."""
+        facts = ALGORITHMS.get(self.algorithm)
+        return facts is None or facts.gossips
+
+    @property
+    def centre(self) -> str | None:
+        """Role of rank 0 where all others depend on it and it has no simulators; else None."""
+        facts = ALGORITHMS.get(self.algorithm)
+        return None if facts is None else facts.centre
+
+    def role(self, rank: int) -> str:
+        """Of one rank, as the plan says, or else as its algorithm has it; "" if neither is known."""
+        planned = [text(entry, "role") for entry in objects(self.plan, "learners") if integer(entry, "rank") == rank]
+        facts = ALGORITHMS.get(self.algorithm)
+        return next(filter(None, planned), facts.role(rank) if facts is not None else "")
 
     @property
     def ranks(self) -> frozenset[int]:

@@ -1,4 +1,7 @@
-"""Throughput and hardware use against the learners on one machine: what more learners get out of the same hardware."""
+"""Throughput and hardware use against the learners on one machine: what more of them get out of the same hardware.
+
+Only learners with simulators count: of A3C and IMPALA one rank more holds the parameters.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from gala.algorithms import ALGORITHMS
 from gala.report import formats
 from gala.report.canvas import MUTED, Canvas
 from gala.report.experiment import Entry, Experiment
@@ -30,7 +34,7 @@ WARM_UP: Final = 0.1
 def sections(experiment: Experiment, identity: str) -> Iterator[Section]:
     """Per environment: decisions per second with their ratio to one learner's, and what the hardware did meanwhile."""
     for i, environment in enumerate(experiment.environments):
-        drawn = [(line, _points(line)) for line in lines(experiment, experiment.of(environment), _learners)]
+        drawn = [(line, _points(line)) for line in lines(experiment, experiment.of(environment), acting)]
         drawn = [(line, points) for line, points in drawn if points]
         if drawn:
             yield _throughput(experiment, environment, drawn, f"{identity}-{i}")
@@ -69,8 +73,10 @@ class _Point:
         return fmean(self.rates)
 
 
-def _learners(entry: Entry) -> int:
-    return entry.learners
+def acting(entry: Entry) -> int:
+    """Ranks with simulators."""
+    facts = ALGORITHMS.get(entry.algorithm)
+    return entry.learners - (facts is not None and facts.centre is not None)
 
 
 def _points(line: Line) -> list[_Point]:
@@ -78,7 +84,7 @@ def _points(line: Line) -> list[_Point]:
     for entry in line.entries:
         rate = decisions_per_second(entry.run) if entry.run is not None else math.nan
         if entry.run is not None and not math.isnan(rate):
-            runs[entry.learners].append((rate, hardware_use(entry.run)))
+            runs[acting(entry)].append((rate, hardware_use(entry.run)))
     return [
         _Point(
             learners,
@@ -107,7 +113,8 @@ def _throughput(
     entries = experiment.of(environment)
     caption = (
         "Agent decisions per second of a whole run on one machine, without the first tenth of its time; dots: single "
-        "runs, line: their mean. Below: the same over what the line has with the fewest learners (its leftmost point). "
+        "runs, line: their mean. Below: the same over what the line has with the fewest learners, its leftmost point. "
+        "A rank without simulators, as A3C and IMPALA have one, is not counted as a learner. "
         f"{_runs_per_point(drawn)} {_frames(entries)} {shared_machine_note(entries)}"
     ).strip()
     return Section(
@@ -142,13 +149,27 @@ def _hardware(
     title = f"Hardware use against learners, {environment}"
     missing = [use.name for use in USES if use not in known]
     caption = (
-        f"Of the whole machine, mean over a run; dots: single runs, line: their mean. {_runs_per_point(drawn)} "
+        "Processor time that the learners counted, over their running time, and the machine's power, idle part included; "
+        f"means over a run; dots: single runs, line: their mean. {_runs_per_point(drawn)} "
         f"{shared_machine_note(experiment.of(environment))}"
     ).strip()
     caption += f" Not readable here: {', '.join(missing)}." if missing else ""
     yield Section(
         f"hardware-{slug(environment)}",
         Plot(title, figure.svg(title, identity), caption, legend([line for line, _ in drawn])),
+        {
+            "environment": environment,
+            "lines": [
+                {
+                    "label": line.label,
+                    "points": [
+                        {"learners": point.learners, **{key: list(values) for key, values in point.uses.items()}}
+                        for point in points
+                    ],
+                }
+                for line, points in drawn
+            ],
+        },
     )
 
 
@@ -168,7 +189,7 @@ def _places(figure: Canvas, drawn: Sequence[tuple[Line, list[_Point]]]) -> None:
     axes.xaxis.set_major_locator(FixedLocator(places))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(places, [str(place) for place in places])
-    figure.label_x("learners on the machine, servers included")
+    figure.label_x("acting learners on the machine")
 
 
 def _runs_per_point(drawn: Sequence[tuple[Line, list[_Point]]]) -> str:
@@ -184,11 +205,7 @@ def _frames(entries: Sequence[Entry]) -> str:
 
 
 def _numbers(point: _Point) -> dict[str, Any]:
-    return {
-        "learners": point.learners,
-        "decisionsPerSecond": list(point.rates),
-        **{key: list(values) for key, values in point.uses.items()},
-    }
+    return {"learners": point.learners, "decisionsPerSecond": list(point.rates)}
 
 
 def _table(drawn: Sequence[tuple[Line, list[_Point]]]) -> Table:

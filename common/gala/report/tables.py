@@ -21,8 +21,43 @@ QUIET_EVENTS = frozenset({"checkpoint", "ring"})
 """Too frequent for the list of events; the timeline shows them."""
 
 
-def learners(facts: Sequence[LearnerFacts]) -> str:
-    """A row per learner: what it did and how it gossiped."""
+def learners(run: Run, facts: Sequence[LearnerFacts]) -> str:
+    """A row per learner: what it did, and what crossed the wire."""
+    return _gossiping(facts) if run.gossips else _exchanging(facts)
+
+
+def _exchanging(facts: Sequence[LearnerFacts]) -> str:
+    head = (
+        "Rank", "State", "Role", "Decisions", "Share", "Decisions/s", "Updates", "Return", "Staleness",
+        "Exchange time", "Restarts",
+    )  # fmt: skip
+    rows = [
+        (
+            str(one.rank),
+            _state(one),
+            one.role,
+            formats.compact(one.steps),
+            formats.percent(one.share),
+            formats.compact(one.steps_per_second),
+            formats.compact(one.updates),
+            formats.score(one.mean_return),
+            formats.compact(one.staleness_updates),
+            formats.percent(one.gossip_share, 1),
+            str(one.restarts),
+        )
+        for one in facts
+    ]
+    return table(head, rows) + note(
+        "Last values; decisions/s: mean over the whole run. Staleness in updates. Exchange time: on the learner's own "
+        "thread, waiting for others included, of its running time."
+    )
+
+
+def _state(facts: LearnerFacts) -> str:
+    return facts.state + (f" ({facts.unreadable_lines} unreadable lines)" if facts.unreadable_lines else "")
+
+
+def _gossiping(facts: Sequence[LearnerFacts]) -> str:
     head = (
         "Rank", "State", "Decisions", "Share", "Decisions/s", "Updates", "Return", "Staleness",
         "‖x − m‖", "‖x − m‖ / ‖x‖", "Mixed after", "Gossip time", "Restarts",
@@ -30,7 +65,7 @@ def learners(facts: Sequence[LearnerFacts]) -> str:
     rows = [
         (
             str(one.rank),
-            one.state + (f" ({one.unreadable_lines} unreadable lines)" if one.unreadable_lines else ""),
+            _state(one),
             formats.compact(one.steps),
             formats.percent(one.share),
             formats.compact(one.steps_per_second),
