@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from torch import Tensor
 
@@ -17,12 +17,16 @@ from gala.algorithms import GALA_PPO
 from gala.plan import RunPlan
 from gala_worker.algorithms.a2c import A2C, Update
 from gala_worker.algorithms.algorithm import WAIT_SECONDS, Algorithm, Setup
+from gala_worker.algorithms.ppo import PPO
 from gala_worker.diagnostics import open_diagnostics
 from gala_worker.gossip.grpc_transport import GrpcTransport
 from gala_worker.gossip.peer import GossipPeer
 from gala_worker.gossip.stats import GossipStats
 from gala_worker.rollout import Collector, Rollout
 from gala_worker.state import Counters
+
+GATHER_SECONDS: Final = 120.0
+"""How long a synchronous learner waits at its start for its neighbours, whose processes may start much later."""
 
 
 class Optimizer(Protocol):
@@ -96,7 +100,7 @@ class Gala(Algorithm):
         self._gossip.join()
         gossip = self.plan.spec.gossip
         if gossip.max_staleness is not None and gossip.max_staleness < gossip.every_updates:
-            self._gather(gossip.peer_timeout_seconds)
+            self._gather()
 
     def step(self, counters: Counters, *, measure: bool) -> Update | None:
         gossip, flat, diagnostics = self._gossip, self.setup.flat, self._diagnostics
@@ -115,12 +119,12 @@ class Gala(Algorithm):
                 diagnostics.snapshot(counters.updates, flat.trainable, flat.gradient)
         return update
 
-    def _gather(self, seconds: float) -> None:
+    def _gather(self) -> None:
         """Waits until all planned neighbours are connected: synchronous gossip is so from the first round on.
 
         Otherwise whoever starts first would make its first updates alone, and stay ahead by that many for good.
         """
-        me, until = self.plan.learner(self.setup.me.rank), time.monotonic() + seconds
+        me, until = self.plan.learner(self.setup.me.rank), time.monotonic() + GATHER_SECONDS
 
         def all_there(stats: GossipStats) -> bool:
             return stats.in_peers == me.in_peers and stats.out_peers == me.out_peers
