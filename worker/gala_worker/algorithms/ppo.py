@@ -7,7 +7,7 @@ Unlike A2C it looks at its rollout again after the parameters have changed, so i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,20 @@ from gala_worker.model.batch import forward_batch
 from gala_worker.rollout import Rollout
 
 _NORMALISATION_EPSILON = 1e-8
+
+
+class _Minibatch(NamedTuple):
+    """Part of a rollout, [T, b] or [1, b]: whole sequences, or transitions in any order."""
+
+    observations: Tensor
+    actions: Tensor
+    behaviour: Tensor
+    """Parameters of the action distributions that acted."""
+    returns: Tensor
+    advantages: Tensor
+    valid: Tensor
+    starts: Tensor | None
+    state: Tensor | None
 
 
 def ppo_loss(
@@ -131,7 +145,7 @@ class PPO:
         learning_rate = scheduled_learning_rate(hyper, progress)
         losses, norms = [], []
         for batch in self._minibatches(rollout, wanted):
-            loss = self._loss(*batch)
+            loss = self._loss(batch)
             self._flat.gradient.zero_()
             loss.total.backward()  # type: ignore[no-untyped-call]
             step = self.optimizer.step(
@@ -143,27 +157,19 @@ class PPO:
         mean = A2CLoss(*torch.stack(losses).mean(0).unbind())
         return Update(mean, Step(sum(norms) / len(norms), change), learning_rate)
 
-    def _loss(
-        self,
-        observations: Tensor,
-        starts: Tensor | None,
-        state: Tensor | None,
-        actions: Tensor,
-        behaviour: Tensor,
-        returns: Tensor,
-        advantages: Tensor,
-        valid: Tensor,
-    ) -> A2CLoss:
+    def _loss(self, batch: _Minibatch) -> A2CLoss:
         hyper, family = self._hyper, self._policy.actions
-        parameters, values = forward_batch(self._policy, observations, starts, state, compute_type=self._compute_type)
+        parameters, values = forward_batch(
+            self._policy, batch.observations, batch.starts, batch.state, compute_type=self._compute_type
+        )
         return ppo_loss(
-            family.log_prob(parameters, actions),
-            family.log_prob(behaviour, actions),
+            family.log_prob(parameters, batch.actions),
+            family.log_prob(batch.behaviour, batch.actions),
             family.entropy(parameters),
             values,
-            returns,
-            normalise(advantages, valid),
-            valid,
+            batch.returns,
+            normalise(batch.advantages, batch.valid),
+            batch.valid,
             clip_range=hyper.clip_range,
             value_coefficient=hyper.value_coefficient,
             entropy_coefficient=hyper.entropy_coefficient,
@@ -179,21 +185,16 @@ class PPO:
         if recording is None:
             raise ValueError("PPO learns from recorded rollouts: Collector(record=True)")
         steps, simulators = rollout.rewards.shape
-        sequences = (
-            *(recording.observations[:-1], rollout.actions, recording.parameters),
-            *(*wanted, rollout.valid),
-        )
+        sequences = [recording.observations[:-1], rollout.actions, recording.parameters, *wanted, rollout.valid]
         recurrent = self._policy.memory is not None
         if not recurrent:
-            sequences = tuple(tensor.flatten(0, 1).unsqueeze(0) for tensor in sequences)
+            sequences = [tensor.flatten(0, 1).unsqueeze(0) for tensor in sequences]
         count = simulators if recurrent else steps * simulators
         for _ in range(self._hyper.epochs):
             order = torch.randperm(count, generator=self._shuffle).to(rollout.rewards.device)
-            for chosen in order.chunk(min(self._hyper.minibatches, count)):
-                seen, *others = (tensor[:, chosen] for tensor in sequences)
-                starts = recording.starts[:-1, chosen] if recurrent else None
-                state = None if recording.state is None else recording.state[chosen]
-                yield seen, starts, state, *others
-
-
-_Minibatch = tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor]
+            for chosen in order.tensor_split(min(self._hyper.minibatches, count)):
+                yield _Minibatch(
+                    *(tensor[:, chosen] for tensor in sequences),
+                    starts=recording.starts[:-1, chosen] if recurrent else None,
+                    state=None if recording.state is None else recording.state[chosen],
+                )
