@@ -193,8 +193,6 @@ class PPO:
         for _ in range(self._hyper.epochs):
             order = torch.randperm(count, generator=self._shuffle).to(rollout.rewards.device)
             for chosen in order.tensor_split(min(self._hyper.minibatches, count)):
-                yield _Minibatch(
-                    *(tensor[:, chosen] for tensor in sequences),
-                    starts=recording.starts[:-1, chosen] if recurrent else None,
-                    state=None if recording.state is None else recording.state[chosen],
-                )
+                starts = recording.starts[:-1, chosen] if recurrent else None
+                state = None if recording.state is None else recording.state[chosen]
+                yield _Minibatch._make([*(tensor[:, chosen] for tensor in sequences), starts, state])
