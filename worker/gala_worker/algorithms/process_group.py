@@ -121,24 +121,22 @@ class Group:
         except RuntimeError as error:
             raise GossipError(str(error).strip().splitlines()[0][:300]) from error
 
-    def leave(self, under_way: Exchange | None = None) -> None:
+    def leave(self) -> None:
         """Closes the connections, so that the others notice; returns at once.
 
-        With an exchange `under_way` torch closes them only when that ends, which may take the whole timeout; the
-        thread that waits for it does not keep the process alive.
+        With an exchange under way torch closes them only when that ends, which may take the whole timeout; the thread
+        that waits for it does not keep the process alive.
         """
-        backend, self._backend = self._backend, None
-        if backend is None:
+        if self._backend is None:
             return
-        remains: list[object] = [under_way, backend]
-        if self.on_gpu:
-            threading.Thread(target=_abort, args=(backend, remains), name="group end", daemon=True).start()
-        else:
-            threading.Thread(target=remains.clear, name="group end", daemon=True).start()
+        # In a list and never in a variable here: who drops the last reference is who waits.
+        remains, self._backend = [self._backend], None
+        threading.Thread(target=_bury, args=(remains, self.on_gpu), name="group end", daemon=True).start()
 
 
-def _abort(backend: Any, remains: list[object]) -> None:
-    backend.abort()
+def _bury(remains: list[Any], abort: bool) -> None:
+    if abort:
+        remains[0].abort()
     remains.clear()
 
 

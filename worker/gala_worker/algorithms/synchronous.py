@@ -301,12 +301,9 @@ class SynchronousA2C(Algorithm):
 
     def _part(self, reason: str) -> None:
         """Leaves the group, and whatever was under way with it."""
-        exchange = None if self._round is None else self._round.exchange
-        if exchange is None and self._agreement is not None:
-            exchange = self._agreement.exchanges[-1]
         self._round = self._agreement = None
         if self._group is not None:
-            self._group.leave(exchange)
+            self._group.leave()
             self._group = None
             self._events.append({"event": "parted", "reason": reason})
             log.info("parted from the others: %s", reason)
