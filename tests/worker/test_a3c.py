@@ -1,0 +1,368 @@
+"""A3C's server and actor-learners over real gRPC, against plain A2C and against a slow oracle of the shared RMSProp."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from gala.plan import Address, plan
+from gala.spec import parse
+from gala_worker.algorithms import a3c_payload
+from gala_worker.algorithms.a2c import A2C
+from gala_worker.algorithms.a3c import ActorLearner, Server
+from gala_worker.algorithms.algorithm import Setup
+from gala_worker.algorithms.factory import make_algorithm
+from gala_worker.algorithms.rmsprop import SQUARE_AVERAGE
+from gala_worker.environments import make_simulators
+from gala_worker.flat import FlatState
+from gala_worker.gossip.loop_thread import LoopThread
+from gala_worker.model import make_policy
+from gala_worker.rollout import Collector
+from gala_worker.state import Counters, capture, restore
+
+PATIENCE = 30.0
+CPU = torch.device("cpu")
+TOTAL = 4000
+
+
+@pytest.fixture(scope="module")
+def loop_thread():
+    thread = LoopThread()
+    yield thread
+    thread.stop()
+
+
+class Team:
+    """The ranks of one A3C run on CartPole, in this process."""
+
+    def __init__(self, thread: LoopThread, learners: int, **hyperparameters):
+        self.thread = thread
+        self.holder = socket.socket()
+        self.holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self.holder.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{self.holder.getsockname()[1]}"
+        document = {
+            "apiVersion": "gala.dev/v1alpha1",
+            "kind": "GalaRun",
+            "metadata": {"name": "team"},
+            "spec": {
+                "algorithm": "A3C",
+                "environment": {"id": "CartPole-v1", "simulators": 4},
+                "learners": learners,
+                "totalSteps": TOTAL,
+                "seed": 3,
+                "hyperparameters": {"learningRate": 1e-2, **hyperparameters},
+                "gossip": {"peerTimeoutSeconds": 5},
+            },
+        }
+        self.plan = plan(parse(document), address=lambda rank: Address(gossip=address, http="unused:1"))
+        self.incarnation = 0
+        self.closing = contextlib.ExitStack()
+        self.closing.callback(self.holder.close)
+
+    def simulators(self):
+        simulators = make_simulators(self.plan.spec.environment, 4, threads=1)
+        self.closing.callback(simulators.close)
+        return simulators
+
+    def policy(self):
+        simulators = self.simulators()
+        policy = make_policy(
+            simulators.observation_space, simulators.action_space, self.plan.spec.policy, seed=self.plan.seed
+        )
+        return policy, FlatState(policy, policy.gossiped_buffers())
+
+    def collector(self, policy, rank: int) -> Collector:
+        return Collector(
+            self.simulators(),
+            policy,
+            rollout_length=self.plan.spec.hyperparameters.rollout_length,
+            clip_rewards=False,
+            compute_type=torch.float32,
+            device=CPU,
+            seed=self.plan.learner(rank).seed,
+        )
+
+    def join(self, rank: int, counters: Counters | None = None, before=lambda member: None) -> Member:
+        self.incarnation += 1
+        policy, flat = self.policy()
+        algorithm = make_algorithm(
+            Setup(
+                plan=self.plan,
+                me=self.plan.learner(rank),
+                incarnation=self.incarnation,
+                policy=policy,
+                flat=flat,
+                observation_space=self.simulators().observation_space,
+                device=CPU,
+                compute_type=torch.float32,
+                loop=self.thread,
+                learner_dir=None,
+                stopping=lambda: False,
+            )
+        )
+        member = Member(algorithm, flat, counters or Counters())
+        self.closing.callback(algorithm.close)
+        algorithm.open()
+        before(member)
+        algorithm.begin(self.collector(policy, rank) if algorithm.acts else None, member.counters)
+        return member
+
+
+class Member:
+    """One rank, and what its worker counts."""
+
+    def __init__(self, algorithm: Server | ActorLearner, flat: FlatState, counters: Counters):
+        self.algorithm, self.flat, self.counters = algorithm, flat, counters
+
+    def step(self):
+        return self.algorithm.step(self.counters, measure=False)
+
+    def until_step(self):
+        """Steps until there is an update."""
+        deadline = time.monotonic() + PATIENCE
+        while (update := self.step()) is None:
+            assert time.monotonic() < deadline, "no update"
+        return update
+
+    def take_version(self, version: int) -> None:
+        """Waits until these are the newest parameters that have come."""
+        hub = self.algorithm._hub
+
+        def come() -> bool:
+            hub.request()
+            return hub._attendance.ready is not None and hub._attendance.ready.version == version
+
+        eventually(come)
+
+
+@pytest.fixture
+def team(loop_thread):
+    with contextlib.ExitStack() as stack:
+
+        def make(learners: int, **hyperparameters) -> Team:
+            made = Team(loop_thread, learners, **hyperparameters)
+            stack.push(made.closing)
+            return made
+
+        yield make
+
+
+def eventually(condition) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "not in time"
+        threading.Event().wait(0.005)
+
+
+# ------------------------------------------------------------------ oracles
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_one_actor_that_waits_for_each_application_makes_the_updates_of_plain_a2c(team, reduction):
+    made = team(2, lossReduction=reduction, learningRateSchedule="linear", maxGradientNorm=0.5)
+    server, actor = made.join(0), made.join(1)
+    policy, flat = made.policy()
+    plain, collector, steps = A2C(policy, flat, made.plan.spec.hyperparameters), made.collector(policy, 1), 0
+    for update in range(1, 21):
+        actor.until_step()
+        applied = server.until_step()
+        actor.take_version(update)
+        rollout = collector.collect()
+        expected = plain.update(rollout, steps / TOTAL)
+        steps += rollout.num_steps
+        assert applied.learning_rate == expected.learning_rate
+        torch.testing.assert_close(server.flat.vector, flat.vector, atol=1e-5, rtol=1e-5)
+        assert server.counters.progress == {1: steps}
+        assert float(applied.loss.entropy) == pytest.approx(float(expected.loss.entropy), abs=1e-4)
+    assert server.algorithm.stats().staleness_updates == 0
+    moved = torch.linalg.vector_norm(flat.trainable - made.policy()[1].trainable)
+    assert moved > 0.1  # there was something to agree on
+
+
+def test_the_server_s_parameters_are_those_of_shared_rmsprop_in_the_order_of_arrival(team):
+    """Several actor-learners at their own pace; the oracle is NumPy in float64, one element-wise formula per line."""
+    made = team(4, maxGradientNorm=0.5, rmsPropEpsilon=1e-4, learningRateSchedule="linear")
+    server = made.join(0)
+    hyper, P = made.plan.spec.hyperparameters, len(server.flat.trainable)
+    parameters = server.flat.trainable.double().numpy().copy()
+    statistics = server.flat.vector[P:].double().numpy().copy()
+    square, steps, staleness = np.zeros(P), 0, []
+    actors = [made.join(rank) for rank in (1, 2, 3)]
+    stop = threading.Event()
+
+    def act(member: Member) -> None:
+        while not stop.is_set():
+            member.step()
+
+    threads = [threading.Thread(target=act, args=(actor,)) for actor in actors]
+    for thread in threads:
+        thread.start()
+    take = server.algorithm._hub.take
+    arrived = []
+
+    def recorded(timeout):
+        contribution = take(timeout)
+        if contribution is not None:
+            copy = np.frombuffer(bytes(contribution.payload), np.float32).astype(np.float64)
+            arrived.append((contribution.rank, contribution.steps, contribution.version, copy))
+        return contribution
+
+    server.algorithm._hub.take = recorded
+    try:
+        for _ in range(60):
+            server.until_step()
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    for update, (_, decisions, version, payload) in enumerate(arrived):
+        gradient = payload[:P]
+        gradient = gradient * min(1.0, hyper.max_gradient_norm / (np.sqrt((gradient**2).sum()) + 1e-6))
+        square = hyper.rms_prop_decay * square + (1 - hyper.rms_prop_decay) * gradient**2
+        rate = hyper.learning_rate * (1 - steps / TOTAL)
+        parameters = parameters - rate * gradient / (np.sqrt(square) + hyper.rms_prop_epsilon)
+        statistics = statistics + (payload[P:-3] - statistics) / 3
+        steps += decisions
+        staleness.append(update - version)
+    np.testing.assert_allclose(server.flat.trainable.double().numpy(), parameters, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(server.flat.vector[P:].double().numpy(), statistics, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        server.algorithm.optimizer_state[SQUARE_AVERAGE].double().numpy(), square, rtol=1e-3, atol=1e-7
+    )
+    assert {rank for rank, *_ in arrived} == {1, 2, 3}
+    assert min(staleness) >= 0
+    assert max(staleness) > 0  # asynchrony that nobody sees would prove nothing
+    assert server.algorithm.stats().staleness_updates == round(sum(staleness) / len(staleness))
+    assert server.counters.global_steps == steps
+
+
+# ------------------------------------------------------------------ nobody waits without need
+
+
+def test_an_actor_goes_on_while_its_gradients_wait_and_stops_only_without_credit(team):
+    made = team(2)
+    server, actor = made.join(0), made.join(1)
+    for _ in range(3):
+        assert actor.until_step() is not None
+    assert actor.counters.updates == 3  # two wait at the server, one here
+    began = time.monotonic()
+    assert actor.step() is None
+    assert time.monotonic() - began < PATIENCE / 2
+    assert actor.counters.updates == 3
+    decisions = actor.counters.steps
+    for _ in range(3):
+        server.until_step()
+        actor.step()
+    assert server.counters.progress == {1: decisions}
+
+
+def test_an_actor_waits_for_the_first_parameters_and_says_so(team):
+    made = team(2)
+    actor = made.join(1)
+    initial = actor.flat.vector.clone()
+    assert actor.step() is None
+    assert actor.algorithm.is_waiting
+    assert torch.equal(actor.flat.vector, initial)
+    server = made.join(0)
+    assert actor.until_step() is not None
+    eventually(lambda: not actor.algorithm.is_waiting)
+    assert server.algorithm.stats().in_peers == (1,)
+    assert actor.algorithm.stats().out_peers == (0,)
+
+
+def test_a_server_without_actors_waits(team):
+    server = team(2).join(0)
+    assert server.step() is None
+    assert server.algorithm.is_waiting
+    assert server.counters.updates == 0
+
+
+# ------------------------------------------------------------------ what must not be applied
+
+
+@pytest.mark.parametrize(
+    ("value", "version", "noticed"),
+    [
+        (float("nan"), 0, lambda stats: stats.edges[0].refused),
+        (float("inf"), 0, lambda stats: stats.edges[0].refused),
+        (1e30, 0, lambda stats: stats.skips),  # finite, but not its norm
+        (1.0, 5, lambda stats: stats.skips),  # made with parameters that do not exist
+    ],
+    ids=["nan", "inf", "overflow", "future"],
+)
+def test_a_gradient_that_cannot_be_applied_changes_nothing_and_is_counted(team, value, version, noticed):
+    made = team(2)
+    server, actor = made.join(0), made.join(1)
+    before = server.flat.vector.clone()
+    payload = np.zeros(a3c_payload.num_bytes(server.flat) // 4, np.float32)
+    payload[:9] = value
+    hub = actor.algorithm._hub
+    eventually(lambda: actor.algorithm._take(actor.counters))
+    assert hub.push([memoryview(payload).cast("B")], version=version, steps=20, timeout=PATIENCE)
+    eventually(lambda: server.step() or noticed(server.algorithm.stats()))
+    assert noticed(server.algorithm.stats()) == 1
+    assert torch.equal(server.flat.vector, before)
+    assert (server.counters.updates, server.counters.global_steps) == (0, 0)
+    assert float(server.algorithm.optimizer_state[SQUARE_AVERAGE].sum()) == 0.0
+    actor.until_step()
+    server.until_step()
+    assert server.counters.updates == 1
+
+
+# ------------------------------------------------------------------ comings, goings, the end
+
+
+def test_the_run_ends_for_all_when_the_server_has_its_steps(team):
+    made = team(3)
+    server = made.join(0, Counters(updates=50, progress={1: TOTAL - 30}))
+    actors = [made.join(1), made.join(2)]
+    actors[0].until_step()
+    assert actors[0].counters.steps == TOTAL - 30 + 20  # what this rank has done in all its lives
+    server.until_step()
+    actors[1].until_step()
+    server.until_step()
+    assert server.counters.global_steps >= TOTAL
+    server.algorithm.close()
+    for actor in actors:
+        while actor.counters.global_steps < TOTAL:
+            assert actor.algorithm._hub.finished
+            actor.step()
+        assert actor.counters.progress == server.counters.progress
+
+
+def test_a_server_that_comes_back_from_an_older_checkpoint_is_followed(team):
+    made = team(2)
+    server, actor = made.join(0), made.join(1)
+
+    def train(updates: int) -> None:
+        for _ in range(updates):
+            actor.until_step()
+            server.until_step()
+
+    train(3)
+    checkpoint = capture(server.flat, server.algorithm.optimizer_state, server.counters)
+    train(4)
+    server.algorithm.close()
+    eventually(lambda: actor.algorithm.is_waiting)
+    found = {}
+
+    def start_there(member: Member) -> None:
+        member.counters = restore(checkpoint, 0, member.flat, member.algorithm.optimizer_state)
+        found["vector"] = member.flat.vector.clone()
+
+    server = made.join(0, before=start_there)
+    assert server.counters.updates == 3
+    actor.take_version(3)
+    assert actor.algorithm._take(actor.counters)
+    assert torch.equal(actor.flat.vector, found["vector"])
+    assert actor.counters.global_steps == server.counters.global_steps
+    train(2)
+    assert server.counters.updates == 5
+    assert actor.algorithm.stats().strangers == {}
