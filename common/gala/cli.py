@@ -162,10 +162,11 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Write one self-contained HTML page about runs, side by side."""
+    """Write one self-contained HTML page about runs, side by side, or about an experiment."""
+    from gala.experiment.index import INDEX_FILE
     from gala.report import write
 
-    directories = [_run_directory(run) for run in runs]
+    directories = [_run_directory(run, names.RUN_FILE, INDEX_FILE) for run in runs]
     page = output or (directories[0] / names.REPORT_FILE if len(directories) == 1 else Path(names.REPORT_FILE))
     typer.echo(write(directories, page))
 
@@ -193,9 +194,10 @@ def crd(
 app.add_typer(remote.app)  # without a name: its commands stand beside these
 
 
-def _run_directory(run: str) -> Path:
+def _run_directory(run: str, *files: str) -> Path:
+    """A run's folder, known by run.json or one of the `files` that are told instead. Raises: UsageError."""
     for path in (Path(run), DEFAULT_OUTPUT / run):
-        if (path / names.RUN_FILE).exists():
+        if any((path / file).exists() for file in files or (names.RUN_FILE,)):
             return path
     raise UsageError(f"{run} is not a run: no {names.RUN_FILE} in {run} or in {DEFAULT_OUTPUT / run}")
 

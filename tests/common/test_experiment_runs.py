@@ -131,7 +131,7 @@ def test_all_runs_are_made_one_after_another_and_only_once(bench: Bench) -> None
     assert bench.states() == dict.fromkeys(["poles-s1", "poles-s2", "poles-s3"], "finished")
     assert text.index("poles-s1 is done") < text.index("poles-s2 starts"), "one after another"
     assert "all 3 runs are done" in text
-    assert "gala report runs/poles" in text
+    assert "  report          not in this test\n  figures         curves" in text
     assert [run["sideBySide"] for run in bench.index()["runs"]] == [1, 1, 1]
     assert (bench.experiment / "experiment.yaml").read_text() == DEFINITION
 

@@ -21,8 +21,9 @@ from gala.experiment.index import RunEntry
 from gala.experiment.matrix import Expansion, PlannedRun
 from gala.experiment.place import Place, Sight
 from gala.experiment.table import live_view, plain_line
-from gala.local.ending import shown
+from gala.local import ending
 from gala.local.interrupts import Interrupts
+from gala.local.rundir import RunDirectory
 
 MAX_NAMED: Final = 5
 """Runs that a message names."""
@@ -243,9 +244,8 @@ class _Conductor:
     def _greet(self) -> None:
         done = sum(entry.state == "finished" for entry in self._entries.values())
         goes = f", {done} of them done already" if done else ""
-        self._say(
-            f"{self._expansion.name}: {len(self._runs)} runs{goes}; everything goes to {shown(self._folder.path)}"
-        )
+        where = ending.shown(self._folder.path)
+        self._say(f"{self._expansion.name}: {len(self._runs)} runs{goes}; everything goes to {where}")
         strangers = self._folder.strangers(set(self._runs))
         if strangers:
             named = ", ".join(strangers[:MAX_NAMED]) + (", ..." if len(strangers) > MAX_NAMED else "")
@@ -276,9 +276,9 @@ class _Conductor:
                 "the same command goes on"
             )
         self._print(f"{self._expansion.name}: all {len(entries)} runs are done.")
-        self._print("Next:")
-        self._print(f"  gala report {shown(self._folder.path)}")
-        self._print(f"      the figures: {', '.join(self._expansion.figures)}")
+        page, excuse = ending.write_report(RunDirectory(self._folder.path))
+        self._print(f"  {'report':<15} {ending.shown(page) if page else excuse}")
+        self._print(f"  {'figures':<15} {', '.join(self._expansion.figures)}")
         return 0
 
     def _write(self) -> None:
