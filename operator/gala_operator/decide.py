@@ -13,6 +13,7 @@ any point:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from gala import names
@@ -92,9 +93,8 @@ def _pursue(situation: Situation, difference: children.Difference) -> Actions:
     ranks = [learners.assess(situation, rank, difference) for rank in range(spec.learners)]
     finish = results.assess(situation, ranks)
     outcome = _outcome(situation, ranks, finish)
-    after, numbers_due = status.of_active(
-        situation, ranks, ring.assess(situation, ranks), finish, outcome, difference.obstacle
-    )
+    hearing = ring.assess(situation, ranks)
+    after, numbers_due = status.of_active(situation, ranks, hearing, finish, outcome, difference.obstacle)
     events = transitions.events(situation.run.status, after, ranks)
     if outcome is not None:
         return Actions(status=after, events=events, requeue_at=now + timedelta(seconds=1))
@@ -102,8 +102,9 @@ def _pursue(situation: Situation, difference: children.Difference) -> Actions:
     if difference.obstacle is not None or difference.claims:
         look_again.append(now + timedelta(seconds=5))
     if finish is None:
-        look_again += [learner.look_again for learner in ranks]
-        create, delete = _pods(situation, ranks)
+        stranded, stranded_at = essential.stranded(situation, ranks, hearing)
+        look_again += [stranded_at, *(learner.look_again for learner in ranks)]
+        create, delete = _pods(situation, ranks, stranded)
     else:
         look_again.append(finish.look_again)
         in_the_way = names.results_name(situation.run.name) in difference.claims
@@ -150,8 +151,10 @@ def _deadline(situation: Situation) -> datetime | None:
     return start + timedelta(seconds=seconds)
 
 
-def _pods(situation: Situation, ranks: list[Learner]) -> tuple[tuple[Manifest, ...], tuple[DeletePod, ...]]:
-    """The learners' pods that are missing, and those that have ended or whose rank has left the plan."""
+def _pods(
+    situation: Situation, ranks: Sequence[Learner], stranded: Sequence[Learner]
+) -> tuple[tuple[Manifest, ...], tuple[DeletePod, ...]]:
+    """The learners' pods that are missing, and those that have ended, are stranded, or whose rank has left the plan."""
     create = tuple(
         manifests.learner_pod(
             situation.document,
@@ -165,7 +168,7 @@ def _pods(situation: Situation, ranks: list[Learner]) -> tuple[tuple[Manifest, .
         for learner in ranks
         if learner.create
     )
-    ended_pods = [learner.pod for learner in ranks if learner.delete and learner.pod is not None]
+    ended_pods = [each.pod for each in ranks if (each.delete or each in stranded) and each.pod is not None]
     planned = {learner.name for learner in ranks}
     surplus = [pod for pod in situation.pods.values() if pod.name not in planned and not pod.deleting]
     return create, tuple(DeletePod(name=pod.name, uid=pod.uid) for pod in (*ended_pods, *surplus))

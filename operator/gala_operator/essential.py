@@ -6,15 +6,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import Final
 
-from gala_operator.learners import FAILED, Learner
+from gala_operator import conditions, times
+from gala_operator.learners import FAILED, FINISHED, Learner
+from gala_operator.ring import Ring
 from gala_operator.situation import Situation
 
 AWAY: Final = "EssentialLearnerAway"
 """Reason of Progressing while the others wait."""
 LOST: Final = "EssentialLearnerFailed"
 """Reason of Failed."""
+PATIENCE: Final = timedelta(seconds=60)
+"""For a centre to finish as well, when those around it have."""
 
 
 def away(situation: Situation, learners: Sequence[Learner]) -> Learner | None:
@@ -32,6 +37,28 @@ def lost(situation: Situation, learners: Sequence[Learner]) -> Learner | None:
 def waiting(situation: Situation, learner: Learner) -> str:
     """That the others wait for it, and what it goes on from, as a sentence without its full stop."""
     return f"the others wait for {learner.name}, which {_goes_on(situation, learner)}"
+
+
+def stranded(
+    situation: Situation, learners: Sequence[Learner], ring: Ring
+) -> tuple[Sequence[Learner], datetime | None]:
+    """Those that keep no state and have finished, while the centre has not and is alone: and when they are so.
+
+    They were told of an end that was then lost, with a centre that came back from before it. They wait to be released,
+    and it waits for them. They have nothing to lose, so they are replaced: their successors join it.
+    """
+    keepers = [learner for learner in learners if learner.rank in situation.plan.keepers]
+    finished = [
+        learner
+        for learner in learners
+        if learner not in keepers and learner.state == FINISHED and learner.pod is not None
+    ]
+    if ring.formed or not finished or not all(each.ready and each.state != FINISHED for each in keepers):
+        return (), None
+    before = conditions.read(situation.run.status).get("RingFormed", {})
+    since = times.read(before.get("lastTransitionTime")) if before.get("status") == "False" else None
+    until = (since or situation.now) + PATIENCE
+    return (finished, None) if until <= situation.now else ((), until)
 
 
 def _goes_on(situation: Situation, learner: Learner) -> str:

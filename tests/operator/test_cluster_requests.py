@@ -80,7 +80,8 @@ def test_apply_is_a_forced_server_side_apply_of_one_field_manager() -> None:
     assert seen == [("patch", "services", 200)]
 
 
-def test_on_an_old_server_disruption_budgets_go_to_the_beta_version() -> None:
+@pytest.mark.parametrize("verb", ["apply", "create"])
+def test_on_an_old_server_disruption_budgets_go_to_the_beta_version(verb: str) -> None:
     server = ApiServer(
         (200, {"versions": [{"version": "v1beta1"}]}), (200, {"resources": [{"name": "galaruns"}]}), (200, {})
     )
@@ -93,11 +94,11 @@ def test_on_an_old_server_disruption_budgets_go_to_the_beta_version() -> None:
 
     async def scenario(cluster: Cluster) -> None:
         await cluster.discover()
-        await cluster.apply(manifest)
+        await getattr(cluster, verb)(manifest)
 
     asking(server, scenario)
     _, path, _, body = server.requests[-1]
-    assert path == "/apis/policy/v1beta1/namespaces/lab/poddisruptionbudgets/pong"
+    assert path.removesuffix("/pong") == "/apis/policy/v1beta1/namespaces/lab/poddisruptionbudgets"
     assert body["apiVersion"] == "policy/v1beta1"
     assert body["spec"] == {"maxUnavailable": 1}, "the field is unknown there"
 

@@ -186,6 +186,29 @@ def test_a_centre_that_is_lost_while_actors_have_finished_comes_back_and_finishe
     assert made(run.step()) == ["pong-0"]
 
 
+def test_actors_that_finished_before_the_end_was_lost_with_the_learner_are_made_anew(scene: Any) -> None:
+    run = started(scene, "IMPALA", checkpoint=VOLUME)
+    for rank in (1, 2):
+        run.answer(rank, state="finished", in_peers=())
+    run.fail(0)
+    run.step()
+    run.step(after=1)
+    del run.pods["pong-0"]
+    run.step()
+    run.pod(0, uid="next", attempt=1)
+    run.answer(0, state="waiting", in_peers=())
+    actions = run.step(after=5)
+    assert actions.delete == (), "it may have come back at the end"
+    assert run.condition("RingFormed")["message"] == "pong-0 is connected to no other learner."
+    assert actions.requeue_at is not None
+    actions = run.step(after=60)
+    assert [deletion.name for deletion in actions.delete] == ["pong-1", "pong-2"]
+    for rank in (1, 2):
+        del run.pods[f"pong-{rank}"]
+    assert made(run.step()) == ["pong-1", "pong-2"]
+    assert [run.entry(rank)["failures"] for rank in range(3)] == [1, 0, 0]
+
+
 def test_synchronous_learners_all_give_their_model(scene: Any) -> None:
     run = started(scene, "A2C")
     for rank in (0, 1):

@@ -158,6 +158,21 @@ def test_a_restarted_leader_of_the_same_name_goes_on_at_once_and_keeps_its_acqui
     run(scenario)
 
 
+@pytest.mark.parametrize(("error", "lines"), [((403, "Forbidden"), 0), ((500, "InternalError"), 1)])
+def test_that_the_rights_are_gone_before_the_lease_is_released_is_not_worth_a_line(
+    error: tuple[int, str], lines: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        cluster = FakeCluster()
+        leader = elector(cluster, "a")
+        await leader.acquire()
+        cluster.fail("update", "Lease", ApiError(*error, "no"))
+        await leader.release()
+
+    run(scenario)
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == lines
+
+
 def test_who_does_not_lead_releases_nothing() -> None:
     async def scenario() -> None:
         cluster = FakeCluster()
