@@ -43,10 +43,10 @@ def test_synchronous_learners_stay_below_both_bounds_at_every_point(live_run: Ca
     assert len(ball.versions) >= 10
     assert (ball.radius > 0).all()
     inside = ~np.isnan(ball.synchronous_bound)
-    assert inside.sum() >= 10, ball.notes
+    # On a busy machine a process may start so late that it joins with a neighbour's state: there is no such bound then.
+    assert inside.sum() >= 10 or any("began with version" in note for note in ball.notes), ball.notes
     assert not np.isnan(ball.bound).any()
-    assert (ball.radius <= ball.bound * (1 + 1e-6)).all()
-    assert (ball.radius <= ball.synchronous_bound * (1 + 1e-6))[inside].all()
+    assert not ball.above.any()
     assert (ball.bound <= ball.synchronous_bound * (1 + 1e-9))[inside].all()
     found = correlation(read_run(run.directory))
     assert found is not None
@@ -62,4 +62,4 @@ def test_asynchronous_learners_stay_below_the_bound_of_the_measured_delays(live_
     assert len(ball.versions) > 0
     assert (ball.radius > 0).all()
     assert not np.isnan(ball.bound).any(), ball.notes
-    assert (ball.radius <= ball.bound * (1 + 1e-6)).all()
+    assert not ball.above.any()

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from gala.report.canvas import BAD, INK, Canvas
 from gala.report.experiment import Entry, Experiment
@@ -89,7 +88,7 @@ def _section(environment: str, levels: Sequence[str], group: Sequence[_Measured]
                 (ball.bound, BAD, (0, (5, 3))),
                 (ball.radius, colour(measured.line.index), "-"),
             ):
-                shown = np.where(values > 0, values, math.nan)
+                shown = np.where(np.isnan(values), math.nan, np.maximum(values, ball.rounding))
                 everything.append(Curve(ball.versions, shown))
                 axes.plot(ball.versions, shown, color=paint, linestyle=dash, **thin)
     for axes in figure.panels[: len(drawn)]:
@@ -142,19 +141,12 @@ def _caption(group: Sequence[_Measured]) -> str:
 
 def _verdict(balls: Sequence[EpsilonBall]) -> str:
     points = sum(int(np.isfinite(ball.bound).sum()) for ball in balls)
-    above = sum(int(exceeds(ball).sum()) for ball in balls)
+    above = sum(int(ball.above.sum()) for ball in balls)
     if not points:
         return ""
     return (
         f"The measured radius is {'below' if not above else 'ABOVE'} the bound at {above or points} of {points} points."
     )
-
-
-def exceeds(ball: EpsilonBall) -> npt.NDArray[np.bool_]:
-    """[K], where the radius is above a bound that there is; a float's rounding apart."""
-    allowed = np.fmin(ball.bound, ball.synchronous_bound)
-    above: npt.NDArray[np.bool_] = ball.radius > allowed * (1 + 1e-6) + 1e-9
-    return above
 
 
 def _numbers(environment: str, group: Sequence[_Measured]) -> dict[str, Any]:
@@ -174,7 +166,7 @@ def _numbers(environment: str, group: Sequence[_Measured]) -> dict[str, Any]:
                         "radius": ball.radius.tolist(),
                         "bound": ball.bound.tolist(),
                         "synchronousBound": ball.synchronous_bound.tolist(),
-                        "above": int(exceeds(ball).sum()),
+                        "above": int(ball.above.sum()),
                         "notes": list(ball.notes),
                     }
                     for seed, ball in measured.balls
@@ -203,7 +195,7 @@ def _table(drawn: Sequence[_Measured]) -> Table:
                 _significant(bound),
                 _significant(bound / np.where(radius > 0, radius, math.nan)),
                 _significant(synchronous),
-                f"{points - sum(int(exceeds(ball).sum()) for ball in balls)} of {points}",
+                f"{points - sum(int(ball.above.sum()) for ball in balls)} of {points}",
             )
         )
     head = (

@@ -36,12 +36,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from gala import topology
 from gala.report.propagation import Unknown, Weights, propagate
 from gala.report.read import Run, integer, text
 from gala.report.traces import Array, Life, read_traces, snapshots_of
 
+ROUNDING = 2.0**-20
+"""Of ||X||: what float32 arithmetic may add to a radius, sixteen times its relative error. Only where learners average
+exactly (Complete, a ring of two) is a radius as small as that."""
 _NEGLIGIBLE = 1e-14
 """Contractions below it no longer count, times the largest update so far, which is added instead."""
 
@@ -68,9 +72,16 @@ class EpsilonBall:
     """[K], from the measured delays."""
     synchronous_bound: Array
     """[K]; all NaN for asynchronous gossip."""
+    rounding: Array
+    """[K]: `ROUNDING` times ||X||, in float32 a radius may exceed a bound by so much."""
     beta: float
     notes: tuple[str, ...]
     """What is missing, and why: sentences without a full stop."""
+
+    @property
+    def above(self) -> npt.NDArray[np.bool_]:
+        """[K]: whether the radius is larger than a bound that there is, by more than rounding."""
+        return self.radius > np.fmin(self.bound, self.synchronous_bound) + self.rounding
 
 
 def epsilon_ball(run: Run) -> EpsilonBall | None:
@@ -104,7 +115,11 @@ def ball_of(traces: Mapping[int, tuple[Life, ...]], graph: Graph, *, synchronous
     ranks = tuple(sorted(traces))
     found = {rank: snapshots_of(traces[rank]) for rank in ranks}
     versions = sorted(set.intersection(*(set(snapshots) for snapshots in found.values())))
-    radii = [radius(np.stack([found[rank][version][1].parameters() for rank in ranks])) for version in versions]
+    radii, sizes = [], []
+    for version in versions:
+        stacked = np.stack([found[rank][version][1].parameters() for rank in ranks])
+        radii.append(radius(stacked))
+        sizes.append(float(np.linalg.norm(stacked)))
     notes: list[str] = []
     bound = np.full(len(versions), math.nan)
     together = np.full(len(versions), math.nan)
@@ -138,6 +153,7 @@ def ball_of(traces: Mapping[int, tuple[Life, ...]], graph: Graph, *, synchronous
         radius=np.array(radii),
         bound=bound,
         synchronous_bound=together,
+        rounding=ROUNDING * np.array(sizes),
         beta=beta,
         notes=tuple(notes),
     )
