@@ -80,7 +80,11 @@ class Assembly:
         gathering = self._host.gather(hello, seconds)
         if gathering is None:
             return None, None
-        store = open_store(self._plan.spec.gossip.peer_timeout_seconds)
+        try:
+            store = open_store(gathering.host, self._plan.spec.gossip.peer_timeout_seconds)
+        except GossipError:
+            gathering.dismiss()
+            raise
         return gathering.welcome(store.port), store
 
     def _ask(self, hello: Hello, seconds: float) -> Welcome | None:

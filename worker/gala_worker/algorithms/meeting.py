@@ -188,6 +188,12 @@ class Gathering:
         self._own = own
         self._guests = guests
 
+    @property
+    def host(self) -> str | None:
+        """The one address by which all guests have found the host; None if there are several."""
+        hosts = {guest.here for guest in self._guests.values()}
+        return hosts.pop() if len(hosts) == 1 else None
+
     def welcome(self, store_port: int) -> Welcome:
         """Tells everybody, and what the host itself is to know."""
         members = tuple(sorted((self._own, *(g.hello for g in self._guests.values())), key=lambda hello: hello.rank))
@@ -204,6 +210,11 @@ class Gathering:
             content["store_host"], content["own_host"] = guest.here, guest.there
             self._loop.call_soon(_write, guest.writer, json.dumps({"welcome": content}).encode() + b"\n")
         return own
+
+    def dismiss(self) -> None:
+        """Sends everybody away; they come again."""
+        for guest in self._guests.values():
+            self._loop.call_soon(guest.writer.close)
 
 
 def _host(writer: asyncio.StreamWriter, end: str) -> str:

@@ -9,6 +9,7 @@ and the end of a group with an exchange under way) happens on daemon threads, wh
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -43,9 +44,26 @@ def choose_backend(members: tuple[Hello, ...]) -> str:
     return "nccl" if "cpu" not in devices and len(devices) == len(members) and dist.is_nccl_available() else "gloo"
 
 
-def open_store(seconds: float) -> c10d.TCPStore:
-    """A key-value store on a free port of all interfaces. It closes with the last group that uses it."""
-    return c10d.TCPStore("127.0.0.1", 0, None, True, timedelta(seconds=seconds), wait_for_workers=False)
+def open_store(host: str | None, seconds: float) -> c10d.TCPStore:
+    """A key-value store on a free port of `host`, or of all interfaces. It closes with the last group that uses it.
+
+    Raises: GossipError when nobody can listen there.
+    """
+    try:
+        listening = socket.create_server(
+            (host or "", 0), family=socket.AF_INET6 if host and ":" in host else socket.AF_INET
+        )
+        return c10d.TCPStore(
+            host or "127.0.0.1",
+            listening.getsockname()[1],
+            None,
+            True,
+            timedelta(seconds=seconds),
+            wait_for_workers=False,
+            master_listen_fd=listening.detach(),
+        )
+    except (OSError, RuntimeError) as error:
+        raise GossipError(f"cannot listen on {host or 'any interface'}: {error}") from error
 
 
 class Exchange:
