@@ -288,3 +288,14 @@ def test_the_papers_experiments_are_valid_at_every_scale(path: Path) -> None:
         pytest.skip("not an experiment")
     for scale in ("full", "small", "toy"):
         assert matrix.expand(definition.load(path), scale).runs
+
+
+def test_the_handbooks_example_is_valid_and_says_what_it_makes() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "experiments.md").read_text()
+    example = text.partition("```yaml\n")[2].partition("```")[0]
+    data = yaml.safe_load(example)
+    assert len(expand(data).runs) == 30, "two algorithms, two rates, ten seeds, without A2C's high rate"
+    assert len(expand(data, "small").runs) == 9
+    data["spec"]["per"][0]["set"]["learners"] = 0
+    told = text.partition("error: ")[2].partition("\n")[0]
+    assert refusal(data) == told, "as the handbook shows it, and once for all scales"

@@ -109,7 +109,8 @@ def expand(experiment: GalaExperiment, scale: Scale = "full") -> Expansion:
         try:
             expansions[name] = _Expander(experiment, name).expand()
         except SpecError as error:
-            problems += [problem for problem in error.problems if str(problem) not in set(map(str, problems))]
+            told = {(it.path, it.message, repr(it.value)) for it in problems}  # of a larger scale, for its runs
+            problems += [it for it in error.problems if (it.path, it.message, repr(it.value)) not in told]
     if problems:
         raise SpecError(problems)
     return expansions[scale]
