@@ -161,7 +161,7 @@ _STALENESS = {
     A3C: (
         "Staleness of gradients",
         "Updates that the server had made between handing out the parameters that a gradient was made with and "
-        "applying it, mean over the gradients since the last record; below, the seconds that gradients waited at the server.",
+        "applying it, mean over the gradients since the last record; below, seconds that they waited at the server.",
     ),
     IMPALA: (
         "Policy lag",

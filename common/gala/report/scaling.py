@@ -149,8 +149,8 @@ def _hardware(
     title = f"Hardware use against learners, {environment}"
     missing = [use.name for use in USES if use not in known]
     caption = (
-        "Processor time that the learners counted, over their running time, and the machine's power, idle part included; "
-        f"means over a run; dots: single runs, line: their mean. {_runs_per_point(drawn)} "
+        "Processor time that the learners counted, over their running time, and the machine's power, idle part "
+        f"included; means over a run; dots: single runs, line: their mean. {_runs_per_point(drawn)} "
         f"{shared_machine_note(experiment.of(environment))}"
     ).strip()
     caption += f" Not readable here: {', '.join(missing)}." if missing else ""

@@ -1,0 +1,512 @@
+"""`gala report` on synthetic experiments: what is drawn, what is left in figures/, and what damaged files do."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import yaml
+
+from gala import report, scores
+from gala.errors import UsageError
+from gala.report import convergence, curves, energy, experiment, lines, scaling
+from gala.report.read import number
+from gala.report.series import Curve
+
+STARTED = 1_750_000_000.0
+ROLES = {"A3C": "server", "IMPALA": "learner"}
+
+
+class SyntheticExperiment:
+    """An experiment's folder as `gala experiment` and the runs leave it."""
+
+    def __init__(
+        self,
+        root: Path,
+        name: str = "curves-small",
+        *,
+        algorithms: Sequence[str] = ("GALA-A2C", "A2C"),
+        environments: Sequence[str] = ("CartPole-v1",),
+        simulators: Sequence[int] = (8,),
+        learners: Sequence[int] = (2,),
+        seeds: int = 3,
+        figures: Sequence[str] = ("convergence", "curves", "scores", "throughput"),
+        threshold: float = 475.0,
+        energy: bool = True,
+        records: int = 40,
+        side_by_side: int = 1,
+    ) -> None:
+        self.directory = root / name
+        self.directory.mkdir(parents=True)
+        self.index: dict[str, Any] = {
+            "format": 1, "name": name, "experiment": "synthetic", "scale": "small", "description": "Made up.",
+            "figures": list(figures),
+            "thresholds": {one: {"return": threshold, "measure": "greedy"} for one in environments},
+            "factors": {
+                "algorithm": list(algorithms), "environment": list(environments), "simulators": list(simulators),
+                "learners": list(learners), "seed": list(range(1, seeds + 1)),
+            },
+            "runs": [],
+        }  # fmt: skip
+        for environment in environments:
+            for algorithm in algorithms:
+                for each in simulators:
+                    for ranks in learners:
+                        for seed in range(1, seeds + 1):
+                            self._run(algorithm, environment, each, ranks, seed, energy, records, side_by_side)
+        self.save()
+
+    def save(self) -> None:
+        """Writes the index."""
+        self.write("experiment.json", json.dumps(self.index))
+
+    def write(self, path: str, content: str) -> None:
+        """Replaces a file of the experiment."""
+        (self.directory / path).parent.mkdir(parents=True, exist_ok=True)
+        (self.directory / path).write_text(content, encoding="utf-8")
+
+    def _run(
+        self, algorithm: str, environment: str, simulators: int, learners: int, seed: int, energy: bool, records: int,
+        side_by_side: int,
+    ) -> None:  # fmt: skip
+        dice = random.Random(f"{algorithm}{environment}{simulators}{learners}{seed}")
+        name = f"run-{len(self.index['runs'])}"
+        role = ROLES.get(algorithm, "actor-learner")
+        acting = learners - (role != "actor-learner")
+        total, speed = 400_000, 500.0 * acting**0.8 * dice.uniform(0.9, 1.1)
+        best = 500.0 if environment.startswith("CartPole") else 18.0
+        worst = 20.0 if environment.startswith("CartPole") else -21.0
+        lucky = dice.random() < (0.95 if algorithm.startswith("GALA") else 8 / (8 + simulators / 4))
+        reached = best if lucky else worst + (best - worst) * dice.uniform(0.2, 0.8)
+        middle = dice.uniform(0.3, 0.5) + (0.0 if algorithm.startswith("GALA") else 0.1)
+        spec = {
+            "algorithm": algorithm, "environment": {"id": environment, "simulators": simulators}, "learners": learners,
+            "totalSteps": total, "seed": seed, "topology": {"type": "Ring"},
+        }  # fmt: skip
+        seconds = total / speed
+        for rank in range(learners):
+            holds = rank == 0 and role != "actor-learner"
+            lines = []
+            for i in range(1, records + 1):
+                share = i / records
+                mean = worst + (reached - worst) / (1 + math.exp(-12 * (share - middle)))
+                mean += dice.gauss(0, 0.01 * (best - worst))
+                record = {
+                    "kind": "train", "time": STARTED + share * seconds + rank * 0.1, "wallSeconds": share * seconds,
+                    "rank": rank, "incarnation": 1, "updates": int(share * 1000), "cpuSeconds": 1.1 * share * seconds,
+                    "steps": 0 if holds else int(share * total / acting), "globalSteps": int(share * total),
+                    "stepsPerSecond": 0.0 if holds else speed / acting,
+                    "meanReturn": None if holds or i < 3 else mean, "updateNorm": 0.1, "parameterNorm": 10.0,
+                    "gossip": {"stalenessUpdates": int(algorithm != "A2C"), "mixes": i, "seconds": 0.1, "edges": []},
+                }  # fmt: skip
+                if role == "actor-learner" or holds:
+                    record |= {"policyLoss": 0.1, "valueLoss": 0.2, "entropy": 1.0, "gradientNorm": 0.5}
+                lines.append(record)
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            self.write(f"{name}/learner-{rank}/metrics.jsonl", text)
+        final = {mode: {"meanReturn": reached - i * 3, "episodes": 10} for i, mode in enumerate(("greedy", "sampled"))}
+        card = {"run": name, "globalSteps": total, "evaluation": final, "spec": spec}
+        self.write(f"{name}/final/card.json", json.dumps(card))
+        self.write(f"{name}/galarun.yaml", yaml.safe_dump({"metadata": {"name": name}, "spec": spec}))
+        facts = {
+            "cpu": {"source": "RAPL: package-0"} if energy else {"missing": "/sys/class/powercap has no RAPL counter"},
+            "gpu": {"missing": "the run uses no GPU"},
+        }
+        self.write(
+            f"{name}/run.json",
+            json.dumps({"state": "finished", "wallSeconds": seconds, "startTime": STARTED - 5, "energy": facts}),
+        )
+        if energy:
+            watts = 20.0 + 5 * acting
+            samples = [
+                {"wallSeconds": s, "cpuJoules": watts * s, "gpuJoules": None} for s in range(0, int(seconds) + 30, 10)
+            ]
+            self.write(f"{name}/energy.jsonl", "".join(json.dumps(sample) + "\n" for sample in samples))
+        self.index["runs"].append(
+            {
+                "name": name, "environment": environment, "algorithm": algorithm, "topology": "Ring",
+                "factors": {
+                    "algorithm": algorithm, "environment": environment, "simulators": simulators, "learners": learners,
+                    "seed": seed,
+                },
+                "learners": learners, "simulators": simulators, "totalSimulators": simulators * acting,
+                "totalSteps": total, "seed": seed, "state": "finished", "reason": "", "steps": total,
+                "wallSeconds": seconds, "sideBySide": side_by_side,
+            }
+        )  # fmt: skip
+
+
+def write(experiment: SyntheticExperiment) -> Path:
+    return report.write([experiment.directory], experiment.directory / "report.html")
+
+
+def summary(experiment: SyntheticExperiment) -> dict[str, Any]:
+    """figures/summary.json's numbers by section."""
+    content = json.loads((experiment.directory / "figures" / "summary.json").read_text())
+    return {name: figure["numbers"] for name, figure in content["figures"].items()}
+
+
+def captions(experiment: SyntheticExperiment) -> dict[str, str]:
+    content = json.loads((experiment.directory / "figures" / "summary.json").read_text())
+    return {name: figure["caption"] for name, figure in content["figures"].items()}
+
+
+@pytest.fixture(scope="module")
+def cartpole(tmp_path_factory: pytest.TempPathFactory) -> SyntheticExperiment:
+    """Two algorithms, four seeds, written as a report."""
+    made = SyntheticExperiment(tmp_path_factory.mktemp("experiments"), seeds=4, simulators=(8, 32))
+    write(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def games(tmp_path_factory: pytest.TempPathFactory) -> SyntheticExperiment:
+    """Two games and a task without a yardstick, of all four algorithms."""
+    made = SyntheticExperiment(
+        tmp_path_factory.mktemp("experiments"),
+        algorithms=("GALA-A2C", "A2C", "A3C", "IMPALA"),
+        environments=("ALE/Pong-v5", "ALE/Breakout-v5", "CartPole-v1"),
+        figures=("scores", "curves"),
+        seeds=2,
+        records=12,
+    )
+    write(made)
+    return made
+
+
+def test_the_page_loads_nothing_and_every_drawing_has_ids_of_its_own(cartpole: SyntheticExperiment) -> None:
+    source = (cartpole.directory / "report.html").read_text()
+    body = source[source.index("<main>") :]
+    assert "http" not in body
+    assert "<script" not in source
+    ids = re.findall(r' id="([^"]+)"', body)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r"url\(#([^)]+)\)", body)) <= set(ids)
+    assert "Convergent runs against simulators, CartPole-v1" in body
+    assert "Runs (16)" in body
+    assert "16 finished" in body
+
+
+def test_every_figure_is_an_svg_file_of_its_own_in_fixed_colours(cartpole: SyntheticExperiment) -> None:
+    files = sorted((cartpole.directory / "figures").glob("*.svg"))
+    assert [file.stem for file in files] == [
+        "convergence-cartpole-v1", "curves-cartpole-v1-decisions", "curves-cartpole-v1-energy",
+        "curves-cartpole-v1-wall-clock", "hardware-cartpole-v1", "scores-cartpole-v1", "throughput-cartpole-v1",
+    ]  # fmt: skip
+    for file in files:
+        content = file.read_text()
+        root = ElementTree.fromstring(content)
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert "var(" not in content
+        assert "#0f0f" not in content  # the stand-ins that pages replace
+        words = " ".join("".join(text.itertext()) for text in root.iter("{http://www.w3.org/2000/svg}text"))
+        assert "GALA-A2C" in words  # the legend
+        assert "seeds" in words  # the caption
+        assert len(content) < 100_000
+
+
+def test_every_caption_says_over_how_many_seeds(games: SyntheticExperiment, cartpole: SyntheticExperiment) -> None:
+    for made in (games, cartpole):
+        for name, caption in captions(made).items():
+            assert re.search(r"\d+ seeds per (line|point)|Seeds: |One seed", caption), (name, caption)
+    assert "1 decision = 4 frames." in captions(games)["curves-ale-pong-v5-decisions"]
+    assert "frames" not in captions(games)["curves-cartpole-v1-decisions"]
+
+
+def test_convergence_counts_runs_whose_greedy_return_reaches_the_threshold(cartpole: SyntheticExperiment) -> None:
+    numbers = summary(cartpole)["convergence-cartpole-v1"]
+    assert numbers["threshold"] == {"return": 475.0, "measure": "greedy"}
+    expected: dict[tuple[str, int], list[bool]] = {}
+    for run in cartpole.index["runs"]:
+        card = json.loads((cartpole.directory / run["name"] / "final" / "card.json").read_text())
+        reached = card["evaluation"]["greedy"]["meanReturn"] >= 475
+        expected.setdefault((run["algorithm"], run["totalSimulators"]), []).append(reached)
+    found = {
+        (line["algorithm"], point["simulators"]): (point["converged"], point["runs"])
+        for line in numbers["lines"]
+        for point in line["points"]
+    }
+    assert found == {key: (sum(outcomes), len(outcomes)) for key, outcomes in expected.items()}
+    assert any(converged < runs for converged, runs in found.values())
+
+
+def test_a_failed_run_has_not_converged_and_an_unfinished_one_does_not_count(tmp_path: Path) -> None:
+    made = SyntheticExperiment(tmp_path, algorithms=("GALA-A2C",), figures=("convergence",), threshold=0.0)
+    made.index["runs"][0]["state"] = "failed"
+    (made.directory / "run-0" / "final" / "card.json").unlink()
+    made.index["runs"][1]["state"] = "running"
+    made.save()
+    write(made)
+    (point,) = summary(made)["convergence-cartpole-v1"]["lines"][0]["points"]
+    assert (point["converged"], point["runs"], point["failed"]) == (1, 2, 1)
+    caption = captions(made)["convergence-cartpole-v1"]
+    assert "1 runs that failed count as not convergent" in caption
+    assert "1 of 3 runs have not ended" in caption
+
+
+def test_the_training_measure_is_the_mean_of_the_acting_learners_last_return(tmp_path: Path) -> None:
+    made = SyntheticExperiment(tmp_path, algorithms=("A3C",), learners=(3,), seeds=1)
+    entry = experiment.read_experiment(made.directory).entries[0]
+    assert entry.run is not None
+    last = [number(one.last, "meanReturn") for one in entry.run.learners[1:]]
+    assert convergence.result(entry, "training") == pytest.approx(sum(last) / 2)
+
+
+def test_curves_have_their_three_axes_and_intervals_that_hold_the_line(cartpole: SyntheticExperiment) -> None:
+    found = summary(cartpole)
+    for name, unit in (("decisions", "decisions"), ("wall-clock", "seconds"), ("energy", "kJ")):
+        for line in found[f"curves-cartpole-v1-{name}"]["lines"]:
+            assert line["seeds"] == 4
+            assert line[unit] == sorted(line[unit])
+            known = [row for row in zip(line["low"], line["iqm"], line["high"], strict=True) if None not in row]
+            assert len(known) > 50
+            # IQM of 4 runs is the mean of two; a resampling can leave it just outside the percentiles.
+            assert sum(low <= value <= high for low, value, high in known) > 0.9 * len(known)
+    assert found["curves-cartpole-v1-decisions"]["lines"][0]["decisions"][-1] == 400_000
+
+
+def test_energy_is_counted_from_the_first_record_on(tmp_path: Path) -> None:
+    """25 W from the launcher's start on, 5 s before the first record: at second s of the report 0.025 s kJ."""
+    made = SyntheticExperiment(tmp_path, algorithms=("GALA-A2C",), learners=(1,), seeds=1)
+    entry = energy.with_energy(experiment.read_experiment(made.directory).entries[0])
+    assert entry.run is not None
+    for record in entry.run.learners[0].train:
+        assert record["kilojoules"] == pytest.approx(0.025 * record["wallSeconds"], abs=0.01)
+    used, watts = energy.since_first_record(entry.run)
+    assert used.y[0] == 0.0
+    assert watts == pytest.approx(25.0)
+
+
+def test_where_energy_was_not_readable_the_plot_says_so_and_why(tmp_path: Path) -> None:
+    made = SyntheticExperiment(tmp_path, energy=False)
+    write(made)
+    assert summary(made)["curves-cartpole-v1-energy"] == {"measured": False}
+    svg = (made.directory / "figures" / "curves-cartpole-v1-energy.svg").read_text()
+    assert "Energy was not readable" in svg
+    assert "powercap has no RAPL counter" in captions(made)["curves-cartpole-v1-energy"]
+    assert "power in W" in captions(made)["hardware-cartpole-v1"].split("Not readable here:")[1]
+
+
+def test_a_gpu_counter_that_fails_on_the_way_ends_the_energy(tmp_path: Path) -> None:
+    made = SyntheticExperiment(tmp_path, algorithms=("GALA-A2C",), seeds=1)
+    lines = [
+        {"wallSeconds": 10, "cpuJoules": 100.0, "gpuJoules": 50.0},
+        {"wallSeconds": 20, "cpuJoules": 200.0, "gpuJoules": 150.0},
+        {"wallSeconds": 30, "cpuJoules": 300.0, "gpuJoules": None},
+    ]
+    made.write("run-0/energy.jsonl", "".join(json.dumps(line) + "\n" for line in lines) + "{truncat")
+    run = experiment.read_experiment(made.directory).entries[0].run
+    assert run is not None
+    assert energy.energy(run).y.tolist() == [150.0, 350.0]
+
+
+def test_a_step_function_holds_until_the_next_value_and_the_last_one_as_long_as_told() -> None:
+    one = Curve(np.array([1.0, 2.0, 3.0, 4.0]), np.array([10.0, np.nan, 30.0, 40.0]))
+    grid = np.array([0.5, 1.0, 2.5, 3.0, 4.0, 5.0, 7.0])
+    assert curves.held(one, grid, 6.0).tolist() == pytest.approx(
+        [math.nan, 10.0, 10.0, 30.0, 40.0, 40.0, math.nan], nan_ok=True
+    )
+    assert curves.first_reached(one, 30.0) == 3.0
+    assert math.isnan(curves.first_reached(one, 41.0))
+
+
+def test_scores_are_normalised_over_the_games_that_have_yardsticks(games: SyntheticExperiment) -> None:
+    found = summary(games)["scores-human-normalised"]
+    assert found["games"] == ["ALE/Pong-v5", "ALE/Breakout-v5"]
+    assert [line["algorithm"] for line in found["lines"]] == ["GALA-A2C", "A2C", "A3C", "IMPALA"]
+    raw = {
+        environment: next(
+            line["greedy"]["runs"] for line in summary(games)[name]["lines"] if line["algorithm"] == "A3C"
+        )
+        for environment, name in (("ALE/Pong-v5", "scores-ale-pong-v5"), ("ALE/Breakout-v5", "scores-ale-breakout-v5"))
+    }
+    means = [np.mean([scores.human_normalised(game, one) for one in values]) for game, values in raw.items()]
+    (a3c,) = (line for line in found["lines"] if line["algorithm"] == "A3C")
+    assert a3c["mean"]["value"] == pytest.approx(np.mean(means), rel=1e-3)
+    assert a3c["mean"]["low"] <= a3c["mean"]["value"] <= a3c["mean"]["high"]
+    assert set(summary(games)["scores-improvement"]["over"]) == {"A2C", "A3C", "IMPALA"}
+
+
+def test_a_line_without_a_score_in_one_of_the_games_is_left_out_of_the_aggregates(tmp_path: Path) -> None:
+    made = SyntheticExperiment(
+        tmp_path, environments=("ALE/Pong-v5", "ALE/Qbert-v5"), figures=("scores",), seeds=2, records=5
+    )
+    for run in made.index["runs"]:
+        if run["algorithm"] == "A2C" and run["environment"] == "ALE/Qbert-v5":
+            (made.directory / run["name"] / "final" / "card.json").unlink()
+    write(made)
+    assert [line["label"] for line in summary(made)["scores-human-normalised"]["lines"]] == ["GALA-A2C"]
+    assert "Without A2C: no score in some of these games." in captions(made)["scores-human-normalised"]
+    assert "scores-improvement" not in summary(made)
+
+
+def test_throughput_counts_the_runs_decisions_and_learners_that_act(tmp_path: Path) -> None:
+    made = SyntheticExperiment(
+        tmp_path, algorithms=("GALA-A2C", "A3C"), learners=(2, 4), figures=("throughput",), seeds=2
+    )
+    write(made)
+    found = {line["algorithm"]: line["points"] for line in summary(made)["throughput-cartpole-v1"]["lines"]}
+    assert [point["learners"] for point in found["GALA-A2C"]] == [2, 4]
+    assert [point["learners"] for point in found["A3C"]] == [1, 3]  # one of them is the server
+    run = made.index["runs"][0]
+    assert found["GALA-A2C"][0]["decisionsPerSecond"][0] == pytest.approx(400_000 / run["wallSeconds"], rel=0.01)
+    uses = summary(made)["hardware-cartpole-v1"]["lines"][0]["points"][0]
+    assert uses["cores"] == pytest.approx([2.2, 2.2])  # each of two learners keeps 1.1 busy
+    assert uses["watts"] == pytest.approx([30.0, 30.0])
+
+
+def test_runs_side_by_side_are_warned_of_where_time_matters(tmp_path: Path) -> None:
+    made = SyntheticExperiment(tmp_path, side_by_side=2)
+    write(made)
+    told = captions(made)
+    for name in ("curves-cartpole-v1-wall-clock", "curves-cartpole-v1-energy", "throughput-cartpole-v1"):
+        assert "Up to 2 runs shared the machine" in told[name]
+    assert "shared the machine" not in told["curves-cartpole-v1-decisions"]
+
+
+def test_factors_beside_the_algorithm_make_lines_of_their_own_but_not_the_seed_nor_the_axis(tmp_path: Path) -> None:
+    made = SyntheticExperiment(tmp_path, simulators=(8, 16), seeds=2, figures=("convergence", "curves"))
+    found = experiment.read_experiment(made.directory)
+    over_simulators = lines.lines(found, found.entries, lambda entry: entry.total_simulators)
+    assert [line.label for line in over_simulators] == ["GALA-A2C", "A2C"]
+    each = lines.lines(found, found.entries)
+    assert [line.label for line in each] == [
+        "GALA-A2C, simulators 8", "GALA-A2C, simulators 16", "A2C, simulators 8", "A2C, simulators 16",
+    ]  # fmt: skip
+    assert [line.seeds for line in each] == [2, 2, 2, 2]
+
+
+def test_a_level_of_the_algorithm_that_also_changes_the_learners_is_still_the_algorithm(tmp_path: Path) -> None:
+    """A3C has a rank more than the others: learners and algorithm say the same, and the axis must not swallow it."""
+    made = SyntheticExperiment(tmp_path, algorithms=("GALA-A2C", "A3C"), learners=(4,), seeds=2)
+    for run in made.index["runs"]:
+        run["learners"] += run["algorithm"] == "A3C"
+        run["factors"] = {"algorithm": run["algorithm"], "seed": run["seed"]}
+    made.save()
+    found = experiment.read_experiment(made.directory)
+    assert [line.label for line in lines.lines(found, found.entries, scaling.acting)] == ["GALA-A2C", "A3C"]
+
+
+def test_an_experiment_that_has_just_begun_says_so(tmp_path: Path) -> None:
+    made = SyntheticExperiment(tmp_path, seeds=1)
+    for run in made.index["runs"]:
+        run["state"] = "waiting"
+        shutil.rmtree(made.directory / run["name"])
+    made.save()
+    source = write(made).read_text()
+    assert "Nothing can be drawn yet" in source
+    assert "2 waiting" in source
+
+
+@pytest.mark.parametrize("value", ['"x"', "null", "[]", "1e999", "-1", "NaN", str(10**400), '{"a": [1]}'])
+def test_wrong_types_anywhere_in_the_index_are_left_out(tmp_path: Path, value: str) -> None:
+    made = SyntheticExperiment(
+        tmp_path, algorithms=("GALA-A2C",), seeds=1, records=5, figures=("convergence", "scores")
+    )
+    good = made.index["runs"][0]
+    runs = [{**good, key: "VALUE"} for key in good] + [{**good, "factors": {"algorithm": "VALUE"}}, "VALUE", good]
+    for damaged in (
+        {**made.index, "runs": runs},
+        {key: one if key in ("runs", "figures") else "VALUE" for key, one in made.index.items()},
+        {**made.index, "figures": ["VALUE"], "runs": "VALUE", "thresholds": {"CartPole-v1": "VALUE"}},
+    ):
+        made.write("experiment.json", json.dumps(damaged).replace('"VALUE"', value))
+        write(made)
+
+
+def test_damaged_runs_do_not_stop_the_others(tmp_path: Path) -> None:
+    made = SyntheticExperiment(tmp_path, algorithms=("GALA-A2C",), seeds=5)
+    base = made.directory
+    (base / "run-0" / "learner-0" / "metrics.jsonl").write_bytes(b"\xff\xfe\x00 not json\n" * 5)
+    (base / "run-1" / "final" / "card.json").write_text('{"evaluation": {"greedy": {"meanReturn": "much"}}')
+    (base / "run-2" / "energy.jsonl").write_text('{"wallSeconds": "x"}\n[]\n{"wallSeconds": 3, "cpuJoules": -1}\n{')
+    (base / "run-3" / "run.json").write_text('{"energy": [1], "startTime": "now"}')
+    shutil.rmtree(base / "run-4")
+    (base / "run-4").write_text("a file where a folder belongs")
+    write(made)
+    assert summary(made)["curves-cartpole-v1-decisions"]["lines"][0]["runs"] == 4
+    assert len(summary(made)["scores-cartpole-v1"]["lines"][0]["greedy"]["runs"]) == 3
+
+
+def test_names_of_runs_do_not_lead_out_of_the_experiment(tmp_path: Path) -> None:
+    SyntheticExperiment(tmp_path, "other", seeds=1)
+    made = SyntheticExperiment(tmp_path, seeds=1)
+    for name in ("../other/run-0", str(tmp_path / "other" / "run-0"), "..", ".", "", "a/b"):
+        made.index["runs"][0]["name"] = name
+        made.save()
+        assert len(experiment.read_experiment(made.directory).entries) == 1
+
+
+def test_hostile_strings_are_shown_and_not_obeyed(tmp_path: Path) -> None:
+    evil = '"><script>alert(1)</script>|`*_[x](http://evil.example)\n\n# $\\frac{'
+    made = SyntheticExperiment(tmp_path, environments=(evil,), algorithms=(evil, "A2C"), seeds=2)
+    made.index |= {"name": evil, "description": evil, "scale": evil}
+    made.save()
+    source = write(made).read_text()
+    assert "<script" not in source
+    assert "<script" not in (made.directory / "figures" / "tables.md").read_text().replace("\\<script", "")
+    for file in (made.directory / "figures").glob("*.svg"):
+        content = file.read_text()
+        assert "<script" not in content
+        ElementTree.fromstring(content)
+    rows = [line for line in (made.directory / "figures" / "tables.md").read_text().splitlines() if "alert" in line]
+    assert all(row.startswith(("|", "#")) for row in rows)
+
+
+def test_tables_are_written_in_markdown(cartpole: SyntheticExperiment) -> None:
+    content = (cartpole.directory / "figures" / "tables.md").read_text()
+    assert "## Final scores, CartPole-v1" in content
+    block = content.split("## Final scores, CartPole-v1\n\n")[1].split("\n\n")[0].splitlines()
+    assert len({row.count(" | ") for row in block}) == 1
+    assert set(block[1]) == set("| -")
+
+
+def test_the_same_experiment_gives_the_same_files(tmp_path: Path) -> None:
+    made = SyntheticExperiment(tmp_path, seeds=2, records=10)
+    first = [write(made).read_bytes(), *(file.read_bytes() for file in sorted(made.directory.glob("figures/*")))]
+    again = [write(made).read_bytes(), *(file.read_bytes() for file in sorted(made.directory.glob("figures/*")))]
+    assert first == again
+
+
+def test_an_experiment_is_reported_on_alone(tmp_path: Path) -> None:
+    made = SyntheticExperiment(tmp_path, seeds=1, records=5)
+    with pytest.raises(UsageError, match=r"is an experiment; it is reported on alone"):
+        report.write([made.directory, made.directory / "run-0"], tmp_path / "report.html")
+
+
+def test_an_index_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "experiment.json").write_text("{ half")
+    with pytest.raises(UsageError, match=r"not an experiment: experiment.json is missing, or cannot be read"):
+        report.write([tmp_path], tmp_path / "report.html")
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "staleness"), [("A3C", "Staleness of gradients"), ("IMPALA", "Policy lag"), ("A2C", None)]
+)
+def test_a_run_of_another_algorithm_has_its_roles_and_no_ball(
+    tmp_path: Path, algorithm: str, staleness: str | None
+) -> None:
+    made = SyntheticExperiment(tmp_path, algorithms=(algorithm,), learners=(3,), seeds=1)
+    page = report.write([made.directory / "run-0"], tmp_path / "report.html").read_text()
+    headings = re.findall(r"<h3>([^<]*)</h3>", page)
+    assert "Disagreement and the ε-ball" not in headings
+    assert "Return against decisions" in headings
+    assert ("Policy lag" in headings, "Staleness of gradients" in headings) == (
+        staleness == "Policy lag", staleness == "Staleness of gradients",
+    )  # fmt: skip
+    if algorithm == "A3C":
+        assert "server and 2 actor-learners" in page
+        assert "server 0" not in page.split("Return against decisions")[1].split("</figure>")[0]  # it has no returns
+        assert "each of 2 learners" in page
+    if algorithm == "IMPALA":
+        assert "learner and 2 actors" in page
+        assert "One learner." in page.split("<h3>Losses</h3>")[1].split("</figure>")[0]
