@@ -1,0 +1,308 @@
+"""IMPALA's learner and actors over real gRPC in one process, with the steps of each called by hand."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gala import names
+from gala.plan import Address, RunPlan, plan
+from gala.spec import parse
+from gala_worker.algorithms.algorithm import Algorithm, Setup
+from gala_worker.algorithms.factory import make_algorithm
+from gala_worker.algorithms.hub import HubClient, Identity
+from gala_worker.algorithms.impala import Actor, Learner
+from gala_worker.environments import make_simulators
+from gala_worker.flat import FlatState
+from gala_worker.gossip.loop_thread import LoopThread
+from gala_worker.model import make_policy
+from gala_worker.rollout import Collector
+from gala_worker.state import Counters, capture, restore
+
+T, B = 4, 3
+PATIENCE_STEPS = 30
+"""Each waits for up to a second: how long a condition may take on a busy machine."""
+
+
+@pytest.fixture(scope="module")
+def loop_thread() -> Iterator[LoopThread]:
+    thread = LoopThread()
+    yield thread
+    thread.stop()
+
+
+class Rank:
+    """One rank's algorithm, with what a worker has around it."""
+
+    def __init__(self, star: Star, rank: int, incarnation: int) -> None:
+        environment = star.plan.spec.environment
+        simulators = make_simulators(environment, B)
+        policy = make_policy(simulators.observation_space, simulators.action_space, star.plan.spec.policy, seed=1)
+        self.flat = FlatState(policy, policy.gossiped_buffers())
+        self.counters = Counters()
+        self.setup = Setup(
+            plan=star.plan,
+            me=star.plan.learner(rank),
+            incarnation=incarnation,
+            policy=policy,
+            flat=self.flat,
+            observation_space=simulators.observation_space,
+            device=torch.device("cpu"),
+            compute_type=torch.float32,
+            loop=star.thread,
+            learner_dir=Path(),
+            stopping=lambda: False,
+        )
+        self.algorithm: Algorithm = make_algorithm(self.setup)
+        self.collector: Collector | None = None
+        if self.algorithm.acts:
+            self.collector = Collector(
+                simulators,
+                policy,
+                rollout_length=T,
+                clip_rewards=False,
+                compute_type=torch.float32,
+                device=torch.device("cpu"),
+                seed=rank,
+                record=self.algorithm.records,
+                observe=self.algorithm.observes,
+            )
+
+    def begin(self) -> Rank:
+        self.algorithm.open()
+        self.algorithm.begin(self.collector, self.counters)
+        return self
+
+    def step(self) -> Any:
+        return self.algorithm.step(self.counters, measure=False)
+
+    def until(self, condition: Callable[[], object], *others: Rank) -> None:
+        """Steps of this rank and of others until something is so."""
+        for _ in range(PATIENCE_STEPS):
+            if condition():
+                return
+            for rank in (self, *others):
+                rank.step()
+        raise AssertionError("it does not come true")
+
+
+class Star:
+    """A plan on a port that is held for as long as the test takes."""
+
+    def __init__(self, thread: LoopThread, stack: ExitStack, **changes: Any) -> None:
+        self.thread = thread
+        self._stack = stack
+        self._incarnation = 0
+        holder = stack.enter_context(socket.socket())
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.bind(("127.0.0.1", 0))
+        address = Address(gossip=f"127.0.0.1:{holder.getsockname()[1]}", http="unused:1")
+        spec = {
+            "algorithm": "IMPALA",
+            "environment": {"id": "CartPole-v1", "simulators": B},
+            "learners": 3,
+            "totalSteps": 1_000_000,
+            "hyperparameters": {"rolloutLength": T, "batchRollouts": B},
+            "gossip": {"peerTimeoutSeconds": 2},
+        }
+        document = {
+            "apiVersion": "gala.dev/v1alpha1",
+            "kind": "GalaRun",
+            "metadata": {"name": "star"},
+            "spec": spec | changes,
+        }
+        self.plan: RunPlan = plan(parse(document), uid="a run", address=lambda rank: address)
+
+    def rank(self, number: int) -> Rank:
+        self._incarnation += 1
+        made = Rank(self, number, self._incarnation)
+        self._stack.callback(made.algorithm.close)
+        return made
+
+
+@pytest.fixture
+def star(loop_thread: LoopThread) -> Iterator[Callable[..., Star]]:
+    with ExitStack() as stack:
+        yield lambda **changes: Star(loop_thread, stack, **changes)
+
+
+def test_the_plan_gives_rank_0_the_learner_s_part_and_the_others_the_actors_(star: Callable[..., Star]) -> None:
+    run = star()
+    assert isinstance(run.rank(0).algorithm, Learner)
+    assert isinstance(run.rank(1).algorithm, Actor)
+    assert run.plan.keepers == run.plan.essential == (0,)
+
+
+def test_what_actors_do_is_learned_from_counted_and_told_to_them(star: Callable[..., Star]) -> None:
+    run = star()
+    learner, one, two = run.rank(0).begin(), run.rank(1).begin(), run.rank(2).begin()
+    start = learner.flat.vector.clone()
+    learner.until(lambda: set(learner.counters.progress) == {1, 2}, one, two)
+    one.until(lambda: set(one.counters.progress) == {1, 2}, learner, two)
+    assert learner.counters.updates >= 2
+    assert learner.counters.steps == 0
+    assert not torch.equal(learner.flat.vector, start)
+    # What it counts has been learned from: no more than what was done.
+    assert learner.counters.progress[1] <= one.counters.steps
+    assert 0 < one.counters.global_steps <= learner.counters.global_steps
+    assert learner.algorithm.stats().in_peers == (1, 2)
+    assert one.algorithm.stats().out_peers == (0,)
+
+
+def test_actors_act_with_what_the_learner_has_learned_and_its_statistics(star: Callable[..., Star]) -> None:
+    run = star()
+    learner, actor = run.rank(0).begin(), run.rank(1).begin()
+    learner.until(lambda: learner.counters.updates >= 3, actor)
+    vector = learner.flat.vector.clone()
+    normalisation = learner.setup.policy.normalisation
+    assert normalisation is not None
+    assert normalisation.count > 0
+    # The learner rests; whatever the actor does, in the end it has that.
+    for _ in range(PATIENCE_STEPS):
+        actor.step()
+        if torch.equal(actor.flat.vector, vector):
+            return
+    raise AssertionError("the actor has other parameters")
+
+
+def test_the_lag_is_the_updates_between_acting_and_learning(star: Callable[..., Star]) -> None:
+    run = star()
+    learner, actor = run.rank(0).begin(), run.rank(1).begin()
+    learner.until(lambda: learner.counters.updates >= 1, actor)
+    first = learner.algorithm.stats()
+    assert (first.staleness_updates, first.staleness_max_updates) == (0, 0)
+    # Two rollouts with the same parameters at least: the second one is learned from one update later.
+    for _ in range(3):
+        actor.step()
+    learner.until(lambda: learner.counters.updates >= 3)
+    assert learner.algorithm.stats().staleness_max_updates >= 1
+    assert learner.algorithm.stats().staleness_seconds > 0
+
+
+def test_an_update_waits_for_whole_contributions_enough(star: Callable[..., Star]) -> None:
+    run = star(hyperparameters={"rolloutLength": T, "batchRollouts": 2 * B + 1})
+    learner, actor = run.rank(0).begin(), run.rank(1).begin()
+    learner.until(lambda: learner.counters.updates >= 1, actor)
+    # Nine rollouts, three contributions, of which a few decisions may be autoreset's.
+    assert 3 * T * B - 2 * B <= learner.counters.global_steps <= 3 * T * B
+
+
+def test_at_the_end_the_actors_hear_of_it(star: Callable[..., Star]) -> None:
+    run = star(totalSteps=50)
+    learner, actor = run.rank(0).begin(), run.rank(1).begin()
+    learner.until(lambda: learner.counters.global_steps >= 50, actor)
+    learner.algorithm.close()
+    actor.until(lambda: actor.counters.global_steps >= 50)
+    assert actor.counters.global_steps == learner.counters.global_steps
+
+
+def test_alone_everybody_waits(star: Callable[..., Star]) -> None:
+    run = star()
+    actor = run.rank(1).begin()
+    assert actor.step() is None
+    assert actor.algorithm.is_waiting
+    assert actor.counters.steps == 0
+    learner = run.rank(0).begin()
+    assert learner.algorithm.is_waiting
+    updates = learner.counters.updates
+    assert learner.step() is None
+    assert learner.counters.updates == updates
+    learner.until(lambda: learner.counters.updates > 0, actor)
+    assert not learner.algorithm.is_waiting
+
+
+def test_an_actor_that_dies_is_replaced_and_the_learner_goes_on(star: Callable[..., Star]) -> None:
+    run = star()
+    learner, actor = run.rank(0).begin(), run.rank(1).begin()
+    learner.until(lambda: learner.counters.progress.get(1, 0) > 0, actor)
+    before = learner.counters.progress[1]
+    actor.algorithm.close()
+    successor = run.rank(1).begin()
+    learner.until(lambda: learner.counters.progress[1] > before + 5 * T * B, successor)
+    # It goes on counting where its predecessor had been heard of.
+    assert successor.counters.steps >= before
+
+
+def test_a_learner_that_comes_back_from_its_checkpoint_is_followed_also_backwards(star: Callable[..., Star]) -> None:
+    run = star()
+    learner, actor = run.rank(0).begin(), run.rank(1).begin()
+    learner.until(lambda: learner.counters.updates >= 2, actor)
+    kept = capture(learner.flat, learner.algorithm.optimizer_state, learner.counters, torch.Generator())
+    learner.until(lambda: learner.counters.updates >= 6, actor)
+    learner.algorithm.close()
+    successor = run.rank(0)
+    successor.counters = restore(kept, 0, successor.flat, successor.algorithm.optimizer_state)
+    assert successor.counters.updates < learner.counters.updates
+    successor.begin()
+    updates = successor.counters.updates
+    successor.until(lambda: successor.counters.updates >= updates + 3, actor)
+    # Nothing that was made for the predecessor was taken for the successor's.
+    assert successor.algorithm.stats().skips == 0
+    actor.until(lambda: actor.counters.global_steps <= successor.counters.global_steps, successor)
+
+
+class Hostile:
+    """An actor of its own design, that sends what it likes."""
+
+    def __init__(self, run: Star, learner: Rank) -> None:
+        assert isinstance(learner.algorithm, Learner)
+        self.layout = learner.algorithm._layout
+        schema = learner.flat.schema
+        self.client = HubClient(
+            run.plan,
+            Identity(2, 1_000, schema.hash, schema.num_elements),
+            loop=run.thread,
+            contribution_bytes=self.layout.num_bytes,
+        )
+        self.client.start()
+        assert self.client.latest(30.0) is not None
+
+    def push(self, payload: bytes, *, version: int = 0, steps: int = T * B) -> None:
+        assert self.client.push([payload], version=version, steps=steps, timeout=30.0)
+
+
+def test_hostile_rollouts_change_nothing_and_the_others_are_served(star: Callable[..., Star]) -> None:
+    run = star()
+    learner, actor = run.rank(0).begin(), run.rank(1).begin()
+    hostile = Hostile(run, learner)
+    assert actor.collector is not None
+    good = bytearray(hostile.layout.num_bytes)
+    valid = next(field for field in hostile.layout._fields if field.name == "valid")
+    good[valid.offset : valid.offset + valid.num_bytes] = b"\1" * valid.num_bytes
+    try:
+        start = learner.flat.vector.clone()
+        hostile.push(b"\xff" * len(good))  # neither numbers nor flags
+        hostile.push(bytes(good), version=10**9)  # from the future
+        hostile.push(bytes(good), steps=10**12)  # it claims to have finished the run
+        learner.until(lambda: learner.algorithm.stats().skips >= 2)
+        assert learner.counters.updates == 0
+        assert learner.counters.progress == {}
+        assert torch.equal(learner.flat.vector, start)
+        refused = {edge.peer: edge.refused for edge in learner.algorithm.stats().edges if edge.direction == "in"}
+        assert refused[2] == 1  # by the hub, before the learner saw it
+        learner.until(lambda: learner.counters.progress.get(1, 0) > 0, actor)
+        assert learner.counters.progress.keys() == {1}
+    finally:
+        hostile.client.close()
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_recurrent_policies_take_their_memory_along(star: Callable[..., Star], recurrent: bool) -> None:
+    run = star(policy={"recurrent": recurrent})
+    learner, actor = run.rank(0).begin(), run.rank(1).begin()
+    learner.until(lambda: learner.counters.updates >= 2, actor)
+    assert learner.algorithm.stats().skips == 0
+    assert ("state" in {field.name for field in learner.algorithm._layout._fields}) is recurrent  # type: ignore[attr-defined]
+
+
+def test_the_optimiser_s_statistics_are_the_learner_s_alone(star: Callable[..., Star]) -> None:
+    run = star()
+    assert list(run.rank(0).algorithm.optimizer_state)
+    assert not run.rank(1).algorithm.optimizer_state
+    assert run.plan.learner(0).role == names.ROLE_LEARNER
