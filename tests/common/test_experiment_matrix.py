@@ -100,6 +100,7 @@ class TestExpansion:
         runs = expand(document(exclude=[{"when": {"algorithm": "A2C", "seed": 1}}])).runs
         assert "poles-a2c-s1" not in [run.name for run in runs]
         assert len(runs) == 3
+        assert len(expand(document(exclude=[{"when": {"algorithm": "A2C", "seed": "1..2"}}])).runs) == 2
 
     def test_simulators_in_all_are_shared_out_among_the_ranks_that_have_any(self) -> None:
         data = document(
@@ -234,6 +235,12 @@ class TestRefusals:
                 id="level",
             ),
             pytest.param({"matrix": {"seed": [1, "1..3"]}}, "spec.matrix.seed: names a level twice, got 1", id="twice"),
+            pytest.param({"matrix": {"1st": [1]}}, "spec.matrix.1st: must be a name of letters, digits", id="name"),
+            pytest.param(
+                {"matrix": {"seed": [1]}, "thresholds": {"a b": {"return": 1, "measure": "greedy"}}},
+                "spec.thresholds.a b: must be a Gymnasium id",
+                id="environment",
+            ),
             pytest.param({"matrix": {"seed": []}}, "spec.matrix.seed: has no levels", id="none"),
             pytest.param({"matrix": {"seed": ["3..1"]}}, "must be a range such as 1..10, upwards", id="downwards"),
             pytest.param({"exclude": [{"when": {"seed": [1, 2]}}]}, "spec.exclude: leaves no run", id="nothing left"),

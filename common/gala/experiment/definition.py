@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -29,6 +30,7 @@ MAX_NAME: Final = 40
 """Characters of an experiment's name; its folder may get `-small` behind it."""
 MAX_RANGE: Final = 1000
 MAX_LABEL: Final = 100
+MAX_FACTOR: Final = 63
 _RANGE: Final = re.compile(r"(\d{1,9})\.\.(\d{1,9})")
 
 Scale = Literal["full", "small", "toy"]
@@ -48,7 +50,20 @@ def _plain(value: Any) -> Any:
 
 
 Label = Annotated[Any, AfterValidator(_plain)]
-FactorName = Annotated[str, StringConstraints(min_length=1, max_length=MAX_LABEL, pattern=r"^[A-Za-z][A-Za-z0-9.]*$")]
+
+
+def _factor(name: str) -> str:
+    # It becomes the name of a label in a cluster.
+    if len(name) > MAX_FACTOR or not re.fullmatch(r"[A-Za-z]([A-Za-z0-9.]*[A-Za-z0-9])?", name):
+        raise PydanticCustomError(
+            "factor",
+            "must be a name of letters, digits and inner dots that begins with a letter, of at most {most} characters",
+            {"most": MAX_FACTOR},
+        )
+    return name
+
+
+FactorName = Annotated[str, AfterValidator(_factor)]
 
 
 class LevelChoice(Section):
@@ -66,19 +81,24 @@ class LevelChoice(Section):
 
     def levels(self) -> list[Level]:
         """The levels that it stands for: 1..10 for ten of them."""
-        found = _RANGE.fullmatch(self.label) if isinstance(self.label, str) and self.set is None else None
-        return list(range(int(found[1]), int(found[2]) + 1)) if found else [self.label]
+        return [self.label] if self.set is not None else _all_of(self.label)
 
 
-def _listed(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
+def _all_of(value: Any) -> list[Any]:
+    found = _RANGE.fullmatch(value) if isinstance(value, str) else None
+    return list(range(int(found[1]), int(found[2]) + 1)) if found else [value]
+
+
+def _listed(value: Any) -> list[Any]:
+    return [level for item in (value if isinstance(value, list | tuple) else (value,)) for level in _all_of(item)]
 
 
 class When(Section):
     """Some of the combinations."""
 
     when: dict[FactorName, Any] = Field(
-        min_length=1, description="Factor -> the level, or a list of the levels, that are meant; all must agree."
+        min_length=1,
+        description="Factor -> the level, or a list or range of the levels, that are meant; all must agree.",
     )
 
     def matches(self, levels: Mapping[str, Level]) -> bool:
@@ -169,7 +189,9 @@ def parse(data: Mapping[str, Any]) -> GalaExperiment:
     try:
         return GalaExperiment.model_validate(data, by_alias=True, by_name=False)
     except ValidationError as error:
-        raise SpecError(spec_problems.problems(GalaExperiment, data, error)) from error
+        found = spec_problems.problems(GalaExperiment, data, error)
+        # Of a key that is wrong, pydantic says so behind it.
+        raise SpecError([replace(problem, path=problem.path.removesuffix(".[key]")) for problem in found]) from error
 
 
 def load(path: str | Path) -> GalaExperiment:

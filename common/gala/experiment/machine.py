@@ -50,7 +50,11 @@ class Machine:
         if found.state == "finished":
             return found
         stopped = code in STOPPED or code < 0
-        why = "" if stopped else process.last_line().removeprefix("error: ") or f"gala run ended with exit code {code}"
+        if code < 0:
+            why = f"gala run was killed by signal {-code}"
+        else:
+            last = process.last_line().removeprefix("error: ")
+            why = "" if stopped else last or f"gala run ended with exit code {code}"
         return Sight(
             state="interrupted" if stopped else "failed",
             steps=found.steps,

@@ -268,7 +268,10 @@ class _Expander:
 
     def _run(self, name: str, levels: Mapping[str, Level], draft: Draft) -> PlannedRun:
         labels = {names.LABEL_EXPERIMENT: self.name}
-        labels |= {f"{names.EXPERIMENT_FACTOR_PREFIX}/{factor}": slug(level)[:63] for factor, level in levels.items()}
+        labels |= {
+            f"{names.EXPERIMENT_FACTOR_PREFIX}/{factor}": slug(level)[:63].rstrip("-")
+            for factor, level in levels.items()
+        }
         document = {
             "apiVersion": f"{names.GROUP}/{names.VERSION}",
             "kind": names.KIND,
