@@ -10,8 +10,11 @@ the same file.
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
+import itertools
 import json
 import math
+import resource
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -36,9 +39,9 @@ CONSENSUS = 0.01
 """Time to consensus: until the radius is, and stays, at or below this share of that at the start."""
 ENOUGH = 1e-3
 """A simulation ends when every seed's radius has come down to this share."""
-MOST_EDGES = 350_000
+MOST_EDGES = 150_000
 """Of all seeds of a simulation together: the complete graph of 1,024 learners gets fewer seeds than the others."""
-POINTS = 120
+POINTS = 60
 """Of a course that are written down."""
 
 
@@ -92,7 +95,7 @@ def summarise(shape: Shape, size: int, mixing: Mixing, conditions: Conditions, c
         course.radius.shape[1],
         float(np.median(reached)) if everyone else None,
         (float(reached.min()), float(reached.max())) if everyone else None,
-        _round(predicted(shape, size)) if conditions is SYNCHRONOUS else None,
+        _round(predicted(shape, size)) if conditions == SYNCHRONOUS else None,
         _round(float(np.median(course.drift[-1]))),
         _round(float(course.drift[-1].max())),
         _round(float(course.kept[-1].max())),
@@ -106,28 +109,52 @@ def summarise(shape: Shape, size: int, mixing: Mixing, conditions: Conditions, c
     )
 
 
-def study(sizes: list[int], updates: float, seeds: int, *, seed: int = 1) -> Iterator[Row]:
-    """All simulations, one after the other."""
-    for conditions in CONDITIONS:
-        for shape in SHAPES:
-            for size in sizes:
-                edges = size * len(topology.all_out_peers(shape, 0, size))
-                several = max(1, min(seeds, MOST_EDGES // edges))
-                for mixing in MIXINGS:
-                    course = simulate(
-                        shape, size, mixing, conditions, updates=updates, seed=seed, seeds=several, enough=ENOUGH
-                    )
-                    yield summarise(shape, size, mixing, conditions, course)
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One simulation to be done."""
+
+    shape: Shape
+    size: int
+    mixing: Mixing
+    conditions: Conditions
+    updates: float
+    seeds: int
+
+    def run(self) -> Row:
+        """Simulates; in a process of its own, perhaps."""
+        course = simulate(
+            self.shape, self.size, self.mixing, self.conditions, updates=self.updates, seeds=self.seeds, enough=ENOUGH
+        )
+        return summarise(self.shape, self.size, self.mixing, self.conditions, course)
 
 
-def table(rows: list[Row]) -> str:
-    """For people."""
-    head = f"{'conditions':13} {'topology':19} {'n':>5} {'mixing':9} {'seeds':>5}"
-    head += f" {'updates to 1 %':>22} {'drift':>8} {'max':>8} {'kept':>8}"
-    return "\n".join([head, *(_line(row) for row in rows)])
+def tasks(sizes: list[int], updates: float, seeds: int) -> list[Task]:
+    """All simulations of a study."""
+    found = []
+    for conditions, shape, size in itertools.product(CONDITIONS, SHAPES, sizes):
+        edges = size * len(topology.all_out_peers(shape, 0, size))
+        several = max(1, min(seeds, MOST_EDGES // edges))
+        found += [Task(shape, size, mixing, conditions, updates, several) for mixing in MIXINGS]
+    return found
 
 
-def _line(row: Row) -> str:
+def study(work: list[Task], jobs: int) -> Iterator[Row]:
+    """Their results, in the order of the work, `jobs` at a time."""
+    if jobs == 1:
+        yield from (task.run() for task in work)
+        return
+    with concurrent.futures.ProcessPoolExecutor(jobs) as pool:
+        yield from pool.map(Task.run, work)
+
+
+def heading() -> str:
+    """Of the table's columns."""
+    left = f"{'conditions':13} {'topology':19} {'n':>5} {'mixing':9} {'seeds':>5}"
+    return f"{left} {'updates to 1 %':>22} {'drift':>8} {'max':>8} {'kept':>8}"
+
+
+def line(row: Row) -> str:
+    """Of the table."""
     if row.consensus is None or row.consensus_range is None:
         reached = f"not in {row.updates:g} ({row.radius:.2g})"
     else:
@@ -145,17 +172,22 @@ def main() -> None:
     """Prints the table; writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[4, 16, 64, 256, 1024])
-    parser.add_argument("--updates", type=float, default=400.0, help="of an average learner, at most")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--updates", type=float, default=200.0, help="of an average learner, at most")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1, help="simulations at the same time")
     parser.add_argument("--small", action="store_true", help="4 and 16 learners, 60 updates, 2 seeds")
     parser.add_argument("--output", type=Path, default=Path("docs/results/topology"))
     arguments = parser.parse_args()
     if arguments.small:
         arguments.sizes, arguments.updates, arguments.seeds = [4, 16], 60.0, 2
-    began, cpu = time.monotonic(), time.process_time()
-    rows = list(study(arguments.sizes, arguments.updates, arguments.seeds))
-    print(table(rows))
-    print(f"{len(rows)} simulations in {time.monotonic() - began:.0f} s ({time.process_time() - cpu:.0f} s of CPU)")
+    began = time.monotonic()
+    rows = []
+    print(heading())
+    for row in study(tasks(arguments.sizes, arguments.updates, arguments.seeds), arguments.jobs):
+        rows.append(row)
+        print(line(row), flush=True)
+    cpu = sum(resource.getrusage(who).ru_utime for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    print(f"{len(rows)} simulations in {time.monotonic() - began:.0f} s ({cpu:.0f} s of CPU)")
     arguments.output.mkdir(parents=True, exist_ok=True)
     document: dict[str, Any] = {
         "conditions": [asdict(conditions) for conditions in CONDITIONS],
