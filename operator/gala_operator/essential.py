@@ -53,12 +53,17 @@ def stranded(
         for learner in learners
         if learner not in keepers and learner.state == FINISHED and learner.pod is not None
     ]
-    if ring.formed or not finished or not all(each.ready and each.state != FINISHED for each in keepers):
+    if ring.formed or not finished or not all(_is_alone(keeper) for keeper in keepers):
         return (), None
     before = conditions.read(situation.run.status).get("RingFormed", {})
     since = times.read(before.get("lastTransitionTime")) if before.get("status") == "False" else None
     until = (since or situation.now) + PATIENCE
     return (finished, None) if until <= situation.now else ((), until)
+
+
+def _is_alone(keeper: Learner) -> bool:
+    """At work, and connected to nobody."""
+    return keeper.ready and keeper.state != FINISHED and keeper.progress is not None and not keeper.progress.in_peers
 
 
 def _goes_on(situation: Situation, learner: Learner) -> str:
