@@ -242,4 +242,4 @@ def test_correlation_has_a_map_for_each_algorithm_with_the_neighbours_framed(tmp
     assert np.isnan(a2c["meanOfNeighbours"])
     assert section.table is not None
     assert [row[0] for row in section.table.rows] == ["GALA-A2C", "A2C"]
-    assert "1 seed per map" in section.plot.caption
+    assert "One seed per map" in section.plot.caption

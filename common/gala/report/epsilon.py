@@ -66,7 +66,7 @@ def _apart_from_topology(experiment: Experiment, entry: Entry) -> tuple[str, ...
         seeds = {(other.factors.get(factor), other.seed) for other in experiment.entries}
         if len({level for level, _ in pairs}) == 1 or _is_one_to_one(pairs) or _is_one_to_one(seeds):
             continue
-        levels.append(f"{factor} {level}")
+        levels.append(f"{level} {factor}" if level[:1].isdigit() else level)
     return tuple(levels)
 
 
@@ -129,7 +129,11 @@ def _caption(group: Sequence[_Measured]) -> str:
         "Dotted: the same from β, where gossip was synchronous."
         if any(np.isfinite(ball.synchronous_bound).any() for ball in balls)
         else "",
-        f"{' or '.join(map(str, seeds))} seed{'' if seeds == [1] else 's'} per panel." if seeds else "",
+        ""
+        if not seeds
+        else "One seed per panel."
+        if seeds == [1]
+        else f"{' or '.join(map(str, seeds))} seeds per panel.",
         _verdict(balls),
     ]
     notes = dict.fromkeys(note for ball in balls for note in ball.notes)

@@ -61,11 +61,12 @@ def _section(environment: str, drawn: Sequence[_Measured], problems: Sequence[st
         _heat_map(axes, measured.correlation, brightest)
     figure.label_x("rank")
     seeds = sorted({measured.seeds for measured in drawn})
+    over = "One seed" if seeds == [1] else f"{' or '.join(map(str, seeds))} seeds"
     caption = (
         "Cosine of the angle between the gradients of two learners at the same number of updates, before clipping: the "
         "mean over the snapshots of the run, no unit. A2C's ranks have a gradient of their own shard each, before it "
         "is averaged. Framed: neighbours, of which one sends parameters to the other. One scale of shades, up to "
-        f"{brightest:.2g}. {' or '.join(map(str, seeds))} seed{'' if seeds == [1] else 's'} per map."
+        f"{brightest:.2g}. {over} per map."
     )
     caption += "".join(f" Left out: {problem}." for problem in problems)
     rows = []
