@@ -229,8 +229,8 @@ class Reception:
             session.link.wake()
 
     def missing(self) -> set[int]:
-        """Actors that were here and have not said farewell. The caller holds the lock."""
-        return {rank for rank in self.actors if rank not in self._farewells}
+        """Actors of the plan that have not said farewell. The caller holds the lock."""
+        return set(self.terms.actors) - self._farewells
 
     def stats(self) -> ServerStats:
         """A consistent picture of this moment."""

@@ -90,8 +90,8 @@ class HubServer:
     def close(self) -> None:
         """Says farewell, closes everything. Without effect when called again.
 
-        After `publish(finished=True)` it waits until every actor that was here has the last parameters and has said
-        farewell, at most `FINISH_SECONDS` and no longer than `peerTimeoutSeconds`.
+        After `publish(finished=True)` it waits until every actor of the plan has the last parameters and has said
+        farewell, at most `FINISH_SECONDS`: one that comes later finds nobody who could tell it that the run is over.
         """
         if not self._started:
             return
@@ -99,8 +99,7 @@ class HubServer:
         reception = self._reception
         if self._finished:
             with reception.lock:
-                patience = min(FINISH_SECONDS, reception.terms.timeout)
-                reception.lock.wait_for(lambda: not reception.missing(), patience)
+                reception.lock.wait_for(lambda: not reception.missing(), FINISH_SECONDS)
         why = Leaving.FINISHED if self._finished else Leaving.STOPPED
         self._transport.call_soon(lambda: reception.leave(why))
         self._transport.close(CLOSE_SECONDS)
