@@ -11,7 +11,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from gala import cli, names
+from gala import cli
 from gala.errors import ClusterError, GalaError, RunError, UnreachableError, UsageError
 from gala.experiment import conducting, definition, index, matrix
 from gala.experiment.folder import Folder
@@ -85,8 +85,6 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def fetch(cluster: MemoryCluster, name: str, *, output: Path, force: bool, say: Callable[[str], None]) -> Path:
         path = output / name
         path.mkdir(parents=True)
-        document = {key: value for key, value in cluster.objects[name].items() if key != "status"}
-        (path / names.SPEC_FILE).write_text(yaml.safe_dump(document))
         record = RunRecord(uid="u", state="finished", start_time=0.0, wall_seconds=60.0)
         RunDirectory(path).write_record(record)
         names_of.append(name)

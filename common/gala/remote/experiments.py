@@ -15,7 +15,7 @@ from gala.errors import GalaError, SpecError, UnreachableError, UsageError
 from gala.experiment.folder import Folder, described
 from gala.experiment.matrix import PlannedRun
 from gala.experiment.place import Sight
-from gala.local.rundir import changed_fields
+from gala.local.rundir import RunDirectory, changed_fields
 from gala.remote import fetching, submitting
 from gala.remote.cluster import Cluster
 from gala.remote.view import Run, snapshot
@@ -104,7 +104,9 @@ class ClusterRuns:
 
     def _fetched(self, run: PlannedRun, otherwise: Sight) -> Sight:
         try:
-            fetching.fetch(self._cluster, run.name, output=self._folder.path, force=False, say=lambda line: None)
+            path = fetching.fetch(self._cluster, run.name, output=self._folder.path, force=False, say=lambda line: None)
+            # A results pod knows the plan, not the document. We do, and that the two agree.
+            RunDirectory(path).write_run(run.run)
         except UnreachableError:
             raise
         except GalaError as error:
