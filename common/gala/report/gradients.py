@@ -14,7 +14,7 @@ from gala.report.canvas import BAD, INK, MUTED, SERIES, Canvas
 from gala.report.correlation import Correlation, correlation, together
 from gala.report.experiment import Experiment
 from gala.report.lines import Line, lines
-from gala.report.plots import Plot
+from gala.report.plots import Plot, plural
 from gala.report.section import Section, Table, slug
 from gala.report.traces import TraceError
 
@@ -55,7 +55,8 @@ def sections(experiment: Experiment, identity: str) -> Iterator[Section]:
 
 def _section(environment: str, drawn: Sequence[_Measured], problems: Sequence[str], identity: str) -> Section:
     title = f"Correlation of gradients, {environment}"
-    figure = Canvas(*(measured.line.label for measured in drawn), panel_height=240)
+    names = [f"{one.line.label}, mean over {plural(one.correlation.snapshots, 'snapshot')}" for one in drawn]
+    figure = Canvas(*names, panel_height=240)
     brightest = max(abs(value) for measured in drawn for _, _, value in _pairs(measured.correlation)) or 1.0
     for axes, measured in zip(figure.panels, drawn, strict=True):
         _heat_map(axes, measured.correlation, brightest)
