@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from gala.plan import Address, RunPlan, plan
@@ -36,7 +37,15 @@ PEER_TIMEOUT_SECONDS = 10.0
 UID = "a-run"
 
 
-def make_plan(ports: list[int], *, epoch: int = 0, normalise: bool = True, total: int = 10**9, **hyper: Any) -> RunPlan:
+def make_plan(
+    ports: list[int],
+    *,
+    epoch: int = 0,
+    normalise: bool = True,
+    total: int = 10**9,
+    snapshots: int | None = None,
+    **hyper: Any,
+) -> RunPlan:
     document: dict[str, Any] = {
         "apiVersion": "gala.dev/v1alpha1",
         "kind": "GalaRun",
@@ -49,6 +58,7 @@ def make_plan(ports: list[int], *, epoch: int = 0, normalise: bool = True, total
             "policy": {"hiddenSizes": [16], "normalizeObservations": normalise},
             "gossip": {"peerTimeoutSeconds": PEER_TIMEOUT_SECONDS},
             "hyperparameters": {"learningRate": 3e-3, **hyper},
+            "diagnostics": {"everyUpdates": snapshots},
         },
     }
     return plan(
@@ -88,7 +98,7 @@ class Rank:
                 device=cpu,
                 compute_type=torch.float32,
                 loop=loop,
-                learner_dir=folder,
+                learner_dir=folder / f"learner-{rank}",
                 stopping=lambda: False,
             )
         )
@@ -333,6 +343,26 @@ def test_a_rank_that_has_gone_is_waited_for_and_comes_back_with_the_others_state
     assert_identical(*three)
     assert three[1].counters.progress[1] > 30 * SIMULATORS * 5 * 0.8
     assert three[0].events[:3] == ["assembled", "parted", "assembled"]
+
+
+def test_snapshots_hold_equal_parameters_and_the_gradient_of_the_own_shard(
+    ranks: Callable[..., Rank], tmp_path: Path
+) -> None:
+    run = make_plan(free_ports(2), snapshots=5)
+    two = [ranks(run, 0), ranks(run, 1)]
+    at_once(*(lambda rank=rank: rank.run(12) for rank in two))  # type: ignore[misc]
+    two[1].close()
+    two[1] = ranks(run, 1, incarnation=2)  # joins at an update that is not its own
+    at_once(*(lambda rank=rank: rank.run(16) for rank in two))  # type: ignore[misc]
+    for rank in two:
+        rank.algorithm.close()
+    for version in (5, 10):
+        first, second = (
+            load_file(next(tmp_path.glob(f"learner-{rank}/**/snapshot-*-{version:012d}.safetensors")))
+            for rank in (0, 1)
+        )
+        assert torch.equal(first["parameters"], second["parameters"])
+        assert not torch.equal(first["gradient"], second["gradient"])
 
 
 def test_rank_0_comes_back_too(ranks: Callable[..., Rank]) -> None:

@@ -68,6 +68,7 @@ class SynchronousA2C(Algorithm):
         self._agreement: _Agreement | None = None
         self._round: _Round | None = None
         self._waiting = False
+        self._traced: int | None = None
         self._exchanges = 0
         self._seconds = self._waited = 0.0
         self._events: deque[dict[str, Any]] = deque(maxlen=1000)
@@ -96,8 +97,8 @@ class SynchronousA2C(Algorithm):
     def begin(self, collector: Collector | None, counters: Counters) -> None:
         assert collector is not None
         self._collector = collector
-        if self._diagnostics is not None:
-            self._diagnostics.start(counters.updates, self.setup.flat.trainable)
+        if len(self.plan.ranks) == 1:
+            self._trace(counters)
 
     def step(self, counters: Counters, *, measure: bool) -> Update | None:
         if len(self.plan.ranks) == 1:
@@ -206,6 +207,7 @@ class SynchronousA2C(Algorithm):
             return False
         agreement.adopt(counters)
         self._agreement = None
+        self._trace(counters)
         self._events.append(
             {
                 "event": "assembled",
@@ -286,6 +288,7 @@ class SynchronousA2C(Algorithm):
 
     def _count(self, counters: Counters, update: Update, steps: Mapping[int, int]) -> None:
         counters.updates += 1
+        self._traced = counters.updates
         for rank, number in steps.items():
             counters.progress[rank] = counters.progress.get(rank, 0) + number
         counters.steps = counters.progress[self.setup.me.rank]
@@ -293,6 +296,20 @@ class SynchronousA2C(Algorithm):
             self._diagnostics.update(counters.updates, update.step.update_norm, None)
             if self._diagnostics.is_due(counters.updates):
                 self._diagnostics.snapshot(counters.updates, self.setup.flat.trainable, self._shard_gradient)
+
+    def _trace(self, counters: Counters) -> None:
+        """Begins the diagnostics' trace at the first state that all have; a state from elsewhere later on ends it."""
+        if self._diagnostics is None:
+            return
+        if self._traced is None:
+            self._traced = counters.updates
+            self._diagnostics.start(counters.updates, self.setup.flat.trainable)
+        elif self._traced != counters.updates:
+            log.warning(
+                "the diagnostics' trace ends at update %s: the others are at %s", self._traced, counters.updates
+            )
+            self._diagnostics.close()
+            self._diagnostics = None
 
     def _record_gradient(self, counters: Counters) -> None:
         """Keeps the gradient of this rank's own shard, which the all-reduce is about to replace."""
