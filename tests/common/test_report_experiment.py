@@ -78,7 +78,7 @@ class SyntheticExperiment:
         self, algorithm: str, environment: str, simulators: int, learners: int, seed: int, energy: bool, records: int,
         side_by_side: int,
     ) -> None:  # fmt: skip
-        dice = random.Random(f"{algorithm}{environment}{simulators}{learners}{seed}")
+        dice = random.Random(ascii((algorithm, environment, simulators, learners, seed)))
         name = f"run-{len(self.index['runs'])}"
         role = ROLES.get(algorithm, "actor-learner")
         acting = learners - (role != "actor-learner")
@@ -447,7 +447,7 @@ def test_names_of_runs_do_not_lead_out_of_the_experiment(tmp_path: Path) -> None
 
 
 def test_hostile_strings_are_shown_and_not_obeyed(tmp_path: Path) -> None:
-    evil = '"><script>alert(1)</script>|`*_[x](http://evil.example)\n\n# $\\frac{'
+    evil = '"><script>alert(1)</script>|`*_[x](http://evil.example)\n\n# $\\frac{\x00\x1b\ud800 汉字'
     made = SyntheticExperiment(tmp_path, environments=(evil,), algorithms=(evil, "A2C"), seeds=2)
     made.index |= {"name": evil, "description": evil, "scale": evil}
     made.save()

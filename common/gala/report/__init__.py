@@ -101,7 +101,8 @@ def _replace(output: Path, content: str) -> None:
             raise IsADirectoryError(21, "it is a folder; give the name of an HTML file")
         handle, temporary = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.", suffix=".part")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
+            # JSON can name halves of characters, which UTF-8 cannot.
+            with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
                 file.write(content)
             # mkstemp's 0600 would keep a web server, or a colleague, from reading the page.
             Path(temporary).chmod(0o644)

@@ -6,6 +6,7 @@ right in light and in dark. A figure's unit is the CSS pixel of a phone; wider s
 
 from __future__ import annotations
 
+import html
 import io
 import math
 import re
@@ -149,12 +150,12 @@ def inline(svg: str, label: str, identity: str) -> str:
     """Makes matplotlib's SVG document an element of an HTML page: no prolog, no metadata, own ids, the page's colours.
 
     Args:
-        label: for those who hear the page instead of seeing it; escaped by the caller.
+        label: plain text, for those who hear the page instead of seeing it.
     """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
     view_box = re.search(r'viewBox="[^"]*"', svg)
-    opening = f'<svg class="plot" {view_box.group() if view_box else ""} role="img" aria-label="{label}">'
+    opening = f'<svg class="plot" {view_box.group() if view_box else ""} role="img" aria-label="{html.escape(label)}">'
     svg = re.sub(r"<svg[^>]*>", lambda _: opening, svg, count=1)
     svg = svg.replace("xlink:href", "href")
     # Group ids such as "axes_1" are the same in every figure and nobody refers to them.

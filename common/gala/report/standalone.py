@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import html
 import re
+import warnings
 from importlib import resources
 from typing import Final
 
@@ -64,7 +65,7 @@ def light_colours() -> dict[str, str]:
 def wrapped(words: str, size: float, *, bold: bool = False, width: float = WIDTH) -> list[str]:
     """Lines of at most `width`, broken between words; a word that is longer has a line of its own."""
     lines: list[str] = []
-    for word in words.split():
+    for word in _printable(words).split():
         if lines and _width(f"{lines[-1]} {word}", size, bold) <= width:
             lines[-1] += f" {word}"
         else:
@@ -78,7 +79,7 @@ def _legend(entries: tuple[tuple[str, str], ...], y: float) -> tuple[str, float]
         return "", y - 0.6 * _TITLE
     x, parts = float(MARGIN), []
     for css_class, label in entries:
-        needed = 20 + _width(label, _TEXT, False)
+        needed = 20 + _width(_printable(label), _TEXT, False)
         if x > MARGIN and x + needed > MARGIN + WIDTH:
             x, y = MARGIN, y + 1.45 * _TEXT
         colour, look = _LOOKS.get(css_class, (f"--{css_class}", 'stroke-width="2.5"'))
@@ -112,12 +113,21 @@ def _size(svg: str) -> tuple[float, float]:
 
 
 def _text(x: float, y: float, words: str, size: float, colour: str, more: str = "") -> str:
-    shown = html.escape(words, quote=True)
+    shown = html.escape(_printable(words), quote=True)
     return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="var({colour})"{more}>{shown}</text>'
 
 
 @functools.cache
 def _width(words: str, size: float, bold: bool) -> float:
     font = FontProperties(family="DejaVu Sans", size=size, weight="bold" if bold else "normal")
-    width, _, _ = text_to_path.get_text_width_height_descent(words, font, ismath=False)
+    with warnings.catch_warnings():
+        # Names may be in scripts that this font lacks: the viewer's font has them, or shows boxes of about that width.
+        warnings.simplefilter("ignore")
+        width, _, _ = text_to_path.get_text_width_height_descent(words, font, ismath=False)
     return float(width)
+
+
+def _printable(words: str) -> str:
+    """Without what XML cannot hold: control characters and halves of characters."""
+    whole = words.encode("utf-8", "replace").decode("utf-8")
+    return "".join(letter if letter.isprintable() else " " for letter in whole)
