@@ -304,7 +304,7 @@ def test_a_gradient_that_cannot_be_applied_changes_nothing_and_is_counted(team, 
     payload = np.zeros(a3c_payload.num_bytes(server.flat) // 4, np.float32)
     payload[:9] = value
     hub = actor.algorithm._hub
-    eventually(lambda: actor.algorithm._take(actor.counters))
+    eventually(lambda: actor.algorithm._take(actor.counters, 1.0))
     assert hub.push([memoryview(payload).cast("B")], version=version, steps=20, timeout=PATIENCE)
     eventually(lambda: server.step() or noticed(server.algorithm.stats()))
     assert noticed(server.algorithm.stats()) == 1
@@ -360,7 +360,7 @@ def test_a_server_that_comes_back_from_an_older_checkpoint_is_followed(team):
     server = made.join(0, before=start_there)
     assert server.counters.updates == 3
     actor.take_version(3)
-    assert actor.algorithm._take(actor.counters)
+    assert actor.algorithm._take(actor.counters, 1.0)
     assert torch.equal(actor.flat.vector, found["vector"])
     assert actor.counters.global_steps == server.counters.global_steps
     train(2)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -31,6 +31,9 @@ from gala_worker.rollout import Collector
 from gala_worker.state import Counters
 
 log = logging.getLogger(__name__)
+
+FIRST_SECONDS: Final = 5.0
+"""How long an actor-learner waits for its first parameters before it says that it is waiting."""
 
 
 def _identity(setup: Setup) -> Identity:
@@ -186,19 +189,20 @@ class ActorLearner(Algorithm):
     def begin(self, collector: Collector | None, counters: Counters) -> None:
         assert collector is not None
         self._collector = collector
+        # What this rank has done in earlier lives is known before it counts on: no jump that looks like speed.
+        self._take(counters, FIRST_SECONDS)
 
     def step(self, counters: Counters, *, measure: bool) -> Update | None:
         if self._unsent is not None:
             self._push(*self._unsent)
-        elif self._take(counters):
+        elif self._take(counters, WAIT_SECONDS if self._version is None else 0.0):
             return self._learn(counters)
         counters.progress = self._hub.progress() or counters.progress
         return None
 
-    def _take(self, counters: Counters) -> bool:
-        """Adopts the newest parameters that are here; waits for the first. False: there are none to act with."""
-        wait = WAIT_SECONDS if self._version is None else 0.0
-        parameters = self._hub.latest(wait, give_up=self.setup.stopping)
+    def _take(self, counters: Counters, seconds: float) -> bool:
+        """Adopts the newest parameters, if they come within so many seconds. False: there are none to act with."""
+        parameters = self._hub.latest(seconds, give_up=self.setup.stopping)
         if parameters is not None:
             self._adopt(parameters, counters)
         if self._hub.finished:
