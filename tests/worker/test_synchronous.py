@@ -119,7 +119,7 @@ class Rank:
         deadline = time.monotonic() + 150
         while self.counters.updates < updates:
             assert time.monotonic() < deadline, f"rank {self.rank} is at {self.counters.updates} of {updates}"
-            self.algorithm.step(self.counters, measure=False)
+            self.algorithm.step(self.counters, measure=self.counters.updates % 20 == 0)
 
     def close(self) -> None:
         self.algorithm.close()
@@ -318,8 +318,8 @@ def test_one_rank_needs_no_group_and_makes_the_updates_of_a2c(ranks: Callable[..
         device=torch.device("cpu"),
         seed=0,
     )
-    for _ in range(20):
-        single.update(collector.collect(), 0.0)
+    for update in range(20):
+        single.update(collector.collect(), 0.0, measure_update=update % 20 == 0)
     simulators.close()
     alone.run(20)
     assert torch.equal(alone.flat.vector, flat.vector)
@@ -342,7 +342,7 @@ def test_a_rank_that_has_gone_is_waited_for_and_comes_back_with_the_others_state
     at_once(*(lambda rank=rank: rank.run(60) for rank in three))  # type: ignore[misc]
     assert_identical(*three)
     assert three[1].counters.progress[1] > 30 * SIMULATORS * 5 * 0.8
-    assert three[0].events[:3] == ["assembled", "parted", "assembled"]
+    assert three[0].events == ["assembled", "parted", "assembled"], "parameters that differ would part them again"
 
 
 def test_snapshots_hold_equal_parameters_and_the_gradient_of_the_own_shard(

@@ -86,6 +86,9 @@ def test_a_run_goes_on_after_the_death_and_the_freezing_of_a_rank_and_all_end_wi
     goes_on(run, 0)
     assert run.pid(1) == frozen
 
+    reasons = [event["reason"] for rank in range(2) for event in run.events(rank, "parted")]
+    assert not any("differ" in reason for reason in reasons), reasons
+
     total = run.status(0)["globalSteps"] + 20_000
     assert run.stop() == 130
     again = type(run)(run.file.parent, document(), "--set", f"spec.totalSteps={total}")

@@ -199,7 +199,7 @@ class SynchronousA2C(Algorithm):
         return group
 
     def _agree(self, group: Group, counters: Counters) -> bool:
-        """Whether all have the same state, which the first call after a meeting sees to."""
+        """Whether all have the same state, which the first calls after a meeting see to."""
         agreement = self._agreement
         if agreement is None:
             return True
@@ -217,7 +217,9 @@ class SynchronousA2C(Algorithm):
                 "globalSteps": counters.global_steps,
             }
         )
-        return True
+        # What this step was asked to measure depends on counters that have changed just now. All ranks must measure the
+        # same updates: the arithmetic of a measured one rounds differently.
+        return False
 
     def _begin_round(self, group: Group, counters: Counters) -> _Round:
         flat = self.setup.flat
