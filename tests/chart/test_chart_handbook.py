@@ -13,6 +13,8 @@ ROOT = Path(__file__).parents[2]
 CODE = ROOT / "operator" / "gala_operator"
 HANDBOOK = (ROOT / "docs" / "operator.md").read_text()
 EXPLAINED = set(re.findall(r"`(\w+)`", HANDBOOK))
+NAMING = {"essential", "failures", "refused", "ring", "serving", "stuck"}
+"""Modules that give reasons names."""
 REASON = re.compile(r"(?!SIG)[A-Z][A-Za-z]+")  # failures.py names signals, too
 
 
@@ -37,7 +39,7 @@ def reasons() -> set[str]:
                 }
                 if "reason" in names:
                     found |= set(constants(node.value))
-            elif isinstance(node, ast.AnnAssign) and path.stem in {"essential", "failures", "refused", "ring", "serving", "stuck"}:
+            elif isinstance(node, ast.AnnAssign) and path.stem in NAMING:
                 values = node.value.values if isinstance(node.value, ast.Dict) else [node.value]
                 found |= {reason for value in values if value is not None for reason in constants(value)}
     return found
