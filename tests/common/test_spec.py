@@ -195,8 +195,7 @@ def test_a_document_has_camel_case_only() -> None:
         ),
         pytest.param(
             with_spec(hyperparameters={"learningRate": 0}),
-            "spec.hyperparameters.learningRate: must be greater"
-            " than 0, got 0; give a number from above 0 to 1",
+            "spec.hyperparameters.learningRate: must be greater than 0, got 0; give a number from above 0 to 1",
             id="exclusive bound",
         ),
         pytest.param(
