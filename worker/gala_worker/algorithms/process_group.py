@@ -9,6 +9,7 @@ and the end of a group with an exchange under way) happens on daemon threads, wh
 from __future__ import annotations
 
 import os
+import re
 import socket
 import threading
 import time
@@ -66,6 +67,12 @@ def open_store(host: str | None, seconds: float) -> c10d.TCPStore:
         raise GossipError(f"cannot listen on {host or 'any interface'}: {error}") from error
 
 
+def _reason(error: Exception) -> str:
+    """What torch says, without the place in its sources that it begins with and the advice that it ends with."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return re.sub(r"^\[[^]]*\.cc:\d+\] ", "", lines[0]).partition(" This is typically")[0][:200]
+
+
 class Exchange:
     """One collective operation under way on one tensor."""
 
@@ -84,7 +91,7 @@ class Exchange:
                 return self._wait_for_nccl(seconds)
             return self._wait_for_gloo(seconds)
         except RuntimeError as error:
-            raise GossipError(str(error).strip().splitlines()[0][:300]) from error
+            raise GossipError(_reason(error)) from error
 
     def _wait_for_gloo(self, seconds: float) -> bool:
         try:
@@ -137,7 +144,7 @@ class Group:
         try:
             return Exchange(start(self._backend), tensor, self._timeout)
         except RuntimeError as error:
-            raise GossipError(str(error).strip().splitlines()[0][:300]) from error
+            raise GossipError(_reason(error)) from error
 
     def leave(self) -> None:
         """Closes the connections, so that the others notice; returns at once.
@@ -184,8 +191,7 @@ class Connecting:
         try:
             self._future.set_result(_connect(*self._arguments))
         except (RuntimeError, ValueError) as error:  # DistError, and what gloo throws, are RuntimeErrors
-            message = str(error).strip().splitlines() or [type(error).__name__]
-            self._future.set_exception(GossipError(f"the members did not find each other: {message[0][:300]}"))
+            self._future.set_exception(GossipError(f"the members did not find each other: {_reason(error)}"))
         except Exception as error:  # a mistake in the program, to be raised where somebody sees it
             self._future.set_exception(error)
 
