@@ -74,7 +74,7 @@ def _consensus(document: dict[str, Any], sizes: list[int]) -> Figure:
                     axes.errorbar(x, middle, [low, high], fmt=MARKS[mixing] + style, color=colour, ms=3, lw=1.2)
         axes.set(xscale="log", yscale="log", xticks=sizes, xticklabels=sizes, xlabel="learners")
         axes.minorticks_off()
-        axes.set_ylabel("updates (median, bars: range)")
+        axes.set(ylim=(0.8, 400), ylabel="updates (median, bars: range)")
 
     return _panels(document, title, panel)
 
@@ -127,7 +127,7 @@ def _of(rows: Rows, conditions: str, kind: str | None = None, mixing: str | None
 
 def _seeds(rows: Rows) -> str:
     few, many = min(row["seeds"] for row in rows), max(row["seeds"] for row in rows)
-    return f"{many} seeds" if few == many else f"{many} seeds (Complete of many learners: {few} or more)"
+    return f"{many} seeds" if few == many else f"{few} to {many} seeds"
 
 
 def _save(figure: Figure, path: Path) -> Path:
