@@ -23,16 +23,17 @@ def policy_lag() -> Iterator[ModuleType]:
         sys.path.remove(str(PAPER))
 
 
-def test_without_a_lag_the_correction_changes_nothing_and_with_one_it_does(policy_lag: ModuleType) -> None:
+@pytest.mark.parametrize("task", ["fork", "cartpole"])
+def test_without_a_lag_the_correction_changes_nothing_and_with_one_it_does(policy_lag: ModuleType, task: str) -> None:
     for lag, same in ((0, True), (4, False)):
-        corrected, plain = (policy_lag.train(arm, lag, 1, 6400) for arm in policy_lag.ARMS)
+        corrected, plain = (policy_lag.train(task, arm, lag, 1, 6400) for arm in policy_lag.ARMS)
         assert (corrected == replace(plain, arm=corrected.arm)) is same
 
 
 def test_equal_seeds_give_equal_numbers_and_the_table_has_them(policy_lag: ModuleType) -> None:
-    first, again, other = (policy_lag.train("V-trace", 2, seed, 3200) for seed in (1, 1, 2))
+    first, again, other = (policy_lag.train("fork", "V-trace", 2, seed, 3200) for seed in (1, 1, 2))
     assert first == again
     assert other.mean_return != first.mean_return
     lines = policy_lag.table([first, other]).splitlines()
     assert len(lines) == 3
-    assert f"{first.last_return:.0f}, {other.last_return:.0f}" in lines[-1]
+    assert f"{first.last_return:.2f}, {other.last_return:.2f}" in lines[-1]
