@@ -37,3 +37,11 @@ def test_equal_seeds_give_equal_numbers_and_the_table_has_them(policy_lag: Modul
     lines = policy_lag.table([first, other]).splitlines()
     assert len(lines) == 3
     assert f"{first.last_return:.2f}, {other.last_return:.2f}" in lines[-1]
+
+
+@pytest.mark.learning
+@pytest.mark.timeout(300)
+def test_v_trace_learns_under_a_lag_of_100_updates_where_uncorrected_targets_do_not(policy_lag: ModuleType) -> None:
+    corrected, plain = (policy_lag.train("fork", arm, 100, 1, 60_000) for arm in policy_lag.ARMS)
+    assert corrected.last_return > 0.95
+    assert plain.last_return < 0.55
