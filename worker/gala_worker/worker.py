@@ -236,6 +236,8 @@ class Worker:
     def _make_collector(self, training: ExitStack) -> Collector:
         spec = self._spec
         clip = spec.hyperparameters.reward_clipping
+        # Who keeps no state cannot tell its first life from a later one by its counters.
+        life = self._counters.updates if self._keeps else self._config.incarnation
         training.callback(self._simulators.close)
         collector = Collector(
             self._simulators,
@@ -245,7 +247,7 @@ class Worker:
             compute_type=self._compute_type,
             device=self._device,
             # A later life starts other games than the one before, within this rank's own range of seeds.
-            seed=self._me.seed + self._counters.updates % (names.MAX_SIMULATORS - self._simulators.num_simulators + 1),
+            seed=self._me.seed + life % (names.MAX_SIMULATORS - self._simulators.num_simulators + 1),
             record=self._algorithm.records,
             observe=self._algorithm.observes,
         )

@@ -64,6 +64,8 @@ class Server(Algorithm):
         self._last_staleness, self._last_delay = 0, 0.0
         self._applied = self._refused = 0
         self._waited_seconds = 0.0
+        self._counters: Counters | None = None
+        """The worker's, once it has begun."""
 
     @property
     def optimizer_state(self) -> Mapping[str, Tensor]:
@@ -78,6 +80,7 @@ class Server(Algorithm):
         self._hub.start()
 
     def begin(self, collector: Collector | None, counters: Counters) -> None:
+        self._counters = counters
         self._publish(counters)
 
     def step(self, counters: Counters, *, measure: bool) -> Update | None:
@@ -119,13 +122,13 @@ class Server(Algorithm):
         text = f"a gradient of rank {contribution.rank} is not applied: {what}"
         self._complaints.add("gradient", contribution.rank, text, time.monotonic())
 
-    def _publish(self, counters: Counters) -> None:
-        self._hub.publish(
-            self.setup.flat.vector,
-            version=counters.updates,
-            progress=counters.progress,
-            finished=counters.global_steps >= self.plan.spec.total_steps,
-        )
+    def _publish(self, counters: Counters, *, last: bool = False) -> None:
+        """The last parameters wait for `close`: they are saved first, so that nobody leaves a run that may go back."""
+        finished = counters.global_steps >= self.plan.spec.total_steps
+        if finished == last:
+            self._hub.publish(
+                self.setup.flat.vector, version=counters.updates, progress=counters.progress, finished=finished
+            )
 
     def set_plan(self, plan: RunPlan) -> None:
         super().set_plan(plan)
@@ -156,6 +159,9 @@ class Server(Algorithm):
         return self._hub.events()
 
     def close(self) -> None:
+        if self._counters is not None:
+            self._publish(self._counters, last=True)
+            self._counters = None
         self._hub.close()
 
 

@@ -76,6 +76,8 @@ class Learner(Algorithm):
         self._delays: deque[float] = deque(maxlen=LAGS_KEPT)
         self._updates = self._refused = 0
         self._waited_seconds = 0.0
+        self._counters: Counters | None = None
+        """The worker's, once it has begun."""
 
     @property
     def optimizer_state(self) -> Mapping[str, Tensor]:
@@ -90,6 +92,7 @@ class Learner(Algorithm):
         self._hub.start()
 
     def begin(self, collector: Collector | None, counters: Counters) -> None:
+        self._counters = counters
         self._publish(counters)
 
     def step(self, counters: Counters, *, measure: bool) -> Update | None:
@@ -146,13 +149,13 @@ class Learner(Algorithm):
         counters.updates += 1
         self._updates += 1
 
-    def _publish(self, counters: Counters) -> None:
-        self._hub.publish(
-            self.setup.flat.vector,
-            version=counters.updates,
-            progress=counters.progress,
-            finished=counters.global_steps >= self.plan.spec.total_steps,
-        )
+    def _publish(self, counters: Counters, *, last: bool = False) -> None:
+        """The last parameters wait for `close`: they are saved first, so that nobody leaves a run that may go back."""
+        finished = counters.global_steps >= self.plan.spec.total_steps
+        if finished == last:
+            self._hub.publish(
+                self.setup.flat.vector, version=counters.updates, progress=counters.progress, finished=finished
+            )
 
     def set_plan(self, plan: RunPlan) -> None:
         super().set_plan(plan)
@@ -179,6 +182,9 @@ class Learner(Algorithm):
         return self._hub.events()
 
     def close(self) -> None:
+        if self._counters is not None:
+            self._publish(self._counters, last=True)
+            self._counters = None
         self._hub.close()
 
 
