@@ -266,6 +266,16 @@ def test_the_same_message_on_a_second_stream_is_not_taken_twice():
     assert fleet.learners[0].peer.weight == 1.5
 
 
+def test_a_newer_stream_tells_the_truth_about_an_older_one_that_nobody_has_seen_end():
+    fleet, stranger = attacked()
+    stranger.say(message(0.5))  # lies there, not taken
+    heard = Stranger(fleet).say(Hello("a run", 1, 0, 9, 0, "schema", 1, 1))
+    assert isinstance(heard[0], Welcome)
+    assert heard[0].accepted == 0  # so the sender takes it back
+    assert fleet.learners[0].mix() is None
+    assert fleet.learners[0].peer.weight == 1.0
+
+
 def test_whatever_is_poured_into_a_learner_its_own_messages_stay_acceptable():
     fleet, stranger = attacked()
     for version in range(1, 20):
