@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -121,7 +122,7 @@ def test_a_rank_that_waits_for_a_frozen_one_stops_when_it_is_told_to(live_run: C
 @pytest.mark.learning
 def test_two_synchronous_ranks_reach_475_on_the_pole(live_run: Callable[..., LiveRun]) -> None:
     run = live_run(yaml.safe_load((EXAMPLES / "cartpole-a2c.yaml").read_text()))
-    assert run.process.wait(280) == 0, run.log.read_text()
+    assert run.process.wait(500) == 0, run.log.read_text()
     assert_equal_final_models(run, range(2))
     card = final_card(run)
     assert card["globalSteps"] >= 400_000
@@ -131,11 +132,11 @@ def test_two_synchronous_ranks_reach_475_on_the_pole(live_run: Callable[..., Liv
 @pytest.mark.learning
 def test_one_rank_of_a2c_trains_without_a_process_group(live_run: Callable[..., LiveRun]) -> None:
     run = live_run(document(learners=1, totalSteps=20_000))
-    assert run.process.wait(120) == 0, run.log.read_text()
+    assert run.process.wait(300) == 0, run.log.read_text()
     assert final_card(run)["globalSteps"] >= 20_000
     assert not run.events(0, "assembled", "parted")
 
 
 def final_card(run: LiveRun) -> dict[str, Any]:
-    card: dict[str, Any] = yaml.safe_load((run.directory / names.FINAL_DIRECTORY / names.CARD_FILE).read_text())
+    card: dict[str, Any] = json.loads((run.directory / names.FINAL_DIRECTORY / names.CARD_FILE).read_text())
     return card
