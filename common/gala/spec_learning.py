@@ -44,7 +44,7 @@ class Hyperparameters(Section):
     gae_lambda: Annotated[Number, Field(ge=0, le=1)] | None = by_algorithm(
         "gae_lambda",
         None,
-        "Lambda of generalised advantage estimation; unset = n-step returns. IMPALA does not read it.",
+        "Lambda of generalised advantage estimation; unset = n-step returns. IMPALA: lambda of V-trace.",
     )
     entropy_coefficient: Annotated[Number, Field(ge=0, le=10)] = Field(
         default=0.01, description="Weight of the entropy bonus in the loss."
