@@ -77,8 +77,8 @@ signal.signal(signal.SIGTERM, terminate)
 host, port = next(entry for entry in plan["learners"] if entry["rank"] == rank)["address"]["http"].split(":")
 server = ReusingServer((host, int(port)), Handler)
 threading.Thread(target=server.serve_forever, daemon=True).start()
-note("started")
 sys.stderr.write(f"fake worker {rank} started\n")
+note("started")  # last: who waits for it may look at the log at once
 while True:
     steps += 1
     for line in script():
