@@ -221,7 +221,10 @@ def test_push_sum_over_the_network_keeps_the_weighted_mean(ring):
     weights = {rank: peer.weight for rank, peer in made.peers.items()}
     assert sum(weights.values()) == pytest.approx(3.0)
     mean = sum(weights[rank] * vectors[rank].double() for rank in weights) / 3
-    torch.testing.assert_close(mean, torch.ones(300_000, dtype=torch.float64), rtol=1e-5, atol=1e-5)
+    # Every mixing may round by half a unit in float32's last place, and a busy machine makes for many of them.
+    rounding = 2.0**-22 * sum(peer.stats().mixes for peer in made.peers.values())
+    assert rounding < 1e-2  # averaging drifts by a tenth and more
+    torch.testing.assert_close(mean, torch.ones(300_000, dtype=torch.float64), rtol=0, atol=1e-5 + rounding)
     assert all(peer.stats().mixes > 5 for peer in made.peers.values())
 
 
