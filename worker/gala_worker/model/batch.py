@@ -37,8 +37,8 @@ def forward_batch(
     steps, batch = observations.shape[:2]
     flat = observations.flatten(0, 1)
     images = isinstance(policy.trunk, Nature32)
-    reduced = torch.autocast(flat.device.type, compute_type, enabled=compute_type != torch.float32)
-    with reduced:
+    reduces = compute_type != torch.float32
+    with torch.autocast(flat.device.type, compute_type, enabled=reduces):
         inputs = policy.prepare(flat)
         features = policy.trunk(inputs)
         judged = None if policy.critic_trunk is None else policy.critic_trunk(inputs)
@@ -49,7 +49,7 @@ def forward_batch(
             parameters, values = output.parameters, output.value
         else:
             # As `Tape` does it: behind a convolutional trunk the memory is too small to gain from the shorter type.
-            with torch.autocast(flat.device.type, enabled=False) if images else reduced:
+            with torch.autocast(flat.device.type, compute_type, enabled=reduces and not images):
                 parameters, values = _through_memory(policy, features.unflatten(0, (steps, batch)), starts, state)
     return Replay(parameters.reshape(steps, batch, -1), values.reshape(steps, batch))
 
