@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 
+ANSWER_SECONDS = 10.0
 START_SECONDS = 120.0
 
 
@@ -45,10 +46,10 @@ class LiveRun:
         return host, int(port)
 
     def status(self, rank: int) -> dict[str, Any]:
-        """/status of a learner; empty while it does not answer."""
+        """/status of a learner; empty while there is none. One that is there may take its time on a busy machine."""
         with contextlib.suppress(OSError, ValueError, StopIteration):
             host, port = self.address(rank, "http")
-            with urllib.request.urlopen(f"http://{host}:{port}/status", timeout=2) as answer:
+            with urllib.request.urlopen(f"http://{host}:{port}/status", timeout=ANSWER_SECONDS) as answer:
                 content: dict[str, Any] = json.load(answer)
                 return content
         return {}

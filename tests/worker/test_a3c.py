@@ -333,8 +333,23 @@ def test_the_run_ends_for_all_when_the_server_has_its_steps(team):
     for actor in actors:
         while actor.counters.global_steps < TOTAL:
             assert actor.algorithm._hub.finished
+            assert not actor.algorithm.is_over  # the last parameters are still to be taken
             actor.step()
         assert actor.counters.progress == server.counters.progress
+
+
+def test_an_actor_whose_last_parameters_are_lost_knows_that_the_run_is_over(team):
+    made = team(2)
+    made.join(0, Counters(updates=50, progress={1: TOTAL - 30}))
+    actor = made.join(1)
+    actor.until_step()
+    assert not actor.algorithm.is_over
+    with actor.algorithm._hub._attendance.lock:  # a farewell without them, as when the stream broke on the way
+        actor.algorithm._hub._attendance.finished = True
+    assert actor.algorithm.is_over
+    steps = actor.counters.steps
+    assert actor.algorithm.step(actor.counters, measure=False) is None
+    assert actor.counters.steps == steps
 
 
 def test_a_server_that_comes_back_from_an_older_checkpoint_is_followed(team):

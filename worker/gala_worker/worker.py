@@ -279,7 +279,7 @@ class Worker:
     @property
     def _reached(self) -> bool:
         """Whether the run has its steps."""
-        return self._counters.global_steps >= self._spec.total_steps
+        return self._algorithm.is_over or self._counters.global_steps >= self._spec.total_steps
 
     def _schedule(self) -> None:
         """The next evaluation and the next checkpoint."""

@@ -78,6 +78,11 @@ class Algorithm(ABC):
         return False
 
     @property
+    def is_over(self) -> bool:
+        """Whether somebody who knows has said that the run has its steps, whatever this rank has heard of them."""
+        return False
+
+    @property
     def optimizer_state(self) -> Mapping[str, Tensor]:
         """Tensors beside the parameters that a checkpoint keeps, by name; they are changed in place."""
         return {}

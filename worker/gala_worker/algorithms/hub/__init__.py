@@ -4,7 +4,7 @@ server = HubServer(plan, identity, loop=loop, contribution_bytes=size)   # on ra
 client = HubClient(plan, identity, loop=loop, contribution_bytes=size)   # on every other rank
 """
 
-from gala_worker.algorithms.hub.client import HubClient
+from gala_worker.algorithms.hub.client import HubClient, Octets
 from gala_worker.algorithms.hub.contributions import Contribution
 from gala_worker.algorithms.hub.parameters import Parameters
 from gala_worker.algorithms.hub.server import HubServer
@@ -18,6 +18,7 @@ __all__ = [
     "HubClient",
     "HubServer",
     "Identity",
+    "Octets",
     "Parameters",
     "ServerStats",
 ]

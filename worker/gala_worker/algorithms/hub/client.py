@@ -196,6 +196,11 @@ class HubClient:
         return self._attendance.is_open
 
     @property
+    def has_news(self) -> bool:
+        """Complete parameters wait for `latest`."""
+        return self._attendance.ready is not None
+
+    @property
     def finished(self) -> bool:
         """The hub has said that the run has its steps. The last parameters may have been lost on the way."""
         return self._attendance.finished

@@ -1,4 +1,4 @@
-"""IMPALA with real processes under the launcher: it learns, and what dies comes back."""
+"""A3C and IMPALA with real processes under the launcher: they learn, and what dies comes back."""
 
 from __future__ import annotations
 
@@ -15,42 +15,43 @@ import yaml
 if TYPE_CHECKING:
     from conftest import LiveRun
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "cartpole-impala.yaml"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+ALGORITHMS = ["a3c", "impala"]
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 
 
+def example(algorithm: str) -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load((EXAMPLES / f"cartpole-{algorithm}.yaml").read_text())
+    return document
+
+
 @pytest.mark.learning
-def test_a_learner_and_two_actors_reach_475_on_the_pole(live_run: Callable[..., LiveRun]) -> None:
-    run = live_run(yaml.safe_load(EXAMPLE.read_text()))
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_centre_and_two_that_act_reach_475_on_the_pole(live_run: Callable[..., LiveRun], algorithm: str) -> None:
+    document = example(algorithm)
+    run = live_run(document)
     assert run.process.wait(280) == 0, run.log.read_text()
     card = json.loads((run.directory / "final" / "card.json").read_text())
-    assert card["globalSteps"] >= 200_000
-    assert card["averaged"] == [0]  # the learner's parameters are the run's
+    assert card["globalSteps"] >= document["spec"]["totalSteps"]
+    assert card["averaged"] == [0]  # the centre's parameters are the run's
     assert card["evaluation"]["greedy"]["meanReturn"] >= 475
-    learner = run.records(0, "train")
-    assert learner[-1]["gossip"]["mixes"] == learner[-1]["updates"] > 500
-    assert learner[-1]["gossip"]["stalenessMaxUpdates"] >= learner[-1]["gossip"]["stalenessUpdates"] > 0
-    assert {edge["peer"] for edge in learner[-1]["gossip"]["edges"]} == {1, 2}
+    centre = run.records(0, "train")
+    assert centre[-1]["gossip"]["mixes"] == centre[-1]["updates"] > 500
+    assert centre[-1]["gossip"]["stalenessMaxUpdates"] >= centre[-1]["gossip"]["stalenessUpdates"] > 0
+    assert {edge["peer"] for edge in centre[-1]["gossip"]["edges"]} == {1, 2}
     assert run.records(0, "evaluation")
     for rank in (1, 2):
-        assert run.records(rank, "train")[-1]["globalSteps"] >= 200_000
+        assert run.records(rank, "train")[-1]["globalSteps"] >= document["spec"]["totalSteps"]
         assert not run.records(rank, "evaluation")
         assert not (run.directory / f"learner-{rank}" / "checkpoints").exists()
 
 
-@pytest.fixture(scope="module")
-def star(live_run: Callable[..., LiveRun]) -> LiveRun:
-    """A learner and two actors that do not end by themselves."""
-    run = live_run(endless())
-    run.until(lambda: connected(run) and run.status(0).get("globalSteps", 0) > 4000, "all three train", 200)
-    return run
-
-
-def endless() -> dict[str, Any]:
-    document: dict[str, Any] = yaml.safe_load(EXAMPLE.read_text())
-    document["metadata"]["name"] = "stream"
-    document["spec"]["hyperparameters"]["batchRollouts"] = 8
+def endless(algorithm: str) -> dict[str, Any]:
+    document = example(algorithm)
+    document["metadata"]["name"] = f"endless-{algorithm}"
+    if algorithm == "impala":
+        document["spec"]["hyperparameters"]["batchRollouts"] = 8
     document["spec"] |= {
         "totalSteps": 1_000_000_000,
         "environment": {"id": "CartPole-v1", "simulators": 4},
@@ -61,6 +62,14 @@ def endless() -> dict[str, Any]:
     return document
 
 
+@pytest.fixture(scope="module", params=ALGORITHMS)
+def star(live_run: Callable[..., LiveRun], request: pytest.FixtureRequest) -> LiveRun:
+    """A centre and two that act, which do not end by themselves."""
+    run = live_run(endless(request.param))
+    run.until(lambda: connected(run) and run.status(0).get("globalSteps", 0) > 4000, "all three train", 200)
+    return run
+
+
 def connected(run: LiveRun) -> bool:
     return sorted(run.status(0).get("inPeers", [])) == [1, 2]
 
@@ -68,15 +77,15 @@ def connected(run: LiveRun) -> bool:
 def test_a_killed_actor_returns_and_the_others_do_not_wait_for_it(star: LiveRun) -> None:
     before, steps = star.status(1), star.status(0)["globalSteps"]
     os.kill(star.pid(1), signal.SIGKILL)
-    star.until(lambda: star.status(0).get("inPeers") == [2], "the learner notices")
-    star.until(lambda: star.status(0).get("globalSteps", 0) > steps + 500, "the learner goes on")
+    star.until(lambda: star.status(0).get("inPeers") == [2], "the centre notices")
+    star.until(lambda: star.status(0).get("globalSteps", 0) > steps + 500, "the centre goes on")
     star.until(lambda: connected(star), "the actor is back")
     star.until(lambda: star.status(1).get("incarnation", 0) > before["incarnation"], "as another process")
-    # It counts on where its first life ended: what it did is in the learner's keeping.
+    # It counts on where its first life ended: what it did is in the centre's keeping.
     star.until(lambda: star.status(1).get("steps", 0) > before["steps"] // 2, "it goes on counting")
 
 
-def test_a_killed_learner_comes_back_from_its_checkpoint_and_the_actors_wait_for_it(star: LiveRun) -> None:
+def test_a_killed_centre_comes_back_from_its_checkpoint_and_the_actors_wait_for_it(star: LiveRun) -> None:
     star.until(lambda: connected(star), "all three are there")
     before = star.status(0)
     actors = {rank: star.status(rank)["incarnation"] for rank in (1, 2)}
@@ -87,7 +96,7 @@ def test_a_killed_learner_comes_back_from_its_checkpoint_and_the_actors_wait_for
         states.update(star.status(rank).get("state", "") for rank in actors)
         return bool(star.status(0).get("incarnation", 0) > before["incarnation"] and connected(star))
 
-    star.until(is_back, "the learner is back and has its actors")
+    star.until(is_back, "the centre is back and has its actors")
     assert "waiting" in states
     resumed = star.events(0, "resumed", "seeded", "joined")[-1]
     assert resumed["event"] == "resumed"
@@ -96,11 +105,12 @@ def test_a_killed_learner_comes_back_from_its_checkpoint_and_the_actors_wait_for
     assert {rank: star.status(rank)["incarnation"] for rank in actors} == actors  # nobody else was started again
 
 
-def test_a_stopped_run_goes_on_where_the_learner_was_and_ends_for_all(star: LiveRun) -> None:
+def test_a_stopped_run_goes_on_where_the_centre_was_and_ends_for_all(star: LiveRun) -> None:
     """Last in this file: it ends the run."""
     assert star.stop() == 130
     steps = star.events(0, "stopped")[-1]["globalSteps"]
-    again = type(star)(star.file.parent, endless(), "--set", f"spec.totalSteps={steps + 1000}")
+    document = yaml.safe_load(star.file.read_text())
+    again = type(star)(star.file.parent, document, "--set", f"spec.totalSteps={steps + 1000}")
     try:
         assert again.process.wait(200) == 0, again.log.read_text()
         assert again.events(0, "resumed")[-1]["globalSteps"] == steps
