@@ -36,15 +36,15 @@ def document(name: str, **spec: Any) -> dict[str, Any]:
 
 
 def test_synchronous_learners_stay_below_both_bounds_at_every_point(live_run: Callable[..., LiveRun]) -> None:
-    run = live_run(document("lockstep", gossip={"maxStaleness": 0}))
+    # More learners than neighbours: they are to wait for those as well that they never talk to.
+    run = live_run(document("lockstep", learners=5, totalSteps=6000, gossip={"maxStaleness": 0}))
     assert run.process.wait(200) == 0, run.log.read_text()
     ball = epsilon_ball(read_run(run.directory))
     assert ball is not None
     assert len(ball.versions) >= 10
     assert (ball.radius > 0).all()
     inside = ~np.isnan(ball.synchronous_bound)
-    # On a busy machine a process may start so late that it joins with a neighbour's state: there is no such bound then.
-    assert inside.sum() >= 10 or any("began with version" in note for note in ball.notes), ball.notes
+    assert inside.sum() >= 10, ball.notes
     assert not np.isnan(ball.bound).any()
     assert not ball.above.any()
     assert (ball.bound <= ball.synchronous_bound * (1 + 1e-9))[inside].all()

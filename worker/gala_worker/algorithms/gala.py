@@ -26,7 +26,7 @@ from gala_worker.rollout import Collector, Rollout
 from gala_worker.state import Counters
 
 GATHER_SECONDS: Final = 120.0
-"""How long a synchronous learner waits at its start for its neighbours, whose processes may start much later."""
+"""How long a synchronous learner waits at its start for the others, whose processes may start much later."""
 
 
 class Optimizer(Protocol):
@@ -96,11 +96,11 @@ class Gala(Algorithm):
         self._collector = collector
         if self._diagnostics is not None:
             self._diagnostics.start(counters.updates, self.setup.flat.trainable)
-        self._gossip.merge_progress(counters.progress)
+        self._gossip.merge_progress({self.setup.me.rank: counters.steps, **counters.progress})
         self._gossip.join()
         gossip = self.plan.spec.gossip
         if gossip.max_staleness is not None and gossip.max_staleness < gossip.every_updates:
-            self._gather()
+            self._gather(is_first=counters.updates == 0)
 
     def step(self, counters: Counters, *, measure: bool) -> Update | None:
         gossip, flat, diagnostics = self._gossip, self.setup.flat, self._diagnostics
@@ -119,14 +119,17 @@ class Gala(Algorithm):
                 diagnostics.snapshot(counters.updates, flat.trainable, flat.gradient)
         return update
 
-    def _gather(self) -> None:
-        """Waits until all planned neighbours are connected: synchronous gossip is so from the first round on.
+    def _gather(self, *, is_first: bool) -> None:
+        """Waits until all planned neighbours are connected, and at the start of a run until all learners have begun.
 
-        Otherwise whoever starts first would make its first updates alone, and stay ahead by that many for good.
+        Otherwise whoever starts first would make its first updates alone, and stay ahead by that many for good. That a
+        learner has begun spreads with the progress; who has heard of all makes an update, and tells of all with it.
         """
         me, until = self.plan.learner(self.setup.me.rank), time.monotonic() + GATHER_SECONDS
 
         def all_there(stats: GossipStats) -> bool:
+            if is_first and not self._gossip.progress().keys() >= set(self.plan.ranks):
+                return False
             return stats.in_peers == me.in_peers and stats.out_peers == me.out_peers
 
         while time.monotonic() < until and not self.setup.stopping():
