@@ -81,6 +81,7 @@ ALGORITHMS: Final[Mapping[str, Facts]] = MappingProxyType(
                 "learning_rate": 6e-4,
                 "learning_rate_schedule": "linear",
                 "rollout_length": 20,
+                "value_coefficient": 0.25,
                 "max_gradient_norm": 40.0,
                 "rms_prop_epsilon": 0.01,
                 "loss_reduction": "sum",

@@ -86,10 +86,12 @@ def run(
 
 @app.command()
 def validate(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="GalaRun documents.", show_default=False)],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="GalaRun or GalaExperiment documents.", show_default=False)
+    ],
 ) -> None:
     """Check documents and list everything that is wrong with them."""
-    from gala.spec import check_files
+    from gala.checking import check_files
 
     verdicts = check_files(files)
     for path, error in verdicts.items():

@@ -361,16 +361,3 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> GalaRun:
     Raises: SpecError with every problem of the file, or of the overrides.
     """
     return parse(document.override(document.read(path), overrides))
-
-
-def check_files(paths: Sequence[str | Path]) -> dict[str, SpecError | None]:
-    """The verdict on each file, in the order given: None where it is valid. What `gala validate` prints."""
-    verdicts: dict[str, SpecError | None] = {}
-    for path in paths:
-        try:
-            load(path)
-        except SpecError as error:
-            verdicts[str(path)] = error
-        else:
-            verdicts[str(path)] = None
-    return verdicts

@@ -49,8 +49,8 @@ class Hyperparameters(Section):
     entropy_coefficient: Annotated[Number, Field(ge=0, le=10)] = Field(
         default=0.01, description="Weight of the entropy bonus in the loss."
     )
-    value_coefficient: Annotated[Number, Field(ge=0, le=100)] = Field(
-        default=0.5, description="Weight of the value loss."
+    value_coefficient: Annotated[Number, Field(ge=0, le=100)] = by_algorithm(
+        "value_coefficient", 0.5, "Weight of the value loss, which is the squared error, without a factor of one half."
     )
     loss_reduction: Literal["mean", "sum"] = by_algorithm(
         "loss_reduction", "mean", "Whether the loss is the mean or the sum over an update's decisions."

@@ -78,6 +78,7 @@ def test_hyperparameters_that_are_not_given_are_the_algorithms_own() -> None:
     a2c = run(algorithm="A2C").spec.hyperparameters
 
     assert (impala.rollout_length, impala.learning_rate, impala.max_gradient_norm) == (10, 6e-4, 40.0)
+    assert (impala.value_coefficient, a2c.value_coefficient) == (0.25, 0.5)
     assert (a2c.rollout_length, a2c.learning_rate, a2c.max_gradient_norm) == (5, 7e-4, 0.5)
 
 

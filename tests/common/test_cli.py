@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from gala import cli
 from gala.plan import RunPlan
 
+PAPER = Path(__file__).parents[2] / "benchmarks" / "paper"
 EXAMPLES = Path(__file__).parents[2] / "examples"
 Gala = Callable[..., tuple[int, str, str]]
 
@@ -78,6 +79,20 @@ def test_validate_lists_every_problem_of_every_file(gala: Gala, tmp_path: Path) 
     assert first.startswith(f"{bad}: spec.algorithm: ")
     assert second.startswith(f"{bad}: spec.learners: must be at least 1, got -3")
     assert third.startswith("missing.yaml: ")
+
+
+def test_validate_judges_experiments_by_all_their_runs(gala: Gala, tmp_path: Path) -> None:
+    files = sorted(str(path) for path in PAPER.glob("*.yaml"))
+    code, out, err = gala("validate", *files)
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [f"{file}: valid" for file in files]
+    document = yaml.safe_load((PAPER / "curves.yaml").read_text())
+    document["spec"]["matrix"]["algorithm"] = ["GALA-A2C", "A4C"]
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(yaml.safe_dump(document))
+    code, out, err = gala("validate", str(bad))
+    assert (code, out) == (2, "")
+    assert "A4C" in err
 
 
 def test_plan_shows_the_ring(gala: Gala, tmp_path: Path) -> None:

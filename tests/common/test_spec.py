@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from gala import spec
+from gala.checking import check_files
 from gala.errors import SpecError
 from gala.spec import Environment, GalaRun, Gossip, Metadata, RunSpec, Topology
 
@@ -456,7 +457,7 @@ def test_files_are_judged_one_by_one(tmp_path: Path) -> None:
     good.write_text(json.dumps(MINIMAL))
     bad.write_text(json.dumps(with_spec(learners=0, seed=-1)))
     no_yaml.write_text("a: [")
-    verdicts = spec.check_files([good, bad, no_yaml, tmp_path / "none.yaml"])
+    verdicts = check_files([good, bad, no_yaml, tmp_path / "none.yaml"])
     assert [0 if verdict is None else len(verdict.problems) for verdict in verdicts.values()] == [0, 2, 1, 1]
     assert next(iter(verdicts)) == str(good)
 

@@ -61,10 +61,18 @@ class Run:
     def learner(self, rank: int) -> Path:
         return self.directory / f"learner-{rank}"
 
-    def export(self, rank: int, offset: float = 0.0, *, global_steps: int = 1000, plan: RunPlan | None = None) -> Path:
+    def export(
+        self,
+        rank: int,
+        offset: float = 0.0,
+        *,
+        global_steps: int = 1000,
+        plan: RunPlan | None = None,
+        weight: Any = 1.0,
+    ) -> Path:
         self.flat.vector.copy_(self.start + offset)
         counters = Counters(steps=global_steps, wall_seconds=60.0 + rank, progress={0: global_steps})
-        return model_file.export_model(self.learner(rank), self.flat, plan or self.plan, rank, counters)
+        return model_file.export_model(self.learner(rank), self.flat, plan or self.plan, rank, counters, weight=weight)
 
     def save_checkpoint(self, rank: int, offset: float, global_steps: int) -> None:
         saved = checkpoint.Checkpoint(
@@ -92,6 +100,21 @@ def finalized(run: Run, lines: list[dict[str, Any]]) -> dict[str, Any]:
 def final_vector(run: Run) -> torch.Tensor:
     tensors = model_file.load_model(run.directory / "final" / "model.safetensors").tensors
     return torch.cat([tensors[name].flatten() for name in run.flat.schema.names])
+
+
+def test_with_push_sum_the_final_model_is_the_mean_that_gossip_has_kept(run: Run, lines: list[dict[str, Any]]) -> None:
+    for rank, (offset, weight) in enumerate([(0.0, 0.5), (0.25, 0.5), (0.5, 2.0)]):
+        run.export(rank, offset, weight=weight)
+    finalized(run, lines)
+    assert torch.allclose(final_vector(run), run.start + (0.25 * 0.5 + 0.5 * 2.0) / 3)
+
+
+@pytest.mark.parametrize("weight", [-1.0, 0.0, 1e30, float("nan"), "heavy", None, [1.0]])
+def test_a_weight_that_cannot_be_counts_like_the_others(run: Run, lines: list[dict[str, Any]], weight: Any) -> None:
+    run.export(0, 0.0, weight=weight)
+    run.export(1, 0.5)
+    finalized(run, lines)
+    assert torch.allclose(final_vector(run), run.start + 0.25)
 
 
 def test_the_final_model_is_the_learners_average(run: Run, lines: list[dict[str, Any]]) -> None:
@@ -218,6 +241,11 @@ def test_averages_are_exact_where_float32_sums_are_not() -> None:
     assert mean["x"].item() == pytest.approx(1 / 3)
     assert mean["x"].dtype == torch.float32
     assert mean["count"].item() == 3
+
+
+def test_an_average_counts_each_model_by_its_weight() -> None:
+    mean = model_file.average([{"x": torch.tensor([1.0, 2.0])}, {"x": torch.tensor([5.0, 6.0])}], [0.75, 0.25])
+    assert mean["x"].tolist() == [2.0, 3.0]
 
 
 def test_models_of_different_shapes_are_not_averaged() -> None:

@@ -41,8 +41,13 @@ class Model:
     """JSON: run, globalSteps, and whatever else the writer knew."""
 
 
-def export_model(learner_dir: Path, flat: FlatState, plan: RunPlan, rank: int, counters: Counters) -> Path:
+def export_model(
+    learner_dir: Path, flat: FlatState, plan: RunPlan, rank: int, counters: Counters, *, weight: float = 1.0
+) -> Path:
     """Writes a learner's `final/model.safetensors` and, for people, `final/model.json`; each is there whole or not.
+
+    Args:
+        weight: the learner's share of the average of all; not 1 with push-sum only.
 
     Raises:
         OSError: the disk does not take it.
@@ -56,6 +61,7 @@ def export_model(learner_dir: Path, flat: FlatState, plan: RunPlan, rank: int, c
         "updates": counters.updates,
         "episodes": counters.episodes,
         "wallSeconds": counters.wall_seconds,
+        "weight": weight,
     }
     directory = learner_dir / names.FINAL_DIRECTORY
     path = save_model(directory / names.MODEL_FILE, flat.tensors(), flat.schema.hash, plan.spec, record)
@@ -104,10 +110,11 @@ def load_model(path: Path, schema_hash: str | None = None) -> Model:
     return Model(tensors=tensors, schema_hash=found, record=record if isinstance(record, dict) else {})
 
 
-def average(models: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def average(models: Sequence[Mapping[str, Tensor]], weights: Sequence[float] | None = None) -> dict[str, Tensor]:
     """The mean of every tensor, computed in float64 so that the order of the models does not matter.
 
-    Whole numbers (counts) are taken from the first model.
+    Whole numbers (counts) are taken from the first model. With `weights`, one positive number for each model, the mean
+    is the weighted one: with push-sum it is this mean that gossip keeps (Kempe et al. 2003, protocol Push-Sum).
 
     Raises:
         CheckpointError: the models' names or shapes differ.
@@ -116,10 +123,12 @@ def average(models: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     for model in models[1:]:
         if {n: t.shape for n, t in model.items()} != {n: t.shape for n, t in first.items()}:
             raise CheckpointError("models of different shapes cannot be averaged")
+    each = torch.tensor(weights or [1.0] * len(models), dtype=torch.float64)
     mean = {}
     for name, tensor in first.items():
         if tensor.is_floating_point():
-            mean[name] = torch.stack([model[name].double() for model in models]).mean(0).to(tensor.dtype)
+            stacked = torch.stack([model[name].double() for model in models])
+            mean[name] = (torch.tensordot(each, stacked, dims=1) / each.sum()).to(tensor.dtype)
         else:
             mean[name] = tensor.clone()
     return mean

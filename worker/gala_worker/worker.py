@@ -376,7 +376,8 @@ class Worker:
         return checkpoint.dumps(capture(self._flat, self._algorithm.optimizer_state, self._counters))
 
     def _export(self) -> None:
-        export_model(self._config.learner_dir, self._flat, self._plan, self._config.rank, self._counters)
+        weight = self._algorithm.stats().weight
+        export_model(self._config.learner_dir, self._flat, self._plan, self._config.rank, self._counters, weight=weight)
 
     def _status(self) -> dict[str, Any]:
         """The answer to /status; on the asyncio thread."""
