@@ -396,7 +396,7 @@ def test_a_strangers_hello_is_refused(busy_ring, changes, reason):
 
 
 def test_bytes_that_are_no_frame_are_refused(busy_ring):
-    assert say(busy_ring, b"\xff" * 1000) == [Refusal(Reason.MALFORMED, "1000 bytes that are not a frame")]
+    assert say(busy_ring, b"\xff" * 1000) == [Refusal(Reason.MALFORMED, "1000 bytes that are not a Frame")]
 
 
 def test_a_message_larger_than_any_frame_is_not_even_read(busy_ring):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -52,19 +52,55 @@ def split(payload: memoryview, version: int, header: Header) -> Iterator[Chunk]:
         yield Chunk(version, index, count, piece, header if index == 0 else None)
 
 
-class Reassembler:
+class Sized(Protocol):
+    """What the first piece of a message says of the whole."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all pieces together."""
+
+
+H = TypeVar("H", bound=Sized)
+H_co = TypeVar("H_co", bound=Sized, covariant=True)
+
+
+class Piece(Protocol[H_co]):
+    """One of `count` consecutive parts of a message; those of one message have its number."""
+
+    @property
+    def number(self) -> int:
+        """Of the message: it grows from one to the next."""
+
+    @property
+    def index(self) -> int:
+        """From 0."""
+
+    @property
+    def count(self) -> int:
+        """Pieces of the message."""
+
+    @property
+    def payload(self) -> bytes | memoryview:
+        """At most 1 MiB."""
+
+    @property
+    def header(self) -> H_co | None:
+        """With index 0 only."""
+
+
+class Reassembler(Generic[H]):
     """Puts the chunks of one message after another into a buffer; refuses everything out of order or size.
 
     After a MessageError the stream cannot be trusted any more: the caller closes it.
     """
 
-    def __init__(self, num_bytes: int) -> None:
-        """`num_bytes`: the only size that a message may have."""
+    def __init__(self, num_bytes: int, after: int = 0) -> None:
+        """`num_bytes`: the only size that a message may have. `after`: messages have larger numbers than this."""
         self._num_bytes = num_bytes
         self._count = num_chunks(num_bytes)
         self._target: memoryview | None = None
         self._next = 0
-        self.version = 0
+        self.number = after
         """Of the message in progress, or of the last one."""
 
     @property
@@ -72,34 +108,34 @@ class Reassembler:
         """Whether a message has begun and not ended."""
         return self._target is not None
 
-    def begin(self, chunk: Chunk) -> Header:
-        """Checks what a message's first chunk says of the whole; to be followed by `into` and `add`.
+    def begin(self, chunk: Piece[H]) -> H:
+        """Checks what a message's first chunk says of the whole, before any memory is taken for it.
 
-        Raises: MessageError.
+        To be followed by `into` and `add`. Raises: MessageError.
         """
         if self._target is not None:
-            raise MessageError(f"message {chunk.version} begins inside message {self.version}")
+            raise MessageError(f"message {chunk.number} begins inside message {self.number}")
         if chunk.index != 0 or chunk.header is None:
-            raise MessageError(f"message {chunk.version} begins with its chunk {chunk.index}")
+            raise MessageError(f"message {chunk.number} begins with its chunk {chunk.index}")
         if chunk.header.num_bytes != self._num_bytes or chunk.count != self._count:
             size = f"{chunk.header.num_bytes} bytes in {chunk.count} chunks"
             raise MessageError(f"a message of {size}, not {self._num_bytes} in {self._count}")
-        if chunk.version <= self.version:
-            raise MessageError(f"message {chunk.version} after message {self.version}")
+        if chunk.number <= self.number:
+            raise MessageError(f"message {chunk.number} after message {self.number}")
         return chunk.header
 
-    def into(self, version: int, target: memoryview) -> None:
+    def into(self, number: int, target: memoryview) -> None:
         """The buffer for the message that has begun."""
-        self.version, self._target, self._next = version, target, 0
+        self.number, self._target, self._next = number, target, 0
 
-    def add(self, chunk: Chunk) -> bool:
+    def add(self, chunk: Piece[H]) -> bool:
         """Stores a chunk; True when the message is complete.
 
         Raises: MessageError.
         """
         target, start = self._target, self._next * CHUNK_BYTES
-        if target is None or chunk.version != self.version or chunk.index != self._next or chunk.count != self._count:
-            raise MessageError(f"chunk {chunk.index} of message {chunk.version} is not the next one")
+        if target is None or chunk.number != self.number or chunk.index != self._next or chunk.count != self._count:
+            raise MessageError(f"chunk {chunk.index} of message {chunk.number} is not the next one")
         if chunk.index and chunk.header is not None:
             raise MessageError("a second header in one message")
         end = min(start + CHUNK_BYTES, self._num_bytes)

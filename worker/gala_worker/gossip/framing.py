@@ -56,12 +56,7 @@ def decode(data: bytes) -> Frame:
     """
     if data and data[0] == _CHUNK_TAG:
         return _decode_chunk(memoryview(data))
-    message = pb.Frame()
-    try:
-        message.ParseFromString(data)
-    except DecodeError as error:
-        raise MessageError(f"{len(data)} bytes that are not a frame") from error
-    return _from_message(message)
+    return _from_message(parse(pb.Frame(), data))
 
 
 def encode_request(request: StateRequest) -> bytes:
@@ -270,11 +265,7 @@ def _from_message(message: Any) -> Frame:
             refused = message.ack.refused
             return Ack(message.ack.version, reason_of(refused) if refused else None)
         case "farewell":
-            try:
-                why = Leaving(message.farewell.why)
-            except ValueError:
-                why = Leaving.STOPPED  # a newer peer's word for leaving is still a farewell
-            return Farewell(why, progress_map(message.farewell.progress))
+            return farewell_of(message.farewell)
         case _:
             raise MessageError("a frame that says nothing")
 
@@ -282,6 +273,18 @@ def _from_message(message: Any) -> Frame:
 def refusal_of(message: Any) -> Refusal:
     """What a `Refusal` message says, in bounds."""
     return Refusal(reason_of(message.reason), message.detail[:MAX_DETAIL])
+
+
+def farewell_of(message: Any) -> Farewell:
+    """What a `Farewell` message says.
+
+    Raises: MessageError.
+    """
+    try:
+        why = Leaving(message.why)
+    except ValueError:
+        why = Leaving.STOPPED  # a newer peer's word for leaving is still a farewell
+    return Farewell(why, progress_map(message.progress))
 
 
 def reason_of(number: int) -> Reason:

@@ -135,6 +135,11 @@ class Chunk:
     """May be a window into a buffer that is reused: valid until the next frame is asked for."""
     header: Header | None = None
 
+    @property
+    def number(self) -> int:
+        """What a message is told apart by."""
+        return self.version
+
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:

@@ -125,7 +125,7 @@ class Receiving:
         self._host = host
         self._heartbeat = heartbeat
         self._said_at = now
-        self._reassembler = Reassembler(host.message_bytes())
+        self._reassembler = Reassembler[Header](host.message_bytes())
         self._header: Header | None = None
         self._arriving: Tensor | None = None
         self._arriving_since = 0.0
@@ -189,7 +189,7 @@ class Receiving:
             case Chunk():
                 self._take(edge, frame, now)
             case Heartbeat():
-                if self._reassembler.in_progress or frame.version > self._reassembler.version:
+                if self._reassembler.in_progress or frame.version > self._reassembler.number:
                     raise MessageError(f"message {frame.version} or a part of it was lost on the way")
                 self._host.merge_progress(frame.progress)
             case Farewell():
@@ -217,9 +217,9 @@ class Receiving:
 
     def _take(self, edge: InEdge, chunk: Chunk, now: float) -> None:
         if not self._reassembler.in_progress:
-            if self._reassembler.version > self._done:
+            if self._reassembler.number > self._done:
                 raise MessageError(
-                    f"message {chunk.version} before message {self._reassembler.version} was acknowledged"
+                    f"message {chunk.version} before message {self._reassembler.number} was acknowledged"
                 )
             announced = self._header = self._reassembler.begin(chunk)
             if self._host.push_sum and chunk.version <= edge.accepted:

@@ -20,8 +20,8 @@ from gala_worker.algorithms.hub.messages import (
     Taken,
     Want,
 )
-from gala_worker.algorithms.hub.pieces import Assembler, split
-from gala_worker.gossip.codec import is_finite, window
+from gala_worker.algorithms.hub.pieces import split
+from gala_worker.gossip.codec import Reassembler, is_finite, window
 from gala_worker.gossip.messages import Farewell, Leaving, Reason, Refusal
 from gala_worker.gossip.transport import Link
 
@@ -62,7 +62,7 @@ class Attending:
         self.outstanding = True
         """Parameters have been asked for and are not here yet. The first come unasked."""
         self._ask = False
-        self._assembler = Assembler(Kind.PARAMETERS, host.terms.parameters_bytes)
+        self._reassembler = Reassembler[HubHeader](host.terms.parameters_bytes)
         self._header: HubHeader | None = None
         self._arriving: Tensor | None = None
 
@@ -103,7 +103,7 @@ class Attending:
         frame: HubFrame | None = None
         if self._ask:
             self._ask = False
-            frame = Want(self._assembler.serial)
+            frame = Want(self._reassembler.number)
         frame = frame or self._next_chunk()
         if frame is None and self._leaving is not None:
             self.state = State.CLOSED
@@ -151,7 +151,7 @@ class Attending:
             case Refusal():
                 self.state = State.CLOSED
                 self._host.refused(frame)
-            case HubChunk() if self.state is State.OPEN:
+            case HubChunk(kind=Kind.PARAMETERS) if self.state is State.OPEN:
                 self._take(frame)
             case Taken() if self.state is State.OPEN:
                 if frame.serial > max(self._last_sent, self._sending):
@@ -170,11 +170,11 @@ class Attending:
         self.link.wake()
 
     def _take(self, chunk: HubChunk) -> None:
-        if not self._assembler.in_progress:
-            self._header = self._assembler.begin(chunk)
+        if not self._reassembler.in_progress:
+            self._header = self._reassembler.begin(chunk)
             self._arriving = self._host.acquire_buffer()
-            self._assembler.into(chunk.serial, window(self._arriving))
-        complete = self._assembler.add(chunk)
+            self._reassembler.into(chunk.serial, window(self._arriving))
+        complete = self._reassembler.add(chunk)
         self._host.bytes_in += len(chunk.payload)
         if not complete:
             return

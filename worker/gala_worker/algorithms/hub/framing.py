@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from google.protobuf.message import DecodeError
-
 from gala.errors import MessageError
 from gala.wire import hub_pb2
 from gala_worker.algorithms.hub.messages import (
@@ -25,7 +23,7 @@ from gala_worker.algorithms.hub.messages import (
 )
 from gala_worker.gossip import framing
 from gala_worker.gossip.grpc_transport import Wire
-from gala_worker.gossip.messages import Farewell, Leaving, Refusal
+from gala_worker.gossip.messages import Farewell, Refusal
 
 pb: Any = hub_pb2
 """Messages are made and read by attribute; the checks of what arrives are here, not in their types."""
@@ -70,11 +68,7 @@ def _encode_chunk(chunk: HubChunk) -> bytes:
 
 def _decode_chunk(kind: Kind, data: memoryview) -> HubChunk:
     encoded, payload = framing.part(data)
-    head = pb.HubChunk()
-    try:
-        head.ParseFromString(encoded)
-    except DecodeError as error:
-        raise MessageError("a chunk that cannot be read") from error
+    head = framing.parse(pb.HubChunk(), encoded)
     header = None
     if head.HasField("header"):
         said = head.header
@@ -156,10 +150,6 @@ def _from_message(message: Any) -> HubFrame:
         case "heartbeat":
             return HubHeartbeat(framing.progress_map(message.heartbeat.progress))
         case "farewell":
-            try:
-                why = Leaving(message.farewell.why)
-            except ValueError:
-                why = Leaving.STOPPED  # a newer one's word for leaving is still a farewell
-            return Farewell(why, framing.progress_map(message.farewell.progress))
+            return framing.farewell_of(message.farewell)
         case _:
             raise MessageError("a frame that says nothing")

@@ -74,6 +74,11 @@ class HubChunk:
     """May be a window into a buffer that is reused: valid until the next frame is asked for."""
     header: HubHeader | None = None
 
+    @property
+    def number(self) -> int:
+        """What a message is told apart by."""
+        return self.serial
+
 
 @dataclass(frozen=True, slots=True)
 class Want:

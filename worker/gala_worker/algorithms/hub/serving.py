@@ -22,9 +22,9 @@ from gala_worker.algorithms.hub.messages import (
     Want,
 )
 from gala_worker.algorithms.hub.parameters import Edition
-from gala_worker.algorithms.hub.pieces import Assembler, split
+from gala_worker.algorithms.hub.pieces import split
 from gala_worker.algorithms.hub.stats import ActorCounters
-from gala_worker.gossip.codec import window
+from gala_worker.gossip.codec import Reassembler, window
 from gala_worker.gossip.messages import Farewell, Leaving, Reason, Refusal
 from gala_worker.gossip.transport import Link
 
@@ -74,7 +74,7 @@ class Serving:
         self._to_say: HubWelcome | Refusal | None = None
         self._leaving: Leaving | None = None
         # Up.
-        self._assembler = Assembler(Kind.CONTRIBUTION, host.terms.contribution_bytes)
+        self._reassembler = Reassembler[HubHeader](host.terms.contribution_bytes)
         self._header: HubHeader | None = None
         self._arriving: bytearray | None = None
         self._taken: deque[Taken] = deque()
@@ -170,7 +170,7 @@ class Serving:
             self._greet(frame, now)
             return
         match frame:
-            case HubChunk():
+            case HubChunk(kind=Kind.CONTRIBUTION):
                 self._take(actor, frame)
             case Want():
                 if frame.serial > self._last_serial:
@@ -191,18 +191,18 @@ class Serving:
         if isinstance(verdict, Refusal):
             self.rejected = True
         else:
-            self._assembler = Assembler(Kind.CONTRIBUTION, self._host.terms.contribution_bytes, verdict.received)
+            self._reassembler = Reassembler[HubHeader](self._host.terms.contribution_bytes, verdict.received)
         self._to_say = verdict
         self.link.wake()
 
     def _take(self, actor: Actor, chunk: HubChunk) -> None:
-        if not self._assembler.in_progress:
-            self._header = self._assembler.begin(chunk)
+        if not self._reassembler.in_progress:
+            self._header = self._reassembler.begin(chunk)
             if self._host.num_held(actor) >= MAX_UNPROCESSED:
                 raise MessageError(f"contribution {chunk.serial} without credit")
             self._arriving = self._host.acquire_buffer()
-            self._assembler.into(chunk.serial, memoryview(self._arriving))
-        complete = self._assembler.add(chunk)
+            self._reassembler.into(chunk.serial, memoryview(self._arriving))
+        complete = self._reassembler.add(chunk)
         actor.counters.bytes_in += len(chunk.payload)
         if not complete:
             return
