@@ -202,7 +202,8 @@ def test_push_sum_over_the_network_keeps_the_weighted_mean(ring):
 
     def learner(rank: int) -> None:
         version, deadline = 0, time.monotonic() + PATIENCE
-        while made.peers[rank].stats().mixes < 6 and time.monotonic() < deadline:
+        # Until all have mixed: whoever stopped earlier would leave the next one without messages.
+        while min(peer.stats().mixes for peer in made.peers.values()) < 6 and time.monotonic() < deadline:
             version += 1
             made.peers[rank].offer(vectors[rank], version=version, steps=version)
             made.peers[rank].mix(vectors[rank])
