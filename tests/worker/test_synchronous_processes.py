@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -140,3 +142,13 @@ def test_one_rank_of_a2c_trains_without_a_process_group(live_run: Callable[..., 
 def final_card(run: LiveRun) -> dict[str, Any]:
     card: dict[str, Any] = json.loads((run.directory / names.FINAL_DIRECTORY / names.CARD_FILE).read_text())
     return card
+
+
+def test_a_finished_worker_ends_without_taking_down_what_threads_still_use() -> None:
+    """A thread that waits for gloo to end must not be killed half way: the process would abort."""
+    code = (
+        "import atexit; from gala_worker.__main__ import leave;"
+        "atexit.register(print, 'taken down'); print('said'); leave(7)"
+    )
+    ended = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (7, "said\n", "")
