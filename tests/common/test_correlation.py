@@ -243,3 +243,20 @@ def test_correlation_has_a_map_for_each_algorithm_with_the_neighbours_framed(tmp
     assert section.table is not None
     assert [row[0] for row in section.table.rows] == ["GALA-A2C", "A2C"]
     assert "One seed per map" in section.plot.caption
+
+
+def test_correlation_has_an_interval_over_the_seeds(tmp_path: Path) -> None:
+    runs = {}
+    for seed, shared in enumerate((0.2, 1.0, 2.0)):
+        write_run(tmp_path / f"run-{seed}", learners=3, shared=shared, seed=seed)
+        runs[f"run-{seed}"] = {"algorithm": "GALA-A2C", "seed": seed}
+    [section] = draw(read_experiment(experiment(tmp_path, ["gradient-correlation"], runs)))
+    [line] = section.numbers["lines"]
+    first, second, third = line["meanBySeed"]
+    assert first < second < third
+    assert line["mean"] == pytest.approx((first + second + third) / 3)
+    assert section.table is not None
+    [row] = section.table.rows
+    interval = row[section.table.head.index("95 % interval")].replace("−", "-")
+    low, high = map(float, interval.split(" to "))
+    assert first - 1e-3 <= low < line["mean"] < high <= third + 1e-3

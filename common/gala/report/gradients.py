@@ -7,15 +7,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
+from gala.report import formats, statistics
 from gala.report.canvas import BAD, INK, MUTED, SERIES, Canvas
 from gala.report.correlation import Correlation, correlation, together
 from gala.report.experiment import Experiment
 from gala.report.lines import Line, lines
 from gala.report.plots import Plot, plural
 from gala.report.section import Section, Table, slug
+from gala.report.statistics import Estimate
 from gala.report.traces import TraceError
 
 MAX_NUMBERED = 10
@@ -25,8 +28,18 @@ MAX_NUMBERED = 10
 @dataclass(frozen=True, slots=True)
 class _Measured:
     line: Line
-    seeds: int
     correlation: Correlation
+    """Of all seeds together."""
+    means: tuple[float, ...]
+    """Over all pairs of learners, by seed."""
+
+    @property
+    def seeds(self) -> int:
+        return len(self.means)
+
+    def estimate(self) -> Estimate:
+        """The mean over the seeds, each of which is the mean over its pairs."""
+        return statistics.estimate(statistics.mean, [np.asarray(self.means)])
 
 
 def sections(experiment: Experiment, identity: str) -> Iterator[Section]:
@@ -45,7 +58,7 @@ def sections(experiment: Experiment, identity: str) -> Iterator[Section]:
                 if one is not None and (not found or one.ranks == found[0].ranks):
                     found.append(one)
             if found:
-                drawn.append(_Measured(line, len(found), together(found)))
+                drawn.append(_Measured(line, together(found), tuple(one.mean() for one in found)))
         sizes = dict.fromkeys(len(measured.correlation.ranks) for measured in drawn)
         for size in sizes:
             alike = [measured for measured in drawn if len(measured.correlation.ranks) == size]
@@ -72,15 +85,22 @@ def _section(environment: str, drawn: Sequence[_Measured], problems: Sequence[st
     caption += "".join(f" Left out: {problem}." for problem in problems)
     rows = []
     for measured in drawn:
-        one = measured.correlation
-        means = (one.mean(), one.mean(neighbours=True), one.mean(neighbours=False))
-        rows.append((measured.line.label, str(measured.seeds), str(one.snapshots), *map(_cosine, means)))
-    head = ("Gradient cosine", "Seeds", "Snapshots", "All pairs", "Neighbours", "Others")
+        one, all_pairs = measured.correlation, measured.estimate()
+        means = (one.mean(neighbours=True), one.mean(neighbours=False))
+        interval = formats.interval(all_pairs.low, all_pairs.high, 3)
+        row = (measured.line.label, str(measured.seeds), str(one.snapshots), _cosine(all_pairs.value), interval)
+        rows.append((*row, *map(_cosine, means)))
+    head = ("Gradient cosine", "Seeds", "Snapshots", "All pairs", "95 % interval", "Neighbours", "Others")
     return Section(
         f"gradient-correlation-{slug(environment)}",
         Plot(title, figure.svg(title, identity), caption),
         _numbers(environment, drawn),
-        Table(head, tuple(rows), "Means over pairs of learners, snapshots and seeds."),
+        Table(
+            head,
+            tuple(rows),
+            "Means over pairs of learners, snapshots and seeds. The interval is a bootstrap over the seeds; with "
+            "fewer than about ten it is too narrow.",
+        ),
     )
 
 
@@ -111,7 +131,7 @@ def _heat_map(axes: Axes, one: Correlation, brightest: float) -> None:
 
 
 def _cosine(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.3f}"
+    return formats.DASH if math.isnan(value) else f"{value:.3f}".replace("-", "−")
 
 
 def _numbers(environment: str, drawn: Sequence[_Measured]) -> dict[str, Any]:
@@ -126,6 +146,7 @@ def _numbers(environment: str, drawn: Sequence[_Measured]) -> dict[str, Any]:
                 "updates": list(measured.correlation.versions),
                 "cosines": measured.correlation.cosines.tolist(),
                 "mean": measured.correlation.mean(),
+                "meanBySeed": list(measured.means),
                 "meanOfNeighbours": measured.correlation.mean(neighbours=True),
                 "meanOfOthers": measured.correlation.mean(neighbours=False),
             }
