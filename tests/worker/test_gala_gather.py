@@ -80,11 +80,12 @@ def ring() -> Iterator[Callable[..., list[Learner]]]:
         stack.callback(loop_thread.stop)
 
         def make(**counters: Any) -> list[Learner]:
-            with ExitStack() as held:
-                sockets = [held.enter_context(socket.socket()) for _ in range(4)]
-                for each in sockets:
-                    each.bind(("127.0.0.1", 0))
-                ports = [each.getsockname()[1] for each in sockets]
+            ports = []
+            for _ in range(4):
+                holder = stack.enter_context(socket.socket())
+                holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                holder.bind(("127.0.0.1", 0))
+                ports.append(holder.getsockname()[1])
             document = {
                 "apiVersion": "gala.dev/v1alpha1",
                 "kind": "GalaRun",
