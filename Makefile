@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 FILE ?= examples/quickstart.yaml
 # Development and CI pin torch: every machine then tests the same kernels.
 TORCH ?= torch==2.13.0
+# Files of tests that run side by side. Tests of real runs start up to six processes each, so not one for every core.
+TEST_JOBS ?= 2
 # Folders named operator/ and worker/ must never shadow a module, whatever the current directory is.
 export PYTHONSAFEPATH := 1
 
@@ -37,7 +39,7 @@ run: $(VENV)/installed-run ## train: a ring of actor-learners learns FILE (defau
 	$(BIN)/gala run $(FILE)
 
 test: $(VENV)/installed-dev check ## install, check and test everything
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile
 
 check: $(VENV)/installed-dev ## formatting, lint, types, layering
 	$(BIN)/ruff format --check .
