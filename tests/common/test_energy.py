@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -99,13 +100,17 @@ class TestProcessors:
 
 class TestMeter:
     def test_lines_hold_totals_over_the_run(self, tmp_path: Path, powercap: Powercap) -> None:
+        before = round(time.time(), 3)
         made = meter(tmp_path, powercap)
         made.record(0.0)
         powercap.zone("intel-rapl:1", "package-1", 3_000_000)
         made.record(10.0)
         powercap.zone("intel-rapl:1", "package-1", 3_500_000)
         made.record(20.0)
-        assert lines(tmp_path) == [
+        found = lines(tmp_path)
+        times = [line.pop("time") for line in found]
+        assert before <= times[0] <= times[1] <= times[2] <= time.time()
+        assert found == [
             {"wallSeconds": 0.0, "cpuJoules": 0.0, "gpuJoules": None},
             {"wallSeconds": 10.0, "cpuJoules": 1.0, "gpuJoules": None},
             {"wallSeconds": 20.0, "cpuJoules": 1.5, "gpuJoules": None},
@@ -122,7 +127,9 @@ class TestMeter:
         assert [line["cpuJoules"] for line in lines(tmp_path)] == [1.0]
 
     def test_a_resumed_run_adds_to_what_it_had_used(self, tmp_path: Path, powercap: Powercap) -> None:
-        (tmp_path / "energy.jsonl").write_text('{"wallSeconds": 60.0, "cpuJoules": 500.0, "gpuJoules": null}\n{"wal')
+        (tmp_path / "energy.jsonl").write_text(
+            '{"time": 5.0, "wallSeconds": 60.0, "cpuJoules": 500.0, "gpuJoules": null}\n{"wal'
+        )
         made = meter(tmp_path, powercap, wall_seconds=60.0)
         powercap.zone("intel-rapl:1", "package-1", 3_000_000)
         made.record(70.0)

@@ -18,7 +18,7 @@ import yaml
 
 from gala import report, scores
 from gala.errors import UsageError
-from gala.report import convergence, curves, energy, experiment, lines, scaling
+from gala.report import convergence, curves, energy, experiment, hardware, lines, scaling
 from gala.report.read import number
 from gala.report.series import Curve
 
@@ -128,7 +128,8 @@ class SyntheticExperiment:
         if energy:
             watts = 20.0 + 5 * acting
             samples = [
-                {"wallSeconds": s, "cpuJoules": watts * s, "gpuJoules": None} for s in range(0, int(seconds) + 30, 10)
+                {"time": STARTED - 5 + s, "wallSeconds": s, "cpuJoules": watts * s, "gpuJoules": None}
+                for s in range(0, int(seconds) + 30, 10)
             ]
             self.write(f"{name}/energy.jsonl", "".join(json.dumps(sample) + "\n" for sample in samples))
         self.index["runs"].append(
@@ -281,9 +282,25 @@ def test_energy_is_counted_from_the_first_record_on(tmp_path: Path) -> None:
     assert entry.run is not None
     for record in entry.run.learners[0].train:
         assert record["kilojoules"] == pytest.approx(0.025 * record["wallSeconds"], abs=0.01)
-    used, watts = energy.since_first_record(entry.run)
-    assert used.y[0] == 0.0
-    assert watts == pytest.approx(25.0)
+    assert energy.energy(entry.run).y[0] == 0.0
+    assert hardware.watts(entry.run) == pytest.approx(25.0)
+
+
+def test_energy_is_placed_by_the_time_of_day_so_a_stop_of_the_run_costs_none(tmp_path: Path) -> None:
+    """10 W for 100 s, an hour's stop, 20 W for another 100 s."""
+    made = SyntheticExperiment(tmp_path, algorithms=("GALA-A2C",), learners=(1,), seeds=1)
+    hour = STARTED + 3600
+    samples = [(STARTED - 5, 0.0), (STARTED + 100, 1050.0), (hour, 1050.0), (hour + 100, 3050.0)]
+    lines = [{"time": time, "cpuJoules": joules, "gpuJoules": None} for time, joules in samples]
+    made.write("run-0/energy.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    moments = [STARTED, STARTED + 100, hour + 50, hour + 100]
+    records = [
+        {"kind": "train", "time": moment, "globalSteps": i, "wallSeconds": 0} for i, moment in enumerate(moments)
+    ]
+    made.write("run-0/learner-0/metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    run = energy.with_energy(experiment.read_experiment(made.directory).entries[0]).run
+    assert run is not None
+    assert [record["kilojoules"] for record in run.learners[0].train] == pytest.approx([0.0, 1.0, 2.0, 3.0])
 
 
 def test_where_energy_was_not_readable_the_plot_says_so_and_why(tmp_path: Path) -> None:
@@ -299,14 +316,15 @@ def test_where_energy_was_not_readable_the_plot_says_so_and_why(tmp_path: Path) 
 def test_a_gpu_counter_that_fails_on_the_way_ends_the_energy(tmp_path: Path) -> None:
     made = SyntheticExperiment(tmp_path, algorithms=("GALA-A2C",), seeds=1)
     lines = [
-        {"wallSeconds": 10, "cpuJoules": 100.0, "gpuJoules": 50.0},
-        {"wallSeconds": 20, "cpuJoules": 200.0, "gpuJoules": 150.0},
-        {"wallSeconds": 30, "cpuJoules": 300.0, "gpuJoules": None},
+        {"time": STARTED, "cpuJoules": 100.0, "gpuJoules": 50.0},
+        {"time": STARTED + 10, "cpuJoules": 200.0, "gpuJoules": 150.0},
+        {"time": STARTED + 20, "cpuJoules": 300.0, "gpuJoules": None},
     ]
     made.write("run-0/energy.jsonl", "".join(json.dumps(line) + "\n" for line in lines) + "{truncat")
+    made.write("run-0/learner-0/metrics.jsonl", json.dumps({"kind": "train", "time": STARTED}) + "\n")
     run = experiment.read_experiment(made.directory).entries[0].run
     assert run is not None
-    assert energy.energy(run).y.tolist() == [150.0, 350.0]
+    assert energy.energy(run).y.tolist() == [0.0, 200.0]
 
 
 def test_a_step_function_holds_until_the_next_value_and_the_last_one_as_long_as_told() -> None:
@@ -428,7 +446,7 @@ def test_damaged_runs_do_not_stop_the_others(tmp_path: Path) -> None:
     base = made.directory
     (base / "run-0" / "learner-0" / "metrics.jsonl").write_bytes(b"\xff\xfe\x00 not json\n" * 5)
     (base / "run-1" / "final" / "card.json").write_text('{"evaluation": {"greedy": {"meanReturn": "much"}}')
-    (base / "run-2" / "energy.jsonl").write_text('{"wallSeconds": "x"}\n[]\n{"wallSeconds": 3, "cpuJoules": -1}\n{')
+    (base / "run-2" / "energy.jsonl").write_text('{"time": "x"}\n[]\n{"time": 3, "cpuJoules": -1}\n{')
     (base / "run-3" / "run.json").write_text('{"energy": [1], "startTime": "now"}')
     shutil.rmtree(base / "run-4")
     (base / "run-4").write_text("a file where a folder belongs")

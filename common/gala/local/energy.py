@@ -1,8 +1,9 @@
 """How much energy the machine has used while a run was running: RAPL for processors, NVML for GPUs.
 
-<run>/energy.jsonl has a line about every 10 s, counted over all sessions of the run, null where nothing can be read:
+<run>/energy.jsonl has a line about every 10 s, counted over all sessions of the run, with the Unix time, and null where
+nothing can be read:
 
-    {"wallSeconds": 120.4, "cpuJoules": 3021.5, "gpuJoules": null}
+    {"time": 1795405388.2, "wallSeconds": 120.4, "cpuJoules": 3021.5, "gpuJoules": null}
 
 and run.json says under `energy` what was read, or why not. The counters are the machine's: what other programs use in
 that time is in them. A machine that is idle uses energy too, and it is not taken off.
@@ -16,6 +17,7 @@ import contextlib
 import importlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -188,7 +190,7 @@ class EnergyMeter:
             tally.add(counts=counts)
         if not counts or all(tally.counter is None for tally in self._tallies.values()):
             return
-        line: dict[str, float | None] = {"wallSeconds": round(wall_seconds, 3)}
+        line: dict[str, float | None] = {"time": round(time.time(), 3), "wallSeconds": round(wall_seconds, 3)}
         line |= {f"{kind}Joules": tally.shown for kind, tally in self._tallies.items()}
         # A full disk must not end a training.
         with contextlib.suppress(OSError), self.file.open("a", encoding="utf-8") as file:

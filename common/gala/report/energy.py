@@ -12,7 +12,7 @@ import numpy as np
 from gala import names
 from gala.report.experiment import Entry
 from gala.report.read import Record, Run, mapping, number, read_lines, text
-from gala.report.series import EMPTY, Array, Curve
+from gala.report.series import EMPTY, Curve
 
 KILOJOULES: Final = "kilojoules"
 """Key of train records that `with_energy` adds."""
@@ -21,7 +21,7 @@ KINDS: Final = {"cpu": "Processor", "gpu": "GPU"}
 
 
 def energy(run: Run) -> Curve:
-    """Joules of processor and GPU together, over seconds since the launcher started the run; empty if not readable.
+    """Joules of processor and GPU together since the run's first record, over Unix seconds; empty if not readable.
 
     A kind that could not be read from the beginning is left out; when one that could fails later, the curve ends.
     """
@@ -29,8 +29,8 @@ def energy(run: Run) -> Curve:
     y: list[float] = []
     kinds: list[str] = []
     for record in read_lines(run.directory / names.ENERGY_FILE):
-        wall = number(record, "wallSeconds")
-        if math.isnan(wall):
+        moment = number(record, "time")
+        if math.isnan(moment):
             continue
         joules = {kind: value for kind in KINDS if not math.isnan(value := number(record, f"{kind}Joules"))}
         kinds = kinds or list(joules)
@@ -38,42 +38,31 @@ def energy(run: Run) -> Curve:
             break
         total = sum(joules[kind] for kind in kinds)
         # A launcher that was killed counts on from its last line: neither goes back, unless lines are damaged.
-        if not x or (wall > x[-1] and total >= y[-1]):
-            x.append(wall)
+        if not x or (moment > x[-1] and total >= y[-1]):
+            x.append(moment)
             y.append(total)
-    return Curve(np.array(x), np.array(y)) if len(x) > 1 else EMPTY
-
-
-def since_first_record(run: Run) -> tuple[Curve, float]:
-    """(joules over seconds since the run's first record, which is the report's wall-clock; their mean in watts).
-
-    The launcher counts from its own start on: what it took until the first record is cut off, as in wall-clock.
-    """
-    used = energy(run)
-    if not used:
-        return EMPTY, math.nan
-    start = _first_record(run) - number(run.state, "startTime")
-    start = start if 0 <= start <= used.x[-1] else 0.0
-    at_start = float(np.interp(start, used.x, used.y))
-    kept = used.x > start
-    x: Array = np.concatenate([[0.0], used.x[kept] - start])
-    y: Array = np.concatenate([[0.0], used.y[kept] - at_start])
-    return Curve(x, y), float(y[-1] / x[-1]) if x[-1] > 0 else math.nan
+    times = [number(record, "time") for one in run.learners for record in (*one.train[:1], *one.events[:1])]
+    start = min((time for time in times if not math.isnan(time)), default=math.nan)
+    if len(x) < 2 or not start < x[-1]:
+        return EMPTY
+    at_start = float(np.interp(start, x, y))
+    kept = np.array(x) > start
+    return Curve(np.concatenate([[start], np.array(x)[kept]]), np.concatenate([[0.0], np.array(y)[kept] - at_start]))
 
 
 def with_energy(entry: Entry) -> Entry:
     """The entry with the energy used so far, in kJ, in each train record made while it was measured."""
     if entry.run is None:
         return entry
-    used, _ = since_first_record(entry.run)
+    used = energy(entry.run)
     if not used:
         return entry
 
     def measured(record: Record) -> Record:
-        wall = number(record, "wallSeconds")
-        if math.isnan(wall) or not 0 <= wall <= used.x[-1] + _BETWEEN_LINES:
+        moment = number(record, "time")
+        if math.isnan(moment) or not used.x[0] <= moment <= used.x[-1] + _BETWEEN_LINES:
             return record
-        return {**record, KILOJOULES: float(np.interp(wall, used.x, used.y)) / 1000}
+        return {**record, KILOJOULES: float(np.interp(moment, used.x, used.y)) / 1000}
 
     learners = tuple(replace(one, train=tuple(map(measured, one.train))) for one in entry.run.learners)
     return replace(entry, run=replace(entry.run, learners=learners))
@@ -96,9 +85,3 @@ _BETWEEN_LINES: Final = 15.0
 """Seconds: the last records of a run are younger than the last line."""
 
 _MOST_SOURCES: Final = 6
-
-
-def _first_record(run: Run) -> float:
-    """Unix seconds; NaN if nothing is recorded."""
-    times = [number(record, "time") for one in run.learners for record in (*one.train[:1], *one.events[:1])]
-    return min((time for time in times if not math.isnan(time)), default=math.nan)

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+
 from gala.report import formats
-from gala.report.energy import since_first_record
+from gala.report.energy import energy
 from gala.report.read import Learner, Run, integer, number
 
 
@@ -43,8 +45,18 @@ def cores(run: Run) -> float:
 
 
 def watts(run: Run) -> float:
-    """Mean power of processor and GPU, the idle one included; NaN where energy is not readable."""
-    return since_first_record(run)[1]
+    """Mean power of processor and GPU while the run was running, what the machine uses anyway included.
+
+    NaN where energy is not readable.
+    """
+    ends = [
+        (number(record, "time"), number(record, "wallSeconds")) for one in run.learners for record in one.train[-1:]
+    ]
+    used = energy(run)
+    if not used or not ends:
+        return math.nan
+    moment, seconds = max(ends)
+    return float(np.interp(moment, used.x, used.y)) / seconds if seconds > 0 else math.nan
 
 
 def _cores(learner: Learner) -> float:
