@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from ports import free_ports
+
+from gala_worker.gossip.loop_thread import LoopThread
 
 ANSWER_SECONDS = 10.0
 START_SECONDS = 120.0
@@ -113,9 +115,15 @@ def live_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...,
         run.kill()
 
 
+@pytest.fixture(scope="module")
+def loop_thread() -> Iterator[LoopThread]:
+    """The asyncio thread that a worker has."""
+    thread = LoopThread()
+    yield thread
+    thread.stop()
+
+
 @pytest.fixture
 def free_port() -> int:
     """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_ports(1)[0]

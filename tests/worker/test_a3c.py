@@ -3,50 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import threading
 import time
 
 import numpy as np
 import pytest
 import torch
+from ports import hold_port
+from ranks import Agent, Rank
+from waiting import PATIENCE_SECONDS, eventually
 
 from gala.plan import Address, plan
 from gala.spec import parse
 from gala_worker.algorithms import a3c_payload
 from gala_worker.algorithms.a2c import A2C
-from gala_worker.algorithms.a3c import ActorLearner, Server
-from gala_worker.algorithms.algorithm import Setup
-from gala_worker.algorithms.factory import make_algorithm
 from gala_worker.algorithms.rmsprop import SQUARE_AVERAGE
-from gala_worker.environments import make_simulators
-from gala_worker.flat import FlatState
 from gala_worker.gossip.loop_thread import LoopThread
-from gala_worker.model import make_policy
-from gala_worker.rollout import Collector
 from gala_worker.state import Counters, capture, restore
 
-PATIENCE = 30.0
-CPU = torch.device("cpu")
 TOTAL = 4000
-
-
-@pytest.fixture(scope="module")
-def loop_thread():
-    thread = LoopThread()
-    yield thread
-    thread.stop()
 
 
 class Team:
     """The ranks of one A3C run on CartPole, in this process."""
 
-    def __init__(self, thread: LoopThread, learners: int, **hyperparameters):
-        self.thread = thread
-        self.holder = socket.socket()
-        self.holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        self.holder.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{self.holder.getsockname()[1]}"
+    def __init__(self, loop: LoopThread, stack: contextlib.ExitStack, learners: int, **hyperparameters):
+        self.loop, self.stack = loop, stack
+        address = Address(gossip=f"127.0.0.1:{hold_port(stack)}", http="unused:1")
         document = {
             "apiVersion": "gala.dev/v1alpha1",
             "kind": "GalaRun",
@@ -61,75 +44,28 @@ class Team:
                 "gossip": {"peerTimeoutSeconds": 5},
             },
         }
-        self.plan = plan(parse(document), address=lambda rank: Address(gossip=address, http="unused:1"))
+        self.plan = plan(parse(document), address=lambda rank: address)
         self.incarnation = 0
-        self.closing = contextlib.ExitStack()
-        self.closing.callback(self.holder.close)
 
-    def simulators(self):
-        simulators = make_simulators(self.plan.spec.environment, 4, threads=1)
-        self.closing.callback(simulators.close)
-        return simulators
-
-    def policy(self):
-        simulators = self.simulators()
-        policy = make_policy(
-            simulators.observation_space, simulators.action_space, self.plan.spec.policy, seed=self.plan.seed
-        )
-        return policy, FlatState(policy, policy.gossiped_buffers())
-
-    def collector(self, policy, rank: int) -> Collector:
-        return Collector(
-            self.simulators(),
-            policy,
-            rollout_length=self.plan.spec.hyperparameters.rollout_length,
-            clip_rewards=False,
-            compute_type=torch.float32,
-            device=CPU,
-            seed=self.plan.learner(rank).seed,
-        )
+    def agent(self) -> Agent:
+        """Parameters as a rank has them at its start."""
+        made = Agent(self.plan)
+        self.stack.callback(made.close)
+        return made
 
     def join(self, rank: int, counters: Counters | None = None, before=lambda member: None) -> Member:
         self.incarnation += 1
-        policy, flat = self.policy()
-        algorithm = make_algorithm(
-            Setup(
-                plan=self.plan,
-                me=self.plan.learner(rank),
-                incarnation=self.incarnation,
-                policy=policy,
-                flat=flat,
-                observation_space=self.simulators().observation_space,
-                device=CPU,
-                compute_type=torch.float32,
-                loop=self.thread,
-                learner_dir=None,
-                stopping=lambda: False,
-            )
-        )
-        member = Member(algorithm, flat, counters or Counters())
-        self.closing.callback(algorithm.close)
-        algorithm.open()
+        member = Member(self.plan, rank, self.loop, incarnation=self.incarnation)
+        member.counters = counters or member.counters
+        self.stack.callback(member.close)
+        member.algorithm.open()
         before(member)
-        algorithm.begin(self.collector(policy, rank) if algorithm.acts else None, member.counters)
+        member.begin()
         return member
 
 
-class Member:
-    """One rank, and what its worker counts."""
-
-    def __init__(self, algorithm: Server | ActorLearner, flat: FlatState, counters: Counters):
-        self.algorithm, self.flat, self.counters = algorithm, flat, counters
-
-    def step(self):
-        return self.algorithm.step(self.counters, measure=False)
-
-    def until_step(self):
-        """Steps until there is an update."""
-        deadline = time.monotonic() + PATIENCE
-        while (update := self.step()) is None:
-            assert time.monotonic() < deadline, "no update"
-        return update
+class Member(Rank):
+    """One rank, whose look at the hub is steered."""
 
     def take_version(self, version: int) -> None:
         """Waits until these are the newest parameters that have come."""
@@ -145,20 +81,7 @@ class Member:
 @pytest.fixture
 def team(loop_thread):
     with contextlib.ExitStack() as stack:
-
-        def make(learners: int, **hyperparameters) -> Team:
-            made = Team(loop_thread, learners, **hyperparameters)
-            stack.push(made.closing)
-            return made
-
-        yield make
-
-
-def eventually(condition) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "not in time"
-        threading.Event().wait(0.005)
+        yield lambda learners, **hyperparameters: Team(loop_thread, stack, learners, **hyperparameters)
 
 
 # ------------------------------------------------------------------ oracles
@@ -168,8 +91,13 @@ def eventually(condition) -> None:
 def test_one_actor_that_waits_for_each_application_makes_the_updates_of_plain_a2c(team, reduction):
     made = team(2, lossReduction=reduction, learningRateSchedule="linear", maxGradientNorm=0.5)
     server, actor = made.join(0), made.join(1)
-    policy, flat = made.policy()
-    plain, collector, steps = A2C(policy, flat, made.plan.spec.hyperparameters), made.collector(policy, 1), 0
+    agent = made.agent()
+    flat = agent.flat
+    plain, collector, steps = (
+        A2C(agent.policy, flat, made.plan.spec.hyperparameters),
+        agent.collector(actor.setup.me.seed),
+        0,
+    )
     for update in range(1, 21):
         actor.until_step()
         applied = server.until_step()
@@ -182,7 +110,7 @@ def test_one_actor_that_waits_for_each_application_makes_the_updates_of_plain_a2
         assert server.counters.progress == {1: steps}
         assert float(applied.loss.entropy) == pytest.approx(float(expected.loss.entropy), abs=1e-4)
     assert server.algorithm.stats().staleness_updates == 0
-    moved = torch.linalg.vector_norm(flat.trainable - made.policy()[1].trainable)
+    moved = torch.linalg.vector_norm(flat.trainable - made.agent().flat.trainable)
     assert moved > 0.1  # there was something to agree on
 
 
@@ -254,7 +182,7 @@ def test_an_actor_goes_on_while_its_gradients_wait_and_stops_only_without_credit
     assert actor.counters.updates == 3  # two wait at the server, one here
     began = time.monotonic()
     assert actor.step() is None
-    assert time.monotonic() - began < PATIENCE / 2
+    assert time.monotonic() - began < PATIENCE_SECONDS / 2
     assert actor.counters.updates == 3
     decisions = actor.counters.steps
     for _ in range(3):
@@ -305,7 +233,7 @@ def test_a_gradient_that_cannot_be_applied_changes_nothing_and_is_counted(team, 
     payload[:9] = value
     hub = actor.algorithm._hub
     eventually(lambda: actor.algorithm._take(actor.counters, 1.0))
-    assert hub.push([memoryview(payload).cast("B")], version=version, steps=20, timeout=PATIENCE)
+    assert hub.push([memoryview(payload).cast("B")], version=version, steps=20, timeout=PATIENCE_SECONDS)
     eventually(lambda: server.step() or noticed(server.algorithm.stats()))
     assert noticed(server.algorithm.stats()) == 1
     assert torch.equal(server.flat.vector, before)

@@ -2,90 +2,49 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any, cast
 
-import gymnasium
-import numpy as np
 import pytest
-import torch
+from ports import hold_port
+from ranks import Rank
+from waiting import PATIENCE_SECONDS
 
 from gala.plan import Address, RunPlan, plan
 from gala.spec import parse
-from gala_worker.algorithms.algorithm import Setup
-from gala_worker.algorithms.factory import make_algorithm
-from gala_worker.algorithms.gala import Gala
-from gala_worker.flat import FlatState
 from gala_worker.gossip.loop_thread import LoopThread
 from gala_worker.gossip.stats import GossipStats
-from gala_worker.model import make_policy
-from gala_worker.rollout import Collector
-from gala_worker.state import Counters
-
-PATIENCE_SECONDS = 30.0
-"""How long a condition may take on a busy machine."""
-OBSERVATION_SPACE = gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32)
-ACTION_SPACE = gymnasium.spaces.Discrete(2)
 
 
-class Learner:
-    """A learner of the ring, whose `begin` runs in a thread of its own."""
+class Learner(Rank):
+    """A learner of the ring, which begins in a thread of its own."""
 
-    def __init__(self, run: RunPlan, rank: int, thread: LoopThread, counters: Counters, stop: threading.Event) -> None:
-        policy = make_policy(OBSERVATION_SPACE, ACTION_SPACE, run.spec.policy, seed=1)
-        flat = FlatState(policy, policy.gossiped_buffers())
-        algorithm = make_algorithm(
-            Setup(
-                plan=run,
-                me=run.learner(rank),
-                incarnation=1,
-                policy=policy,
-                flat=flat,
-                observation_space=OBSERVATION_SPACE,
-                device=torch.device("cpu"),
-                compute_type=torch.float32,
-                loop=thread,
-                learner_dir=Path(),
-                stopping=stop.is_set,
-            )
-        )
-        assert isinstance(algorithm, Gala)
-        self.algorithm, self.counters = algorithm, counters
-        no_collector = cast(Collector, object())  # it is not used before the first update
-        self.thread = threading.Thread(target=algorithm.begin, args=(no_collector, counters))
-        algorithm.open()
+    def __init__(self, run: RunPlan, rank: int, loop: LoopThread, stop: threading.Event, updates: int) -> None:
+        super().__init__(run, rank, loop, stopping=stop.is_set)
+        self.counters.updates = updates
+        self.algorithm.open()  # it can be connected to before it has begun
+        self.thread = threading.Thread(target=self.begin)
 
     @property
     def has_begun(self) -> bool:
         return not self.thread.is_alive()
 
     def has_neighbours(self) -> bool:
-        me = self.algorithm.plan.learner(self.algorithm.setup.me.rank)
-
         def connected(stats: GossipStats) -> bool:
-            return stats.in_peers == me.in_peers and stats.out_peers == me.out_peers
+            return stats.in_peers == self.setup.me.in_peers and stats.out_peers == self.setup.me.out_peers
 
-        return self.algorithm._gossip.wait(connected, PATIENCE_SECONDS)
+        return bool(self.algorithm._gossip.wait(connected, PATIENCE_SECONDS))
 
 
 @pytest.fixture
-def ring() -> Iterator[Callable[..., list[Learner]]]:
-    """Makes four learners in lock step that listen and have not begun; all are closed in the end."""
-    loop_thread, stop = LoopThread(), threading.Event()
+def ring(loop_thread: LoopThread) -> Iterator[Callable[..., list[Learner]]]:
+    """Makes four learners in lock step that have not begun; all are closed in the end."""
+    stop = threading.Event()
     with ExitStack() as stack:
-        stack.callback(loop_thread.stop)
 
-        def make(**counters: Any) -> list[Learner]:
-            ports = []
-            for _ in range(4):
-                holder = stack.enter_context(socket.socket())
-                holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-                holder.bind(("127.0.0.1", 0))
-                ports.append(holder.getsockname()[1])
+        def make(updates: int = 0) -> list[Learner]:
+            ports = [hold_port(stack) for _ in range(4)]
             document = {
                 "apiVersion": "gala.dev/v1alpha1",
                 "kind": "GalaRun",
@@ -100,9 +59,9 @@ def ring() -> Iterator[Callable[..., list[Learner]]]:
             run = plan(
                 parse(document), uid="u", address=lambda rank: Address(gossip=f"127.0.0.1:{ports[rank]}", http="no:1")
             )
-            learners = [Learner(run, rank, loop_thread, Counters(**counters), stop) for rank in run.ranks]
+            learners = [Learner(run, rank, loop_thread, stop, updates) for rank in run.ranks]
             for learner in learners:
-                stack.callback(learner.algorithm.close)
+                stack.callback(learner.close)
             stack.callback(stop.set)
             return learners
 

@@ -2,107 +2,34 @@
 
 from __future__ import annotations
 
-import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ports import hold_port
+from ranks import Rank
 
 from gala import names
 from gala.plan import Address, RunPlan, plan
 from gala.spec import parse
-from gala_worker.algorithms.algorithm import Algorithm, Setup
-from gala_worker.algorithms.factory import make_algorithm
 from gala_worker.algorithms.hub import HubClient, Identity
 from gala_worker.algorithms.impala import Actor, Learner
-from gala_worker.environments import make_simulators
-from gala_worker.flat import FlatState
 from gala_worker.gossip.loop_thread import LoopThread
-from gala_worker.model import make_policy
-from gala_worker.rollout import Collector
-from gala_worker.state import Counters, capture, restore
+from gala_worker.state import capture, restore
 
 T, B = 4, 3
-PATIENCE_SECONDS = 30.0
-"""How long a condition may take on a busy machine."""
-
-
-@pytest.fixture(scope="module")
-def loop_thread() -> Iterator[LoopThread]:
-    thread = LoopThread()
-    yield thread
-    thread.stop()
-
-
-class Rank:
-    """One rank's algorithm, with what a worker has around it."""
-
-    def __init__(self, star: Star, rank: int, incarnation: int) -> None:
-        environment = star.plan.spec.environment
-        simulators = make_simulators(environment, B)
-        policy = make_policy(simulators.observation_space, simulators.action_space, star.plan.spec.policy, seed=1)
-        self.flat = FlatState(policy, policy.gossiped_buffers())
-        self.counters = Counters()
-        self.setup = Setup(
-            plan=star.plan,
-            me=star.plan.learner(rank),
-            incarnation=incarnation,
-            policy=policy,
-            flat=self.flat,
-            observation_space=simulators.observation_space,
-            device=torch.device("cpu"),
-            compute_type=torch.float32,
-            loop=star.thread,
-            learner_dir=Path(),
-            stopping=lambda: False,
-        )
-        self.algorithm: Algorithm = make_algorithm(self.setup)
-        self.collector: Collector | None = None
-        if self.algorithm.acts:
-            self.collector = Collector(
-                simulators,
-                policy,
-                rollout_length=T,
-                clip_rewards=False,
-                compute_type=torch.float32,
-                device=torch.device("cpu"),
-                seed=rank,
-                record=self.algorithm.records,
-                observe=self.algorithm.observes,
-            )
-
-    def begin(self) -> Rank:
-        self.algorithm.open()
-        self.algorithm.begin(self.collector, self.counters)
-        return self
-
-    def step(self) -> Any:
-        return self.algorithm.step(self.counters, measure=False)
-
-    def until(self, condition: Callable[[], object], *others: Rank) -> None:
-        """Steps of this rank and of others until something is so."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not condition():
-            assert time.monotonic() < deadline, "it does not come true"
-            for rank in (self, *others):
-                rank.step()
 
 
 class Star:
     """A plan on a port that is held for as long as the test takes."""
 
-    def __init__(self, thread: LoopThread, stack: ExitStack, **changes: Any) -> None:
-        self.thread = thread
+    def __init__(self, loop: LoopThread, stack: ExitStack, **changes: Any) -> None:
+        self.loop = loop
         self._stack = stack
         self._incarnation = 0
-        holder = stack.enter_context(socket.socket())
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        holder.bind(("127.0.0.1", 0))
-        address = Address(gossip=f"127.0.0.1:{holder.getsockname()[1]}", http="unused:1")
+        address = Address(gossip=f"127.0.0.1:{hold_port(stack)}", http="unused:1")
         spec = {
             "algorithm": "IMPALA",
             "environment": {"id": "CartPole-v1", "simulators": B},
@@ -120,9 +47,16 @@ class Star:
         self.plan: RunPlan = plan(parse(document), uid="a run", address=lambda rank: address)
 
     def rank(self, number: int) -> Rank:
+        """A rank that has not begun; it is closed in the end."""
         self._incarnation += 1
-        made = Rank(self, number, self._incarnation)
-        self._stack.callback(made.algorithm.close)
+        made = Rank(self.plan, number, self.loop, incarnation=self._incarnation)
+        self._stack.callback(made.close)
+        return made
+
+    def begin(self, number: int) -> Rank:
+        made = self.rank(number)
+        made.algorithm.open()
+        made.begin()
         return made
 
 
@@ -141,7 +75,7 @@ def test_the_plan_gives_rank_0_the_learner_s_part_and_the_others_the_actors_(sta
 
 def test_what_actors_do_is_learned_from_counted_and_told_to_them(star: Callable[..., Star]) -> None:
     run = star()
-    learner, one, two = run.rank(0).begin(), run.rank(1).begin(), run.rank(2).begin()
+    learner, one, two = run.begin(0), run.begin(1), run.begin(2)
     start = learner.flat.vector.clone()
     learner.until(lambda: set(learner.counters.progress) == {1, 2}, one, two)
     one.until(lambda: set(one.counters.progress) == {1, 2}, learner, two)
@@ -157,7 +91,7 @@ def test_what_actors_do_is_learned_from_counted_and_told_to_them(star: Callable[
 
 def test_actors_act_with_what_the_learner_has_learned_and_its_statistics(star: Callable[..., Star]) -> None:
     run = star()
-    learner, actor = run.rank(0).begin(), run.rank(1).begin()
+    learner, actor = run.begin(0), run.begin(1)
     start = actor.flat.vector.clone()
     published: dict[int, torch.Tensor] = {}
 
@@ -174,7 +108,7 @@ def test_actors_act_with_what_the_learner_has_learned_and_its_statistics(star: C
 
 def test_the_lag_is_the_updates_between_acting_and_learning(star: Callable[..., Star]) -> None:
     run = star()
-    learner, actor = run.rank(0).begin(), run.rank(1).begin()
+    learner, actor = run.begin(0), run.begin(1)
     learner.until(lambda: learner.counters.updates >= 1, actor)
     first = learner.algorithm.stats()
     assert (first.staleness_updates, first.staleness_max_updates) == (0, 0)
@@ -188,7 +122,7 @@ def test_the_lag_is_the_updates_between_acting_and_learning(star: Callable[..., 
 
 def test_an_update_waits_for_whole_contributions_enough(star: Callable[..., Star]) -> None:
     run = star(hyperparameters={"rolloutLength": T, "batchRollouts": 2 * B + 1})
-    learner, actor = run.rank(0).begin(), run.rank(1).begin()
+    learner, actor = run.begin(0), run.begin(1)
     learner.until(lambda: learner.counters.updates >= 1, actor)
     # Nine rollouts, three contributions, of which a few decisions may be autoreset's.
     assert 3 * T * B - 2 * B <= learner.counters.global_steps <= 3 * T * B
@@ -196,7 +130,7 @@ def test_an_update_waits_for_whole_contributions_enough(star: Callable[..., Star
 
 def test_at_the_end_the_actors_hear_of_it(star: Callable[..., Star]) -> None:
     run = star(totalSteps=50)
-    learner, actor = run.rank(0).begin(), run.rank(1).begin()
+    learner, actor = run.begin(0), run.begin(1)
     learner.until(lambda: learner.counters.global_steps >= 50, actor)
     learner.algorithm.close()
     actor.until(lambda: actor.counters.global_steps >= 50)
@@ -205,11 +139,11 @@ def test_at_the_end_the_actors_hear_of_it(star: Callable[..., Star]) -> None:
 
 def test_alone_everybody_waits(star: Callable[..., Star]) -> None:
     run = star()
-    actor = run.rank(1).begin()
+    actor = run.begin(1)
     assert actor.step() is None
     assert actor.algorithm.is_waiting
     assert actor.counters.steps == 0
-    learner = run.rank(0).begin()
+    learner = run.begin(0)
     assert learner.algorithm.is_waiting
     updates = learner.counters.updates
     assert learner.step() is None
@@ -220,11 +154,11 @@ def test_alone_everybody_waits(star: Callable[..., Star]) -> None:
 
 def test_an_actor_that_dies_is_replaced_and_the_learner_goes_on(star: Callable[..., Star]) -> None:
     run = star()
-    learner, actor = run.rank(0).begin(), run.rank(1).begin()
+    learner, actor = run.begin(0), run.begin(1)
     learner.until(lambda: learner.counters.progress.get(1, 0) > 0, actor)
     before = learner.counters.progress[1]
     actor.algorithm.close()
-    successor = run.rank(1).begin()
+    successor = run.begin(1)
     learner.until(lambda: learner.counters.progress[1] > before + 5 * T * B, successor)
     # It goes on counting where its predecessor had been heard of.
     assert successor.counters.steps >= before
@@ -232,7 +166,7 @@ def test_an_actor_that_dies_is_replaced_and_the_learner_goes_on(star: Callable[.
 
 def test_a_learner_that_comes_back_from_its_checkpoint_is_followed_also_backwards(star: Callable[..., Star]) -> None:
     run = star()
-    learner, actor = run.rank(0).begin(), run.rank(1).begin()
+    learner, actor = run.begin(0), run.begin(1)
     learner.until(lambda: learner.counters.updates >= 2, actor)
     kept = capture(learner.flat, learner.algorithm.optimizer_state, learner.counters, torch.Generator())
     learner.until(lambda: learner.counters.updates >= 6, actor)
@@ -240,6 +174,7 @@ def test_a_learner_that_comes_back_from_its_checkpoint_is_followed_also_backward
     successor = run.rank(0)
     successor.counters = restore(kept, 0, successor.flat, successor.algorithm.optimizer_state)
     assert successor.counters.updates < learner.counters.updates
+    successor.algorithm.open()
     successor.begin()
     updates = successor.counters.updates
     successor.until(lambda: successor.counters.updates >= updates + 3, actor)
@@ -258,7 +193,7 @@ class Hostile:
         self.client = HubClient(
             run.plan,
             Identity(2, 1_000, schema.hash, schema.num_elements),
-            loop=run.thread,
+            loop=run.loop,
             contribution_bytes=self.layout.num_bytes,
         )
         self.client.start()
@@ -270,9 +205,8 @@ class Hostile:
 
 def test_hostile_rollouts_change_nothing_and_the_others_are_served(star: Callable[..., Star]) -> None:
     run = star()
-    learner, actor = run.rank(0).begin(), run.rank(1).begin()
+    learner, actor = run.begin(0), run.begin(1)
     hostile = Hostile(run, learner)
-    assert actor.collector is not None
     good = bytearray(hostile.layout.num_bytes)
     valid = next(field for field in hostile.layout._fields if field.name == "valid")
     good[valid.offset : valid.offset + valid.num_bytes] = b"\1" * valid.num_bytes
@@ -296,10 +230,10 @@ def test_hostile_rollouts_change_nothing_and_the_others_are_served(star: Callabl
 @pytest.mark.parametrize("recurrent", [False, True])
 def test_recurrent_policies_take_their_memory_along(star: Callable[..., Star], recurrent: bool) -> None:
     run = star(policy={"recurrent": recurrent})
-    learner, actor = run.rank(0).begin(), run.rank(1).begin()
+    learner, actor = run.begin(0), run.begin(1)
     learner.until(lambda: learner.counters.updates >= 2, actor)
     assert learner.algorithm.stats().skips == 0
-    assert ("state" in {field.name for field in learner.algorithm._layout._fields}) is recurrent  # type: ignore[attr-defined]
+    assert ("state" in {field.name for field in learner.algorithm._layout._fields}) is recurrent
 
 
 def test_the_optimiser_s_statistics_are_the_learner_s_alone(star: Callable[..., Star]) -> None:

@@ -5,7 +5,6 @@ The ranks of these tests are threads of one process, connected by real meetings 
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,21 +13,19 @@ from typing import Any
 
 import pytest
 import torch
+from ports import free_ports
+from ranks import Agent, Rank
 from safetensors.torch import load_file
 from torch import Tensor
 
 from gala.plan import Address, RunPlan, plan
 from gala.spec import parse
 from gala_worker.algorithms.a2c import A2C
-from gala_worker.algorithms.algorithm import Setup
 from gala_worker.algorithms.shared_statistics import SharedStatistics
-from gala_worker.algorithms.synchronous import SynchronousA2C, checksum
-from gala_worker.environments import make_simulators
+from gala_worker.algorithms.synchronous import checksum
 from gala_worker.flat import FlatState
 from gala_worker.gossip.loop_thread import LoopThread
-from gala_worker.model import ActorCritic, make_policy
-from gala_worker.rollout import Collector
-from gala_worker.state import Counters
+from gala_worker.model import ActorCritic
 
 pytestmark = pytest.mark.timeout(200)
 
@@ -69,75 +66,24 @@ def make_plan(
     )
 
 
-class Rank:
-    """A rank's policy, simulators and part in the algorithm."""
+class Synchronous(Rank):
+    """A rank that has begun."""
 
-    def __init__(
-        self, run: RunPlan, rank: int, loop: LoopThread, folder: Path, *, incarnation: int = 1, seed: int | None = None
-    ) -> None:
-        spec = run.spec
-        self.rank = rank
-        self.simulators = make_simulators(spec.environment, SIMULATORS)
-        self.policy: ActorCritic = make_policy(
-            self.simulators.observation_space,
-            self.simulators.action_space,
-            spec.policy,
-            seed=run.seed if seed is None else seed,
-        )
-        self.flat = FlatState(self.policy, self.policy.gossiped_buffers())
-        self.counters = Counters()
-        cpu = torch.device("cpu")
-        self.algorithm = SynchronousA2C(
-            Setup(
-                plan=run,
-                me=run.learner(rank),
-                incarnation=incarnation,
-                observation_space=self.simulators.observation_space,
-                policy=self.policy,
-                flat=self.flat,
-                device=cpu,
-                compute_type=torch.float32,
-                loop=loop,
-                learner_dir=folder / f"learner-{rank}",
-                stopping=lambda: False,
-            )
-        )
+    def __init__(self, run: RunPlan, rank: int, loop: LoopThread, folder: Path, **options: Any) -> None:
+        super().__init__(run, rank, loop, folder=folder, **options)
         self.algorithm.open()
-        self.collector = Collector(
-            self.simulators,
-            self.policy,
-            rollout_length=spec.hyperparameters.rollout_length,
-            clip_rewards=False,
-            compute_type=torch.float32,
-            device=cpu,
-            seed=SIMULATORS * rank,
-        )
-        self.algorithm.begin(self.collector, self.counters)
+        self.begin(seed=SIMULATORS * rank)
 
-    def run(self, updates: int) -> None:
+    def train(self, updates: int) -> None:
         """Until so many updates have been made."""
         deadline = time.monotonic() + 150
         while self.counters.updates < updates:
             assert time.monotonic() < deadline, f"rank {self.rank} is at {self.counters.updates} of {updates}"
-            self.algorithm.step(self.counters, measure=self.counters.updates % 20 == 0)
-
-    def close(self) -> None:
-        self.algorithm.close()
-        self.simulators.close()
+            self.step(measure=self.counters.updates % 20 == 0)
 
     @property
     def events(self) -> list[str]:
         return [event["event"] for event in self.algorithm.events()]
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [int(each.getsockname()[1]) for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def at_once(*jobs: Callable[[], object]) -> None:
@@ -160,30 +106,23 @@ def at_once(*jobs: Callable[[], object]) -> None:
 
 
 @pytest.fixture
-def loop() -> Iterator[LoopThread]:
-    thread = LoopThread()
-    yield thread
-    thread.stop()
-
-
-@pytest.fixture
-def ranks(loop: LoopThread, tmp_path: Path) -> Iterator[Callable[..., Rank]]:
+def ranks(loop_thread: LoopThread, tmp_path: Path) -> Iterator[Callable[..., Synchronous]]:
     """Makes ranks; all are closed in the end."""
-    made: list[Rank] = []
+    made: list[Synchronous] = []
 
-    def make(run: RunPlan, rank: int, **options: Any) -> Rank:
-        made.append(Rank(run, rank, loop, tmp_path, **options))
+    def make(run: RunPlan, rank: int, **options: Any) -> Synchronous:
+        made.append(Synchronous(run, rank, loop_thread, tmp_path, **options))
         return made[-1]
 
     yield make
     at_once(*(rank.close for rank in made))
 
 
-def state(rank: Rank) -> list[Tensor]:
+def state(rank: Synchronous) -> list[Tensor]:
     return [rank.flat.vector, *rank.algorithm.optimizer_state.values()]
 
 
-def assert_identical(*of: Rank) -> None:
+def assert_identical(*of: Synchronous) -> None:
     first, *others = of
     for other in others:
         assert all(torch.equal(a, b) for a, b in zip(state(first), state(other), strict=True))
@@ -196,7 +135,7 @@ def assert_identical(*of: Rank) -> None:
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_two_ranks_make_the_update_of_one_worker_with_twice_the_simulators(
-    ranks: Callable[..., Rank], monkeypatch: pytest.MonkeyPatch, reduction: str
+    ranks: Callable[..., Synchronous], monkeypatch: pytest.MonkeyPatch, reduction: str
 ) -> None:
     # The likeliest actions, so that equal parameters act alike however the simulators are spread.
     monkeypatch.setattr(
@@ -204,19 +143,10 @@ def test_two_ranks_make_the_update_of_one_worker_with_twice_the_simulators(
     )
     run = make_plan(free_ports(2), normalise=False, lossReduction=reduction, rolloutLength=8)
     two = [ranks(run, 0), ranks(run, 1)]
-    simulators = make_simulators(run.spec.environment, 2 * SIMULATORS)
-    policy = make_policy(simulators.observation_space, simulators.action_space, run.spec.policy, seed=run.seed)
-    flat = FlatState(policy, policy.gossiped_buffers())
-    single = A2C(policy, flat, run.spec.hyperparameters)
-    collector = Collector(
-        simulators,
-        policy,
-        rollout_length=8,
-        clip_rewards=False,
-        compute_type=torch.float32,
-        device=torch.device("cpu"),
-        seed=0,
-    )
+    agent = Agent(run, simulators=2 * SIMULATORS)
+    flat = agent.flat
+    single = A2C(agent.policy, flat, run.spec.hyperparameters)
+    collector = agent.collector(seed=0)
     start = flat.vector.clone()
     steps = 0
     unequal = False
@@ -226,11 +156,11 @@ def test_two_ranks_make_the_update_of_one_worker_with_twice_the_simulators(
         unequal |= shares[0] != shares[1]
         steps += rollout.num_steps
         single.update(rollout, 0.0)
-        at_once(*(lambda rank=rank, update=update: rank.run(update) for rank in two))  # type: ignore[misc]
+        at_once(*(lambda rank=rank, update=update: rank.train(update) for rank in two))  # type: ignore[misc]
         for rank in two:
             torch.testing.assert_close(rank.flat.vector, flat.vector, rtol=1e-4, atol=2e-5)
             assert rank.counters.global_steps == steps
-    simulators.close()
+    agent.close()
     assert unequal, "no rank had dummy steps: the weights were not put to the test"
     assert float((flat.vector - start).norm()) > 0.01
     assert_identical(*two)
@@ -241,12 +171,9 @@ def test_merged_statistics_are_those_of_one_process_that_saw_everything(processe
     generator = torch.Generator().manual_seed(1)
 
     def policy() -> ActorCritic:
-        from gala.spec import Environment, Policy
-
-        simulators = make_simulators(Environment(id="CartPole-v1"), 1)
-        made = make_policy(simulators.observation_space, simulators.action_space, Policy(), seed=1)
-        simulators.close()
-        return made
+        agent = Agent(make_plan([1]))
+        agent.close()
+        return agent.policy
 
     single, several = policy(), [policy() for _ in range(processes)]
     shared = [SharedStatistics(each) for each in several]
@@ -278,23 +205,20 @@ def test_merged_statistics_are_those_of_one_process_that_saw_everything(processe
 
 
 def test_a_policy_that_does_not_normalise_has_nothing_to_merge() -> None:
-    simulators = make_simulators(make_plan([1]).spec.environment, 1)
-    policy = make_policy(
-        simulators.observation_space, simulators.action_space, make_plan([1], normalise=False).spec.policy, seed=1
-    )
-    simulators.close()
-    assert SharedStatistics(policy).num_elements == 0
+    agent = Agent(make_plan([1], normalise=False))
+    agent.close()
+    assert SharedStatistics(agent.policy).num_elements == 0
 
 
 # ---------------------------------------------------------------- together
 
 
 def test_three_ranks_are_identical_after_a_hundred_and_fifty_updates_with_other_rollouts_each(
-    ranks: Callable[..., Rank],
+    ranks: Callable[..., Synchronous],
 ) -> None:
     run = make_plan(free_ports(3))
     three = [ranks(run, rank) for rank in range(3)]
-    at_once(*(lambda rank=rank: rank.run(150) for rank in three))  # type: ignore[misc]
+    at_once(*(lambda rank=rank: rank.train(150) for rank in three))  # type: ignore[misc]
     assert_identical(*three)
     assert sum(three[0].counters.progress.values()) == three[0].counters.global_steps
     assert three[0].counters.global_steps > 150 * SIMULATORS * 5 * 3 * 0.8
@@ -302,58 +226,51 @@ def test_three_ranks_are_identical_after_a_hundred_and_fifty_updates_with_other_
     assert three[1].algorithm.stats().in_peers == (0, 2)
 
 
-def test_one_rank_needs_no_group_and_makes_the_updates_of_a2c(ranks: Callable[..., Rank]) -> None:
+def test_one_rank_needs_no_group_and_makes_the_updates_of_a2c(ranks: Callable[..., Synchronous]) -> None:
     run = make_plan(free_ports(1))
     alone = ranks(run, 0)
-    simulators = make_simulators(run.spec.environment, SIMULATORS)
-    policy = make_policy(simulators.observation_space, simulators.action_space, run.spec.policy, seed=run.seed)
-    flat = FlatState(policy, policy.gossiped_buffers())
-    single = A2C(policy, flat, run.spec.hyperparameters)
-    collector = Collector(
-        simulators,
-        policy,
-        rollout_length=run.spec.hyperparameters.rollout_length,
-        clip_rewards=False,
-        compute_type=torch.float32,
-        device=torch.device("cpu"),
-        seed=0,
-    )
+    agent = Agent(run)
+    flat = agent.flat
+    single = A2C(agent.policy, flat, run.spec.hyperparameters)
+    collector = agent.collector(seed=0)
     for update in range(20):
         single.update(collector.collect(), 0.0, measure_update=update % 20 == 0)
-    simulators.close()
-    alone.run(20)
+    agent.close()
+    alone.train(20)
     assert torch.equal(alone.flat.vector, flat.vector)
     assert alone.algorithm.stats().in_peers == ()
     assert alone.events == []
 
 
-def test_a_rank_that_has_gone_is_waited_for_and_comes_back_with_the_others_state(ranks: Callable[..., Rank]) -> None:
+def test_a_rank_that_has_gone_is_waited_for_and_comes_back_with_the_others_state(
+    ranks: Callable[..., Synchronous],
+) -> None:
     run = make_plan(free_ports(3))
     three = [ranks(run, rank) for rank in range(3)]
-    at_once(*(lambda rank=rank: rank.run(30) for rank in three))  # type: ignore[misc]
+    at_once(*(lambda rank=rank: rank.train(30) for rank in three))  # type: ignore[misc]
     three[1].close()
     began = time.monotonic()
     for rank in (three[0], three[2]):
         while not rank.algorithm.is_waiting:
-            assert rank.algorithm.step(rank.counters, measure=False) is None or rank.counters.updates <= 31
+            assert rank.step() is None or rank.counters.updates <= 31
     assert time.monotonic() - began < PEER_TIMEOUT_SECONDS / 2, "a closed connection is noticed at once"
     # Its parameters are others, and it has counted nothing: it must take the survivors'.
     three[1] = ranks(run, 1, incarnation=2, seed=99)
-    at_once(*(lambda rank=rank: rank.run(60) for rank in three))  # type: ignore[misc]
+    at_once(*(lambda rank=rank: rank.train(60) for rank in three))  # type: ignore[misc]
     assert_identical(*three)
     assert three[1].counters.progress[1] > 30 * SIMULATORS * 5 * 0.8
     assert three[0].events == ["assembled", "parted", "assembled"], "parameters that differ would part them again"
 
 
 def test_snapshots_hold_equal_parameters_and_the_gradient_of_the_own_shard(
-    ranks: Callable[..., Rank], tmp_path: Path
+    ranks: Callable[..., Synchronous], tmp_path: Path
 ) -> None:
     run = make_plan(free_ports(2), snapshots=5)
     two = [ranks(run, 0), ranks(run, 1)]
-    at_once(*(lambda rank=rank: rank.run(12) for rank in two))  # type: ignore[misc]
+    at_once(*(lambda rank=rank: rank.train(12) for rank in two))  # type: ignore[misc]
     two[1].close()
     two[1] = ranks(run, 1, incarnation=2)  # joins at an update that is not its own
-    at_once(*(lambda rank=rank: rank.run(16) for rank in two))  # type: ignore[misc]
+    at_once(*(lambda rank=rank: rank.train(16) for rank in two))  # type: ignore[misc]
     for rank in two:
         rank.algorithm.close()
     for version in (5, 10):
@@ -365,82 +282,82 @@ def test_snapshots_hold_equal_parameters_and_the_gradient_of_the_own_shard(
         assert not torch.equal(first["gradient"], second["gradient"])
 
 
-def test_rank_0_comes_back_too(ranks: Callable[..., Rank]) -> None:
+def test_rank_0_comes_back_too(ranks: Callable[..., Synchronous]) -> None:
     run = make_plan(free_ports(2))
     two = [ranks(run, 0), ranks(run, 1)]
-    at_once(*(lambda rank=rank: rank.run(20) for rank in two))  # type: ignore[misc]
+    at_once(*(lambda rank=rank: rank.train(20) for rank in two))  # type: ignore[misc]
     kept = two[1].flat.vector.clone()
     two[0].close()
     while not two[1].algorithm.is_waiting:
-        two[1].algorithm.step(two[1].counters, measure=False)
+        two[1].step()
     two[0] = ranks(run, 0, incarnation=2, seed=99)
-    at_once(*(lambda rank=rank: rank.run(21) for rank in two))  # type: ignore[misc]
+    at_once(*(lambda rank=rank: rank.train(21) for rank in two))  # type: ignore[misc]
     assert_identical(*two)
     assert float((two[0].flat.vector - kept)[: len(two[0].flat.trainable)].norm()) < 1.0, "the survivor's state"
 
 
-def test_an_update_that_only_one_rank_has_made_is_made_good(ranks: Callable[..., Rank]) -> None:
+def test_an_update_that_only_one_rank_has_made_is_made_good(ranks: Callable[..., Synchronous]) -> None:
     run = make_plan(free_ports(2))
     two = [ranks(run, 0), ranks(run, 1)]
-    at_once(*(lambda rank=rank: rank.run(10) for rank in two))  # type: ignore[misc]
+    at_once(*(lambda rank=rank: rank.train(10) for rank in two))  # type: ignore[misc]
     ahead = two[1]
     ahead.flat.trainable.add_(0.5)
     ahead.counters.updates += 1
     ahead.counters.progress[1] += 20
     for rank in two:
         rank.algorithm.set_plan(run)  # whatever the reason, they part
-    at_once(*(lambda rank=rank: rank.run(12) for rank in two))  # type: ignore[misc]
+    at_once(*(lambda rank=rank: rank.train(12) for rank in two))  # type: ignore[misc]
     assert_identical(*two)
 
 
-def test_parameters_that_differ_in_one_bit_are_noticed_and_made_equal(ranks: Callable[..., Rank]) -> None:
+def test_parameters_that_differ_in_one_bit_are_noticed_and_made_equal(ranks: Callable[..., Synchronous]) -> None:
     run = make_plan(free_ports(2))
     two = [ranks(run, 0), ranks(run, 1)]
-    at_once(*(lambda rank=rank: rank.run(10) for rank in two))  # type: ignore[misc]
+    at_once(*(lambda rank=rank: rank.train(10) for rank in two))  # type: ignore[misc]
     two[1].flat.vector.view(torch.int32)[3] += 1
-    at_once(*(lambda rank=rank: rank.run(70) for rank in two))  # type: ignore[misc]
+    at_once(*(lambda rank=rank: rank.train(70) for rank in two))  # type: ignore[misc]
     assert_identical(*two)
     reasons = [event.get("reason", "") for event in two[0].algorithm.events()]
     assert any("differ" in reason for reason in reasons)
 
 
-def test_a_new_epoch_is_begun_together(ranks: Callable[..., Rank]) -> None:
+def test_a_new_epoch_is_begun_together(ranks: Callable[..., Synchronous]) -> None:
     ports = free_ports(3)
     old, new = make_plan(ports[:2]), make_plan(ports, epoch=1)
     three = [ranks(old, 0), ranks(old, 1)]
-    at_once(*(lambda rank=rank: rank.run(10) for rank in three))  # type: ignore[misc]
+    at_once(*(lambda rank=rank: rank.train(10) for rank in three))  # type: ignore[misc]
     three[0].algorithm.set_plan(new)
     for _ in range(2):  # the other does not know of it yet
-        assert three[0].algorithm.step(three[0].counters, measure=False) is None
+        assert three[0].step() is None
     three[1].algorithm.set_plan(new)
     three.append(ranks(new, 2))
-    at_once(*(lambda rank=rank: rank.run(20) for rank in three))  # type: ignore[misc]
+    at_once(*(lambda rank=rank: rank.train(20) for rank in three))  # type: ignore[misc]
     assert_identical(*three)
     assert sorted(three[0].counters.progress) == [0, 1, 2]
 
 
-def test_growing_from_one_rank_and_shrinking_to_one(ranks: Callable[..., Rank]) -> None:
+def test_growing_from_one_rank_and_shrinking_to_one(ranks: Callable[..., Synchronous]) -> None:
     ports = free_ports(2)
     first = ranks(make_plan(ports[:1]), 0)
-    first.run(5)
+    first.train(5)
     both = make_plan(ports, epoch=1)
     first.algorithm.set_plan(both)
     second = ranks(both, 1)
-    at_once(lambda: first.run(10), lambda: second.run(10))
+    at_once(lambda: first.train(10), lambda: second.train(10))
     assert_identical(first, second)
     second.close()
     first.algorithm.set_plan(make_plan(ports[:1], epoch=2))
-    first.run(15)
+    first.train(15)
     assert not first.algorithm.is_waiting
 
 
-def test_all_ranks_end_at_the_same_update(ranks: Callable[..., Rank]) -> None:
+def test_all_ranks_end_at_the_same_update(ranks: Callable[..., Synchronous]) -> None:
     run = make_plan(free_ports(2), total=1000)
     two = [ranks(run, 0), ranks(run, 1)]
 
-    def train(rank: Rank) -> None:
+    def train(rank: Synchronous) -> None:
         while rank.counters.global_steps < 1000:
-            rank.algorithm.step(rank.counters, measure=False)
+            rank.step()
         rank.algorithm.close()
 
     at_once(*(lambda rank=rank: train(rank) for rank in two))  # type: ignore[misc]
@@ -448,12 +365,12 @@ def test_all_ranks_end_at_the_same_update(ranks: Callable[..., Rank]) -> None:
     assert two[0].counters.global_steps < 1000 + 2 * SIMULATORS * 5
 
 
-def test_closing_amid_a_wait_takes_no_time(ranks: Callable[..., Rank]) -> None:
+def test_closing_amid_a_wait_takes_no_time(ranks: Callable[..., Synchronous]) -> None:
     run = make_plan(free_ports(2))
     two = [ranks(run, 0), ranks(run, 1)]
-    at_once(*(lambda rank=rank: rank.run(5) for rank in two))  # type: ignore[misc]
+    at_once(*(lambda rank=rank: rank.train(5) for rank in two))  # type: ignore[misc]
     # Rank 1 does nothing more, as if it were frozen: its connections stay open.
-    assert two[0].algorithm.step(two[0].counters, measure=False) is None
+    assert two[0].step() is None
     assert two[0].algorithm.is_waiting
     began = time.monotonic()
     two[0].algorithm.close()
