@@ -1,5 +1,6 @@
 """A real run for tests: `gala run` as a user starts it, its workers as processes, watched from outside."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -15,7 +16,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from hub_star import Star
 from ports import free_ports
+from waiting import eventually
 
 from gala_worker.gossip.loop_thread import LoopThread
 
@@ -127,3 +130,17 @@ def loop_thread() -> Iterator[LoopThread]:
 def free_port() -> int:
     """A port that nobody listens on."""
     return free_ports(1)[0]
+
+
+@pytest.fixture
+def hub_star(loop_thread: LoopThread, caplog: pytest.LogCaptureFixture) -> Iterator[Callable[..., Star]]:
+    """Makes hubs with actors; all are closed in the end, and nothing of them is left on the loop."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *arguments, **options: Star(loop_thread, stack, *arguments, **options)
+    # gRPC reports what it could not do, such as ending a stream properly, in its log only.
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+    async def others() -> int:
+        return len(asyncio.all_tasks()) - 1
+
+    eventually(lambda: loop_thread.run(others()) == 0)
