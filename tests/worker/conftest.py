@@ -133,10 +133,9 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def hub_star(loop_thread: LoopThread, caplog: pytest.LogCaptureFixture) -> Iterator[Callable[..., Star]]:
-    """Makes hubs with actors; all are closed in the end, and nothing of them is left on the loop."""
-    with contextlib.ExitStack() as stack:
-        yield lambda *arguments, **options: Star(loop_thread, stack, *arguments, **options)
+def nothing_is_left_on_the_loop(loop_thread: LoopThread, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Looks at it when everything that was set up after this fixture is gone."""
+    yield
     # gRPC reports what it could not do, such as ending a stream properly, in its log only.
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
@@ -144,3 +143,10 @@ def hub_star(loop_thread: LoopThread, caplog: pytest.LogCaptureFixture) -> Itera
         return len(asyncio.all_tasks()) - 1
 
     eventually(lambda: loop_thread.run(others()) == 0)
+
+
+@pytest.fixture
+def hub_star(loop_thread: LoopThread, nothing_is_left_on_the_loop: None) -> Iterator[Callable[..., Star]]:
+    """Makes hubs with actors; all are closed in the end."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *arguments, **options: Star(loop_thread, stack, *arguments, **options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import datetime
 import ipaddress
@@ -24,6 +23,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from ports import hold_port
 
 from gala import topology
 from gala.errors import GossipError
@@ -41,24 +41,14 @@ PATIENCE = 20.0
 GOSSIP = {"peerTimeoutSeconds": TIMEOUT}
 
 
-@pytest.fixture(scope="module")
-def loop_thread():
-    thread = LoopThread()
-    yield thread
-    thread.stop()
-
-
 class Ring:
     """Peers of one run in this process, each with a port that is its own for as long as the test takes."""
 
     def __init__(self, thread: LoopThread, learners: int, *, num_elements: int = 8, gossip=None, **transport):
         self.thread, self.num_elements, self.transport = thread, num_elements, transport
         self.gossip = {**GOSSIP, **(gossip or {})}
-        self.holders = [socket.socket() for _ in range(learners)]
-        for holder in self.holders:
-            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            holder.bind(("127.0.0.1", 0))
-        self.ports = [holder.getsockname()[1] for holder in self.holders]
+        self.holders = contextlib.ExitStack()
+        self.ports = [hold_port(self.holders) for _ in range(learners)]
         self.plan = small_plan(learners=learners, gossip=self.gossip, address=self.address)
         self.peers: dict[int, GossipPeer] = {}
         self.runners: dict[int, Runner] = {}
@@ -113,8 +103,7 @@ class Ring:
             runner.stop()
         for peer in self.peers.values():
             peer.close()
-        for holder in self.holders:
-            holder.close()
+        self.holders.close()
 
 
 class Runner:
@@ -142,7 +131,7 @@ class Runner:
 
 
 @pytest.fixture
-def ring(loop_thread):
+def ring(loop_thread, nothing_is_left_on_the_loop):
     with contextlib.ExitStack() as stack:
 
         def make(learners: int, **kwargs) -> Ring:
@@ -151,21 +140,6 @@ def ring(loop_thread):
             return made
 
         yield make
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left_on_the_loop(loop_thread, caplog):
-    yield
-    # gRPC reports what it could not do, such as ending a stream properly, in its log only.
-    assert not [record for record in caplog.records if record.levelname == "ERROR"]
-
-    async def others() -> int:
-        return len(asyncio.all_tasks()) - 1
-
-    deadline = time.monotonic() + PATIENCE
-    while loop_thread.run(others()) and time.monotonic() < deadline:
-        threading.Event().wait(0.02)
-    assert loop_thread.run(others()) == 0
 
 
 # ------------------------------------------------------------------ neighbours
