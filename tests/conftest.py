@@ -1,8 +1,13 @@
 """Set-up of all tests."""
 
 import os
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
+
+# Their asserts explain themselves as those of test files do.
+pytest.register_assert_rewrite(*(file.stem for file in (Path(__file__).parent / "support").glob("*.py")))
 
 # One compute thread, here and in every process that a test starts: where others are busy, threads that wait for each
 # other at every layer take many times as long.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
 from posixpath import normpath
@@ -12,7 +11,6 @@ from typing import Any
 import kubernetes_validate
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from gala import names
 from gala.errors import SpecError
@@ -22,100 +20,14 @@ from gala_operator import manifests
 from gala_operator.actions import Manifest
 from gala_operator.manifests import Owner
 from gala_operator.settings import OperatorSettings
+from pod_standard import laxities, violations
+from worker_specs import EVERYTHING, checkpoints, workers
 
 UID = "11111111-0000-4000-8000-000000000001"
 OWNER = Owner(name="pong", namespace="lab", uid=UID)
 SETTINGS = OperatorSettings(worker_image="registry.example/gala-worker:1")
 CREATED = datetime(2026, 11, 22, 18, 0, 0, 250_000, tzinfo=UTC)
 SERVERS = ("1.29", kubernetes_validate.latest_version())
-
-# The restricted Pod Security Standard, https://kubernetes.io/docs/concepts/security/pod-security-standards/, and what
-# this project asks of its pods beyond it.
-
-VOLUME_TYPES = {
-    *("configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "image", "persistentVolumeClaim", "projected"),
-    "secret",
-}
-SELINUX_TYPES = {"", "container_t", "container_init_t", "container_kvm_t", "container_engine_t"}
-SAFE_SYSCTLS = {
-    *("kernel.shm_rmid_forced", "net.ipv4.ip_local_port_range", "net.ipv4.ip_unprivileged_port_start"),
-    *("net.ipv4.tcp_syncookies", "net.ipv4.ping_group_range", "net.ipv4.ip_local_reserved_ports"),
-    *("net.ipv4.tcp_keepalive_time", "net.ipv4.tcp_fin_timeout", "net.ipv4.tcp_keepalive_intvl"),
-    *("net.ipv4.tcp_keepalive_probes", "net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem"),
-}
-CONFINED = {"RuntimeDefault", "Localhost"}
-
-
-def violations(pod: Manifest) -> Iterator[str]:
-    """What of a pod the restricted standard forbids, for pods of Linux."""
-    spec = pod["spec"]
-    for field in ("hostNetwork", "hostPID", "hostIPC"):
-        if spec.get(field):
-            yield field
-    for volume in spec.get("volumes", []):
-        if not set(volume) - {"name"} <= VOLUME_TYPES:
-            yield f"volume {volume}"
-    for key, value in pod["metadata"].get("annotations", {}).items():
-        if "apparmor.security" in key and value != "runtime/default" and not value.startswith("localhost/"):
-            yield f"annotation {key}"
-        if "seccomp.security" in key:
-            yield f"annotation {key}"
-    outer = spec.get("securityContext", {})
-    if any(sysctl["name"] not in SAFE_SYSCTLS for sysctl in outer.get("sysctls", [])):
-        yield "sysctls"
-    containers = [*spec.get("initContainers", []), *spec["containers"], *spec.get("ephemeralContainers", [])]
-    for container in containers:
-        inner = container.get("securityContext", {})
-        for context in (outer, inner):
-            if context.get("runAsUser") == 0:
-                yield "runs as root"
-            if context.get("windowsOptions", {}).get("hostProcess"):
-                yield "hostProcess"
-            if context.get("seLinuxOptions", {}).get("type", "") not in SELINUX_TYPES:
-                yield "SELinux type"
-            if {"user", "role"} & set(context.get("seLinuxOptions", {})):
-                yield "SELinux user or role"
-            if context.get("appArmorProfile", {}).get("type", "RuntimeDefault") not in CONFINED:
-                yield "AppArmor"
-            if context.get("seccompProfile", {}).get("type", "RuntimeDefault") not in CONFINED:
-                yield "seccomp"
-        if "seccompProfile" not in outer and "seccompProfile" not in inner:
-            yield "seccomp is not set"
-        if not inner.get("runAsNonRoot", outer.get("runAsNonRoot")):
-            yield "runAsNonRoot"
-        if inner.get("allowPrivilegeEscalation") is not False:
-            yield "allowPrivilegeEscalation"
-        if inner.get("privileged"):
-            yield "privileged"
-        if inner.get("procMount", "Default") != "Default":
-            yield "procMount"
-        capabilities = inner.get("capabilities", {})
-        if "ALL" not in capabilities.get("drop", []) or not set(capabilities.get("add", [])) <= {"NET_BIND_SERVICE"}:
-            yield "capabilities"
-        if any(port.get("hostPort") for port in container.get("ports", [])):
-            yield "hostPort"
-        handlers = [container.get(f"{kind}Probe", {}) for kind in ("startup", "liveness", "readiness")]
-        handlers += container.get("lifecycle", {}).values()
-        if any(handler.get(kind, {}).get("host") for handler in handlers for kind in ("httpGet", "tcpSocket")):
-            yield "a probe of another host"
-
-
-def laxities(pod: Manifest) -> Iterator[str]:
-    """What this project forbids beyond the standard."""
-    spec = pod["spec"]
-    if spec.get("automountServiceAccountToken") is not False:
-        yield "an API token"
-    if any("projected" in volume for volume in spec["volumes"]):
-        yield "a projected token"
-    if spec.get("enableServiceLinks") is not False:
-        yield "service links"
-    if spec.get("shareProcessNamespace"):
-        yield "shareProcessNamespace"
-    for container in spec["containers"]:
-        if not container["securityContext"].get("readOnlyRootFilesystem"):
-            yield "a writable root"
-        if "lifecycle" in container or any("exec" in container[f"{kind}Probe"] for kind in ("startup", "liveness")):
-            yield "commands beside the learner"
 
 
 def run_with(**spec: Any) -> GalaRun:
@@ -161,188 +73,6 @@ def mounts_of(pod: Manifest) -> dict[str, dict[str, Any]]:
     mounts = {normpath(mount["mountPath"]): sources[mount["name"]] for mount in container_of(pod)["volumeMounts"]}
     assert len(mounts) == len(container_of(pod)["volumeMounts"])
     return mounts
-
-
-# Everything that a GalaRun's author can ask for.
-
-label = st.sampled_from(
-    ["a", "b", "team", "example.com/part", "app.kubernetes.io/name", "app.kubernetes.io/managed-by"]
-)
-label_values = st.sampled_from(["", "x", "y-1", "gala-operator"])
-annotation = st.sampled_from(["a", "example.com/note", "sidecar.istio.io/inject", "container.apparmor/x"])
-object_name = st.sampled_from(["data", "gala", "pong-plan", "other.name"])
-quantity = st.sampled_from([1, 4, "500m", "1.5Gi", "2e3", "8Gi", "0"])
-resource = st.sampled_from(["cpu", "memory", "ephemeral-storage", "amd.com/gpu"])
-identity = st.integers(1, 2**31 - 1)
-mode = st.integers(0, 0o777)
-anything = st.recursive(
-    st.none() | st.booleans() | st.integers(0, 9) | st.text(max_size=4),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
-    max_leaves=4,
-)
-
-
-def some(**optional: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
-    return st.fixed_dictionaries({}, optional=optional)
-
-
-def with_required(required: dict[str, st.SearchStrategy[Any]], **optional: st.SearchStrategy[Any]) -> Any:
-    return st.fixed_dictionaries(required, optional=optional)
-
-
-def maps(keys: st.SearchStrategy[str], values: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
-    return st.dictionaries(keys, values, max_size=3)
-
-
-files = {
-    "items": st.lists(with_required({"key": object_name, "path": object_name}, mode=mode), max_size=2),
-    "defaultMode": mode,
-    "optional": st.booleans(),
-}
-sources = st.one_of(
-    some(medium=st.sampled_from(["", "Memory"]), sizeLimit=quantity).map(lambda value: {"emptyDir": value}),
-    with_required({"name": object_name}, **files).map(lambda value: {"configMap": value}),
-    with_required({"secretName": object_name}, **files).map(lambda value: {"secret": value}),
-    with_required({"claimName": object_name}, readOnly=st.booleans()).map(
-        lambda value: {"persistentVolumeClaim": value}
-    ),
-    with_required(
-        {
-            "spec": with_required(
-                {"resources": st.fixed_dictionaries({"requests": st.fixed_dictionaries({"storage": quantity})})},
-                storageClassName=object_name,
-                accessModes=st.just(["ReadWriteOnce"]),
-            )
-        },
-        metadata=some(labels=maps(label, label_values), annotations=maps(annotation, label_values)),
-    ).map(lambda value: {"ephemeral": {"volumeClaimTemplate": value}}),
-)
-mount_path = st.sampled_from(["/data", "/tmp", "/tmp/", "/dev/shm", "/var/lib/gala", "/var/lib", "/opt/x", "/root"])
-
-
-@st.composite
-def volumes_and_mounts(draw: st.DrawFn) -> dict[str, Any]:
-    volumes = [{"name": f"v{index}", **source} for index, source in enumerate(draw(st.lists(sources, max_size=3)))]
-    if not volumes:
-        return {}
-    name = st.sampled_from([volume["name"] for volume in volumes])
-    mount = with_required({"name": name, "mountPath": mount_path}, readOnly=st.booleans(), subPath=st.just("x"))
-    mounts = draw(st.lists(mount, max_size=3, unique_by=lambda entry: normpath(entry["mountPath"])))
-    return {"volumes": volumes, "volumeMounts": mounts}
-
-
-spread = with_required(
-    {"topologyKey": st.just("kubernetes.io/hostname")},
-    maxSkew=st.integers(1, 3),
-    whenUnsatisfiable=st.sampled_from(["DoNotSchedule", "ScheduleAnyway"]),
-    labelSelector=some(
-        matchLabels=maps(label, label_values),
-        matchExpressions=st.just([{"key": "a", "operator": "In", "values": ["x"]}]),
-    ),
-    nodeTaintsPolicy=st.sampled_from(["Honor", "Ignore"]),
-)
-pod_template = some(
-    metadata=some(labels=maps(label, label_values), annotations=maps(annotation, label_values)),
-    spec=st.builds(
-        lambda fields, volumes: fields | volumes,
-        some(
-            imagePullSecrets=st.lists(st.fixed_dictionaries({"name": object_name}), max_size=2),
-            schedulerName=object_name,
-            runtimeClassName=object_name,
-            terminationGracePeriodSeconds=st.integers(1, 3600),
-            topologySpreadConstraints=st.lists(spread, max_size=2),
-            securityContext=some(runAsUser=identity, runAsGroup=identity, fsGroup=identity),
-        ),
-        volumes_and_mounts(),
-    ),
-)
-variable = st.one_of(
-    st.fixed_dictionaries(
-        {"name": st.sampled_from(["HOME", "A", "NVIDIA_VISIBLE_DEVICES"]), "value": st.text(max_size=3)}
-    ),
-    st.fixed_dictionaries(
-        {
-            "name": st.sampled_from(["TOKEN", "TMPDIR"]),
-            "valueFrom": st.fixed_dictionaries(
-                {"secretKeyRef": st.fixed_dictionaries({"name": object_name, "key": object_name})}
-            ),
-        }
-    ),
-)
-tolerations = st.sampled_from([{"operator": "Exists"}, {"key": "gpu", "value": "yes", "effect": "NoSchedule"}])
-affinity_part = maps(st.text(max_size=5), anything)
-workers = some(
-    image=st.just("registry.example/mine@sha256:0"),
-    imagePullPolicy=st.sampled_from(["Always", "Never"]),
-    gpus=st.integers(0, 2),
-    resources=some(requests=maps(resource, quantity), limits=maps(resource, quantity)),
-    nodeSelector=maps(label, label_values),
-    tolerations=st.lists(tolerations, max_size=2),
-    affinity=some(nodeAffinity=affinity_part, podAffinity=affinity_part, podAntiAffinity=affinity_part),
-    priorityClassName=object_name,
-    serviceAccountName=object_name,
-    env=st.lists(variable, max_size=3, unique_by=lambda entry: entry["name"]),
-    podTemplate=pod_template,
-)
-checkpoints = st.sampled_from([{}, {"volume": {"size": "10Gi"}}, {"volume": {"claimName": "shared"}}])
-EVERYTHING = {
-    "worker": {
-        "image": "registry.example/mine:2",
-        "gpus": 2,
-        "resources": {"requests": {"cpu": 4, "memory": "16Gi"}, "limits": {"memory": "32Gi", "amd.com/gpu": 1}},
-        "nodeSelector": {"pool": "gpu"},
-        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
-        "affinity": {
-            "nodeAffinity": {
-                "requiredDuringSchedulingIgnoredDuringExecution": {
-                    "nodeSelectorTerms": [{"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]}]
-                }
-            },
-            "podAntiAffinity": {
-                "requiredDuringSchedulingIgnoredDuringExecution": [
-                    {
-                        "topologyKey": "kubernetes.io/hostname",
-                        "labelSelector": {"matchExpressions": [{"key": names.LABEL_RANK, "operator": "Exists"}]},
-                    }
-                ]
-            },
-        },
-        "priorityClassName": "research",
-        "serviceAccountName": "trainer",
-        "env": [
-            {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}},
-            {"name": "HOME", "value": "/scratch"},
-        ],
-        "podTemplate": {
-            "metadata": {"labels": {"team": "rl"}, "annotations": {"example.com/note": "x"}},
-            "spec": {
-                "volumes": [
-                    {"name": "scratch", "emptyDir": {"medium": "Memory", "sizeLimit": "8Gi"}},
-                    {"name": "roms", "configMap": {"name": "roms", "items": [{"key": "a", "path": "a.bin"}]}},
-                    {"name": "keys", "secret": {"secretName": "keys", "defaultMode": 256}},
-                    {"name": "data", "persistentVolumeClaim": {"claimName": "data", "readOnly": True}},
-                    {
-                        "name": "big",
-                        "ephemeral": {
-                            "volumeClaimTemplate": {"spec": {"resources": {"requests": {"storage": "100Gi"}}}}
-                        },
-                    },
-                ],
-                "volumeMounts": [
-                    {"name": "scratch", "mountPath": "/dev/shm"},
-                    {"name": "data", "mountPath": "/data", "readOnly": True, "subPath": "atari"},
-                ],
-                "imagePullSecrets": [{"name": "registry"}],
-                "schedulerName": "volcano",
-                "runtimeClassName": "nvidia",
-                "terminationGracePeriodSeconds": 120,
-                "topologySpreadConstraints": [{"topologyKey": "kubernetes.io/hostname"}],
-                "securityContext": {"runAsUser": 1000, "runAsGroup": 1000, "fsGroup": 2000},
-            },
-        },
-    },
-    "checkpoint": {"volume": {"size": "10Gi"}},
-}
 
 
 @given(worker=workers, checkpoint=checkpoints)

@@ -6,13 +6,13 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from ports import hold_port
-from waiting import PATIENCE_SECONDS
 
 from gala.plan import RunPlan
 from gala_worker.algorithms.hub import Contribution, HubClient, HubServer, Identity
 from gala_worker.gossip.fleet import small_plan
 from gala_worker.gossip.loop_thread import LoopThread
+from ports import hold_port
+from waiting import PATIENCE_SECONDS
 
 TIMEOUT_SECONDS = 1.0
 SIZE = 24

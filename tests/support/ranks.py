@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from waiting import PATIENCE_SECONDS
 
 from gala.plan import RunPlan
 from gala_worker.algorithms.a2c import Update
@@ -20,6 +19,7 @@ from gala_worker.gossip.loop_thread import LoopThread
 from gala_worker.model import ActorCritic, make_policy
 from gala_worker.rollout import Collector
 from gala_worker.state import Counters
+from waiting import PATIENCE_SECONDS
 
 CPU = torch.device("cpu")
 

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+
+from gala_worker.gossip.loop_thread import LoopThread
 from hub_star import Star
 from ports import free_ports
 from waiting import eventually
-
-from gala_worker.gossip.loop_thread import LoopThread
 
 ANSWER_SECONDS = 10.0
 START_SECONDS = 120.0

@@ -9,9 +9,6 @@ import time
 import numpy as np
 import pytest
 import torch
-from ports import hold_port
-from ranks import Agent, Rank
-from waiting import PATIENCE_SECONDS, eventually
 
 from gala.plan import Address, plan
 from gala.spec import parse
@@ -20,6 +17,9 @@ from gala_worker.algorithms.a2c import A2C
 from gala_worker.algorithms.rmsprop import SQUARE_AVERAGE
 from gala_worker.gossip.loop_thread import LoopThread
 from gala_worker.state import Counters, capture, restore
+from ports import hold_port
+from ranks import Agent, Rank
+from waiting import PATIENCE_SECONDS, eventually
 
 TOTAL = 4000
 

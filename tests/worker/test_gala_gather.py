@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
-from ports import hold_port
-from ranks import Rank
-from waiting import PATIENCE_SECONDS
 
 from gala.plan import Address, RunPlan, plan
 from gala.spec import parse
 from gala_worker.gossip.loop_thread import LoopThread
 from gala_worker.gossip.stats import GossipStats
+from ports import hold_port
+from ranks import Rank
+from waiting import PATIENCE_SECONDS
 
 
 class Learner(Rank):

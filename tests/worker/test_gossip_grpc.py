@@ -23,7 +23,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from ports import hold_port
 
 from gala import topology
 from gala.errors import GossipError
@@ -34,6 +33,7 @@ from gala_worker.gossip.grpc_transport import SERVICE, GrpcTransport, listening_
 from gala_worker.gossip.loop_thread import LoopThread
 from gala_worker.gossip.messages import CHUNK_BYTES, Chunk, Header, Hello, Reason, Refusal, Welcome
 from gala_worker.gossip.peer import GossipPeer
+from ports import hold_port
 
 TIMEOUT = 1.0
 PATIENCE = 20.0

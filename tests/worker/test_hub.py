@@ -7,13 +7,13 @@ import threading
 
 import pytest
 import torch
-from hub_star import SIZE, take
-from waiting import PATIENCE_SECONDS, eventually
 
 from gala.errors import GossipError
 from gala_worker.algorithms.hub import HubServer
 from gala_worker.algorithms.hub.messages import MAX_UNPROCESSED
 from gala_worker.gossip.messages import CHUNK_BYTES
+from hub_star import SIZE, take
+from waiting import PATIENCE_SECONDS, eventually
 
 # ------------------------------------------------------------------ up
 

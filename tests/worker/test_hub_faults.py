@@ -10,8 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 import torch
-from hub_star import Star, take
-from waiting import PATIENCE_SECONDS, eventually
 
 from gala_worker.algorithms.hub.framing import WIRE
 from gala_worker.algorithms.hub.messages import HubChunk, HubHeader, HubHello, HubWelcome, Kind, Taken, Want
@@ -19,6 +17,8 @@ from gala_worker.algorithms.hub.pieces import split
 from gala_worker.gossip.grpc_transport import GrpcTransport
 from gala_worker.gossip.loop_thread import LoopThread
 from gala_worker.gossip.messages import CHUNK_BYTES, Reason, Refusal
+from hub_star import Star, take
+from waiting import PATIENCE_SECONDS, eventually
 
 # ------------------------------------------------------------------ strangers
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from ports import hold_port
-from ranks import Rank
 
 from gala import names
 from gala.plan import Address, RunPlan, plan
@@ -18,6 +16,8 @@ from gala_worker.algorithms.hub import HubClient, Identity
 from gala_worker.algorithms.impala import Actor, Learner
 from gala_worker.gossip.loop_thread import LoopThread
 from gala_worker.state import capture, restore
+from ports import hold_port
+from ranks import Rank
 
 T, B = 4, 3
 

@@ -13,8 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from ports import free_ports
-from ranks import Agent, Rank
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -26,6 +24,8 @@ from gala_worker.algorithms.synchronous import checksum
 from gala_worker.flat import FlatState
 from gala_worker.gossip.loop_thread import LoopThread
 from gala_worker.model import ActorCritic
+from ports import free_ports
+from ranks import Agent, Rank
 
 pytestmark = pytest.mark.timeout(200)
 
