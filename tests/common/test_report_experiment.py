@@ -273,6 +273,17 @@ def test_a_level_of_the_algorithm_that_also_changes_the_learners_is_still_the_al
     assert [line.label for line in lines.lines(found, found.entries, scaling.acting)] == ["GALA-A2C", "A3C"]
 
 
+def test_while_an_experiment_runs_its_figures_speak_of_the_runs_that_are_there(tmp_path: Path) -> None:
+    made = SyntheticExperiment(tmp_path, figures=("curves", "scores"), seeds=4)
+    for name in ("run-0", "run-1"):  # of one algorithm
+        shutil.rmtree(made.directory / name)
+    write(made)
+    found = summary(made)["curves-cartpole-v1-decisions"]["lines"]
+    assert sorted((line["seeds"], line["runs"]) for line in found) == [(2, 2), (4, 4)]
+    for name in ("curves-cartpole-v1-decisions", "curves-cartpole-v1-wall-clock", "scores-cartpole-v1"):
+        assert re.search("Seeds: .* 2, .* 4|Seeds: .* 4, .* 2", captions(made)[name])
+
+
 def test_an_experiment_that_has_just_begun_says_so(tmp_path: Path) -> None:
     made = SyntheticExperiment(tmp_path, seeds=1)
     for run in made.index["runs"]:

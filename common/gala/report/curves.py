@@ -99,6 +99,10 @@ class _Drawn:
     def curves(self, axis: Axis) -> list[tuple[Entry, Curve]]:
         return [(entry, found[axis.name]) for entry, found in self.runs if found[axis.name]]
 
+    def on(self, axis: Axis) -> Line:
+        """The line of the runs that have a curve."""
+        return self.line.only([entry for entry, _ in self.curves(axis)])
+
 
 def _with_curves(line: Line) -> _Drawn:
     runs = []
@@ -147,7 +151,7 @@ def _section(
             {
                 "label": each.line.label,
                 "algorithm": each.line.algorithm,
-                "seeds": each.line.seeds,
+                "seeds": each.on(axis).seeds,
                 "runs": len(found),
                 axis.unit: grid.tolist(),
                 "iqm": value.tolist(),
@@ -163,7 +167,7 @@ def _section(
     else:
         figure.numbers_axis("energy, kJ")
     threshold = experiment.thresholds.get(environment)
-    caption = _caption(axis, experiment.of(environment), [one.line for one in drawn])
+    caption = _caption(axis, experiment.of(environment), [one.on(axis) for one in drawn])
     if threshold is not None:
         figure.mark_y(threshold.value)
         caption += f" Dotted: {formats.score(threshold.value)}, from which on a run counts as convergent."
@@ -207,7 +211,12 @@ def _table(drawn: Sequence[_Drawn], threshold: Threshold | None) -> Table:
     for each in drawn:
         last = np.array([one.last for _, one in each.curves(DECISIONS)])
         end = estimate(iqm, [last])
-        row = [each.line.label, str(each.line.seeds), formats.score(end.value), formats.interval(end.low, end.high)]
+        row = [
+            each.line.label,
+            str(each.on(DECISIONS).seeds),
+            formats.score(end.value),
+            formats.interval(end.low, end.high),
+        ]
         if threshold is not None:
             decisions, seconds, kilojoules = (
                 [first_reached(one, threshold.value) for _, one in each.curves(axis)] for axis in AXES

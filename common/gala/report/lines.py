@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gala.report.canvas import SERIES
 from gala.report.experiment import Entry, Experiment
@@ -30,6 +30,10 @@ class Line:
     def seeds(self) -> int:
         """Different seeds."""
         return len({entry.seed for entry in self.entries})
+
+    def only(self, entries: Sequence[Entry]) -> Line:
+        """The same line of fewer runs: those that have what a figure shows, so that it speaks of no others."""
+        return replace(self, entries=tuple(entries))
 
 
 def lines(experiment: Experiment, entries: Sequence[Entry], x: Attribute | None = None) -> list[Line]:

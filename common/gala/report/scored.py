@@ -46,14 +46,16 @@ class Scored:
 
 
 def scored_line(line: Line) -> Scored:
-    """The final scores of a line's runs; a run that has no final model has none."""
+    """The final scores of a line's runs, and the line of those that have some: a run without a final model has none."""
     found: dict[tuple[str, str], list[float]] = {}
+    kept: dict[str, Entry] = {}
     for entry in line.entries:
         for mode in MODES:
             score = final_score(entry, mode)
             if not math.isnan(score):
                 found.setdefault((entry.environment, mode), []).append(score)
-    return Scored(line, {key: np.array(values) for key, values in found.items()})
+                kept[entry.name] = entry
+    return Scored(line.only(list(kept.values())), {key: np.array(values) for key, values in found.items()})
 
 
 def final_score(entry: Entry, mode: str) -> float:
