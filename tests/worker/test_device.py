@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from gala_worker.device import choose_device
+from gala_worker.device import choose_device, choose_threads
 
 
 def test_a_learner_that_asked_for_a_gpu_and_finds_none_says_so_and_uses_the_cpu(
@@ -27,3 +27,8 @@ def test_learners_that_see_two_gpus_share_them_by_rank(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert [choose_device(rank, 1).index for rank in range(4)] == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(("convolutional", "expected"), [(True, 6), (False, 1)])
+def test_only_a_convolutional_network_is_computed_by_several_threads(convolutional: bool, expected: int) -> None:
+    assert choose_threads(6, convolutional=convolutional) == expected

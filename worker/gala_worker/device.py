@@ -27,9 +27,8 @@ def choose_device(rank: int, gpus: int) -> torch.device:
     return torch.device("cpu")
 
 
-def prepare(device: torch.device, threads: int) -> None:
-    """Sets this process's compute threads, and on a GPU TensorFloat-32 and tuned convolutions."""
-    torch.set_num_threads(threads)
+def prepare(device: torch.device) -> None:
+    """Sets how this process computes, and on a GPU TensorFloat-32 and tuned convolutions."""
     # An exponent below float32's range costs a hundredfold in a multiplication and nothing in accuracy.
     torch.set_flush_denormal(True)
     _keep_freed_memory()
@@ -52,6 +51,15 @@ def _keep_freed_memory() -> None:
         return
     mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
     mallopt(_M_TRIM_THRESHOLD, _TRIM_BYTES)
+
+
+def choose_threads(threads: int, *, convolutional: bool) -> int:
+    """Compute threads of a learner that may have `threads`: one, unless its network is worth sharing out.
+
+    A second thread does not make a small network faster, and where the cores are busy it makes it many times slower: in
+    each operation one thread spins while the other one waits for a core.
+    """
+    return threads if convolutional else 1
 
 
 def choose_compute_type(precision: str, *, convolutional: bool, device: torch.device) -> torch.dtype:

@@ -30,7 +30,7 @@ from gala_worker import checkpoint, files
 from gala_worker.algorithms.algorithm import Setup
 from gala_worker.algorithms.factory import make_algorithm
 from gala_worker.config import WorkerConfig
-from gala_worker.device import choose_compute_type, choose_device, prepare
+from gala_worker.device import choose_compute_type, choose_device, choose_threads, prepare
 from gala_worker.downloads import Downloads
 from gala_worker.environments import make_simulators
 from gala_worker.evaluation import BackgroundEvaluator, EvaluationResult
@@ -90,7 +90,7 @@ class Worker:
         self._next_record = 0.0
         self._next_checkpoint = self._next_evaluation = math.inf
         self._device = choose_device(config.rank, self._spec.worker.gpus)
-        prepare(self._device, config.threads)
+        prepare(self._device)
 
     def stop(self) -> None:
         """Ends the work after the current update, with checkpoint and farewell. Signal handlers may call it."""
@@ -126,6 +126,7 @@ class Worker:
         self._policy = policy.to(self._device)
         self._flat = FlatState(self._policy, self._policy.gossiped_buffers())
         convolutional = isinstance(self._policy.trunk, Nature32)
+        torch.set_num_threads(choose_threads(threads, convolutional=convolutional))
         self._compute_type = choose_compute_type(spec.precision, convolutional=convolutional, device=self._device)
         self._loop = LoopThread()
         services.callback(self._loop.stop)
