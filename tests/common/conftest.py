@@ -32,6 +32,8 @@ class FakeCluster:
         self.pods: list[dict[str, Any]] = []
         self.logs: dict[str, list[bytes]] = {}
         """pod -> what is sent, piece by piece."""
+        self.logs_sent = 0
+        """Answers with a log that are complete."""
         self.archive = b""
         self.archive_status = 200
         self.cut_after: int | None = None
@@ -193,6 +195,7 @@ class FakeCluster:
         await response.prepare(request)
         for piece in self.logs.get(request.match_info["name"], []):
             await response.write(piece)
+        self.logs_sent += 1
         return response
 
     async def _forward(self, request: web.Request) -> web.WebSocketResponse:

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 import yaml
 
 from gala import cli
+from waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 SPEC = {"environment": {"id": "CartPole-v1"}, "learners": 2, "totalSteps": 1000}
@@ -383,17 +383,12 @@ def test_following_logs_goes_on_with_a_pod_s_successor(gala: Gala, cluster: Any)
     cluster.logs = {"pole-0": [b"alive\n"]}
 
     def replace_and_end() -> None:
-        asked(1)
+        eventually(lambda: cluster.logs_sent >= 1)
         cluster.pods.clear()
         cluster.logs = {"pole-0": [b"alive again\n"]}
         cluster.add_pod("pole-0", "pole", uid, rank=0)
-        asked(2)
+        eventually(lambda: cluster.logs_sent >= 2)
         cluster.scripts["pole"] = [cluster.status("Succeeded")]
-
-    def asked(times: int) -> None:
-        deadline = time.monotonic() + 30
-        while sum(path.endswith("/log") for _, path, *_ in cluster.requests) < times and time.monotonic() < deadline:
-            time.sleep(0.01)
 
     life = threading.Thread(target=replace_and_end)
     life.start()
