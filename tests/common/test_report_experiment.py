@@ -145,6 +145,17 @@ def test_energy_is_counted_from_the_first_record_on(tmp_path: Path) -> None:
     assert hardware.watts(entry.run) == pytest.approx(25.0)
 
 
+def test_power_is_that_of_the_time_in_which_energy_was_measured(tmp_path: Path) -> None:
+    """25 W, and a counter that fails in the middle of the run."""
+    made = SyntheticExperiment(tmp_path, algorithms=("GALA-A2C",), learners=(1,), seeds=1)
+    file = made.directory / "run-0" / "energy.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[: len(lines) // 2]))
+    run = experiment.read_experiment(made.directory).entries[0].run
+    assert run is not None
+    assert hardware.watts(run) == pytest.approx(25.0)
+
+
 def test_energy_is_placed_by_the_time_of_day_so_a_stop_of_the_run_costs_none(tmp_path: Path) -> None:
     """10 W for 100 s, an hour's stop, 20 W for another 100 s."""
     made = SyntheticExperiment(tmp_path, algorithms=("GALA-A2C",), learners=(1,), seeds=1)

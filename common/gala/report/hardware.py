@@ -49,13 +49,17 @@ def watts(run: Run) -> float:
 
     NaN where energy is not readable.
     """
-    ends = [
-        (number(record, "time"), number(record, "wallSeconds")) for one in run.learners for record in one.train[-1:]
-    ]
     used = energy(run)
-    if not used or not ends:
+    if not used:
         return math.nan
-    moment, seconds = max(ends)
+    # Energy may end before the run does, when a counter fails, or later, with the final evaluation.
+    measured = [
+        (moment, number(record, "wallSeconds"))
+        for one in run.learners
+        for record in one.train
+        if (moment := number(record, "time")) <= used.x[-1]
+    ]
+    moment, seconds = max(measured, default=(math.nan, math.nan))
     return float(np.interp(moment, used.x, used.y)) / seconds if seconds > 0 else math.nan
 
 
