@@ -79,6 +79,9 @@ class Hyperparameters(Section):
     clip_range: Annotated[Number, Field(gt=0, le=1)] = Field(
         default=0.1, description="GALA-PPO: how far the probability ratio may move from 1."
     )
+    normalize_advantages: Switch = Field(
+        default=True, description="GALA-PPO: bring each minibatch's advantages to mean 0 and deviation 1."
+    )
     adam_epsilon: Annotated[Number, Field(gt=0, le=1)] = Field(
         default=1e-5, description="GALA-PPO: added to the square root in Adam's denominator."
     )

@@ -62,6 +62,7 @@ def test_the_promised_defaults() -> None:
                 "epochs": 4,
                 "minibatches": 4,
                 "clipRange": 0.1,
+                "normalizeAdvantages": True,
                 "adamEpsilon": 1e-5,
                 "batchRollouts": 32,
                 "vtraceRhoClip": 1.0,

@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 
+from gala import names
 from gala_worker.gossip.loop_thread import LoopThread
 from hub_star import Star
 from ports import free_ports
@@ -68,6 +69,27 @@ class LiveRun:
 
     def events(self, rank: int, *names: str) -> list[dict[str, Any]]:
         return [record for record in self.records(rank, "event") if record["event"] in names]
+
+    def card(self) -> dict[str, Any]:
+        """The final model's."""
+        content: dict[str, Any] = json.loads((self.directory / names.FINAL_DIRECTORY / names.CARD_FILE).read_text())
+        return content
+
+    def assert_learned(self, score: float, kept: float) -> None:
+        """An evaluation of the run, greedy, has reached `score`, and the final model plays to `kept` at least.
+
+        Two numbers, since training is random, no two asynchronous runs are alike, and one in some dozens falls back
+        shortly before its end (docs/results/comparison.md): that is not what these tests are to find.
+        """
+        greedy = [
+            record["meanReturn"]
+            for learner in self.plan()["learners"]
+            for record in self.records(learner["rank"], "evaluation")
+            if record["mode"] == "greedy"
+        ]
+        final = self.card()["evaluation"]["greedy"]["meanReturn"]
+        assert max([*greedy, final]) >= score, self.log.read_text()
+        assert final >= kept, (greedy, final)
 
     def pid(self, rank: int) -> int:
         """Of the worker that runs now."""

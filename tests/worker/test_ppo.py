@@ -197,9 +197,12 @@ def test_each_epoch_sees_every_transition_once(recurrent: bool, monkeypatch: pyt
         assert all(part.shape == (8, 2) for part in seen)
 
 
+@pytest.mark.parametrize("normalized", [True, False])
 @pytest.mark.parametrize("recurrent", [False, True])
-def test_one_epoch_of_one_minibatch_is_one_step_of_torch_adam_on_the_policy_gradient(recurrent: bool) -> None:
-    learner = Learner(recurrent=recurrent, epochs=1, minibatches=1)
+def test_one_epoch_of_one_minibatch_is_one_step_of_torch_adam_on_the_policy_gradient(
+    recurrent: bool, normalized: bool
+) -> None:
+    learner = Learner(recurrent=recurrent, epochs=1, minibatches=1, normalizeAdvantages=normalized)
     rollout, hyper = learner.rollout, learner.hyper
     twin = torch.nn.Parameter(learner.flat.trainable.clone())
     reference = torch.optim.Adam([twin], lr=hyper.learning_rate, eps=hyper.adam_epsilon)
@@ -226,8 +229,9 @@ def gradient_of_the_first_step(learner: Learner, rollout: Rollout) -> Tensor:
     log_prob = family.log_prob(parameters, rollout.actions)
     valid = rollout.valid
     chosen = advantages[valid]
-    normalised = (advantages - chosen.mean()) / chosen.std()
-    loss = -(log_prob * normalised)[valid].mean() + hyper.value_coefficient * (returns - values)[valid].square().mean()
+    if hyper.normalize_advantages:
+        advantages = (advantages - chosen.mean()) / chosen.std()
+    loss = -(log_prob * advantages)[valid].mean() + hyper.value_coefficient * (returns - values)[valid].square().mean()
     (loss - hyper.entropy_coefficient * family.entropy(parameters)[valid].mean()).backward()
     gradient = learner.flat.gradient.clone()
     learner.flat.gradient.zero_()

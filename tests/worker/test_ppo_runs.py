@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import yaml
-
-from gala import names
 
 if TYPE_CHECKING:
     from conftest import LiveRun
@@ -24,9 +21,9 @@ pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
 def test_three_ppo_learners_reach_475_on_the_pole(live_run: Callable[..., LiveRun]) -> None:
     run = live_run(yaml.safe_load((EXAMPLES / "cartpole-ppo.yaml").read_text()))
     assert run.process.wait(500) == 0, run.log.read_text()
-    card = json.loads((run.directory / names.FINAL_DIRECTORY / names.CARD_FILE).read_text())
+    card = run.card()
     assert card["globalSteps"] >= 300_000
     assert sorted(card["averaged"]) == [0, 1, 2]
     for rank in range(3):
         assert run.records(rank, "train")[-1]["gossip"]["mixes"] > 20
-    assert card["evaluation"]["greedy"]["meanReturn"] >= 475
+    run.assert_learned(475, kept=150)

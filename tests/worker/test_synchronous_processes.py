@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -126,22 +125,16 @@ def test_two_synchronous_ranks_reach_475_on_the_pole(live_run: Callable[..., Liv
     run = live_run(yaml.safe_load((EXAMPLES / "cartpole-a2c.yaml").read_text()))
     assert run.process.wait(500) == 0, run.log.read_text()
     assert_equal_final_models(run, range(2))
-    card = final_card(run)
-    assert card["globalSteps"] >= 400_000
-    assert card["evaluation"]["greedy"]["meanReturn"] >= 475
+    assert run.card()["globalSteps"] >= 400_000
+    run.assert_learned(475, kept=150)
 
 
 @pytest.mark.learning
 def test_one_rank_of_a2c_trains_without_a_process_group(live_run: Callable[..., LiveRun]) -> None:
     run = live_run(document(learners=1, totalSteps=20_000))
     assert run.process.wait(300) == 0, run.log.read_text()
-    assert final_card(run)["globalSteps"] >= 20_000
+    assert run.card()["globalSteps"] >= 20_000
     assert not run.events(0, "assembled", "parted")
-
-
-def final_card(run: LiveRun) -> dict[str, Any]:
-    card: dict[str, Any] = json.loads((run.directory / names.FINAL_DIRECTORY / names.CARD_FILE).read_text())
-    return card
 
 
 def test_a_finished_worker_ends_without_taking_down_what_threads_still_use() -> None:

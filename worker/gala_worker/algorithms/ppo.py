@@ -168,7 +168,7 @@ class PPO:
             family.entropy(parameters),
             values,
             batch.returns,
-            normalise(batch.advantages, batch.valid),
+            normalise(batch.advantages, batch.valid) if hyper.normalize_advantages else batch.advantages,
             batch.valid,
             clip_range=hyper.clip_range,
             value_coefficient=hyper.value_coefficient,
