@@ -39,7 +39,7 @@ run: $(VENV)/installed-run ## train: a ring of actor-learners learns FILE (defau
 	$(BIN)/gala run $(FILE)
 
 test: $(VENV)/installed-dev check ## install, check and test everything
-	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/installed-dev ## formatting, lint, types, layering
 	$(BIN)/ruff format --check .

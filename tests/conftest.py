@@ -17,3 +17,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # gives the same verdict.
 settings.register_profile("gala", deadline=None, derandomize=True)
 settings.load_profile("gala")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start real processes come first: of several jobs none is then left with minutes of them at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("processes")}
+    items.sort(key=lambda item: item.path not in slow)

@@ -21,6 +21,8 @@ pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
 PEER_TIMEOUT_SECONDS = 4.0
 # One poll of /status, and what a busy machine adds: a pause that the ring causes would last the peer timeout or more.
 SLACK_SECONDS = 2.0
+# How long the frozen learner stays so at least: 0 is until the others have gone on without it. See docs/development.md.
+FREEZE_SECONDS = float(os.environ.get("GALA_FREEZE_SECONDS", "0"))
 RANKS = range(4)
 
 
@@ -80,8 +82,8 @@ class Watch:
             self.longest_pause = max(self.longest_pause, now - since)
             assert status.get("incarnation", self.incarnations[rank]) == self.incarnations[rank], "it was restarted"
 
-    def until(self, condition: Callable[[], object], what: str) -> None:
-        self._run.until(lambda: (self.look(), condition())[1], what, 90)
+    def until(self, condition: Callable[[], object], what: str, seconds: float = 90.0) -> None:
+        self._run.until(lambda: (self.look(), condition())[1], what, seconds)
 
 
 def test_a_killed_learner_comes_back_with_the_ring_s_state_and_nobody_waited(ring: LiveRun) -> None:
@@ -108,10 +110,12 @@ def test_a_frozen_learner_is_left_out_and_taken_back_when_it_thaws(ring: LiveRun
     watch = Watch(ring, [0, 2, 3])
     frozen = ring.pid(1)
     os.kill(frozen, signal.SIGSTOP)
+    thaw = time.monotonic() + FREEZE_SECONDS
     try:
         watch.until(lambda: knitted(ring, {0: 2, 2: 3, 3: 0}), "the ring closes without it")
         steps = ring.status(0)["globalSteps"]
         watch.until(lambda: ring.status(0).get("globalSteps", 0) > steps + 5000, "the others go on")
+        watch.until(lambda: time.monotonic() >= thaw, "it was frozen for as long as wanted", FREEZE_SECONDS + 90)
     finally:
         os.kill(frozen, signal.SIGCONT)
     watch.until(lambda: knitted(ring, WHOLE), "the ring is whole again")
