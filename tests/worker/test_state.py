@@ -1,6 +1,7 @@
 """What outlives a process, and what a joiner takes over from a neighbour."""
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from gala.errors import CheckpointError
 from gala_worker import checkpoint
 from gala_worker.algorithms.rmsprop import SQUARE_AVERAGE
 from gala_worker.flat import FlatState
-from gala_worker.state import ACTION_GENERATOR, Counters, capture, restore
+from gala_worker.state import ACTION_GENERATOR, Counters, capture, restore, restore_furthest
 
 
 def learner(value: float) -> tuple[FlatState, dict[str, torch.Tensor]]:
@@ -57,7 +58,7 @@ def test_a_joiner_takes_parameters_and_progress_but_counts_its_own_steps() -> No
 def test_progress_is_the_most_that_either_state_has_heard() -> None:
     theirs = capture(*learner(1.0), COUNTERS)
     own = capture(*learner(2.0), Counters(steps=700, progress={1: 700, 2: 50}))
-    counters = restore(theirs, 1, *learner(9.0), also=own)
+    counters = restore(theirs, 1, *learner(9.0), also=[own])
     assert counters.progress == {0: 560, 1: 700, 2: 50}
     assert counters.steps == 700
 
@@ -73,6 +74,8 @@ def test_progress_is_the_most_that_either_state_has_heard() -> None:
         pytest.param(lambda s: s.counters.update(progress=[1, 2]), id="progress is a list"),
         pytest.param(lambda s: s.counters.update(progress={"a": 1}), id="rank is a word"),
         pytest.param(lambda s: s.counters.update(wallSeconds="long"), id="time is a word"),
+        pytest.param(lambda s: s.counters.update(wallSeconds=float("nan")), id="time is not a number"),
+        pytest.param(lambda s: s.counters.update(updates=float("inf")), id="endless updates"),
     ],
 )
 def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(breakage) -> None:  # type: ignore[no-untyped-def]
@@ -83,3 +86,47 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(breakage) -> N
         restore(stored, 0, flat, average)
     assert torch.equal(flat.vector, torch.full_like(flat.vector, 9.0))
     assert torch.equal(average[SQUARE_AVERAGE], torch.full_like(average[SQUARE_AVERAGE], 9.5))
+
+
+def state(value: float, progress: dict[int, int]) -> checkpoint.Checkpoint:
+    return capture(*learner(value), Counters(steps=progress.get(0, 0), progress=progress))
+
+
+def test_of_several_states_the_furthest_is_the_start_and_the_others_progress_counts() -> None:
+    behind, ahead = state(1.0, {0: 500, 1: 10}), state(2.0, {0: 400, 1: 900})
+    for candidates in ([behind, ahead], [ahead, None, behind]):
+        flat, average = learner(9.0)
+        found = restore_furthest(candidates, 0, flat, average)
+        assert found is not None
+        assert found[0] is ahead
+        assert found[1].progress == {0: 500, 1: 900}
+        assert torch.equal(flat.vector, torch.full_like(flat.vector, 2.0))
+
+
+@pytest.mark.parametrize(
+    "breakage",
+    [
+        pytest.param(lambda s: s.counters.pop("updates"), id="counters"),
+        pytest.param(lambda s: s.tensors.pop("vector"), id="tensors"),
+    ],
+)
+def test_a_neighbour_s_broken_state_does_not_cost_a_learner_its_own(
+    breakage: Callable[[checkpoint.Checkpoint], object], caplog: pytest.LogCaptureFixture
+) -> None:
+    own, theirs = state(1.0, {0: 500}), state(2.0, {0: 400, 1: 900})
+    breakage(theirs)
+    flat, average = learner(9.0)
+    found = restore_furthest([own, theirs], 0, flat, average)
+    assert found is not None
+    assert found[0] is own
+    assert torch.equal(flat.vector, torch.ones_like(flat.vector))
+    assert len(caplog.records) == 1
+
+
+def test_without_a_state_that_can_be_used_nothing_is_changed() -> None:
+    broken = state(2.0, {0: 400})
+    broken.counters.pop("progress")
+    flat, average = learner(9.0)
+    assert restore_furthest([None, broken], 0, flat, average) is None
+    assert restore_furthest([None, None], 0, flat, average) is None
+    assert torch.equal(flat.vector, torch.full_like(flat.vector, 9.0))

@@ -6,7 +6,9 @@ captures one at every checkpoint and for every joiner.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +17,8 @@ from torch import Tensor
 from gala.errors import CheckpointError
 from gala_worker.checkpoint import VECTOR, Checkpoint
 from gala_worker.flat import FlatState
+
+log = logging.getLogger(__name__)
 
 ACTION_GENERATOR = "generator.actions"
 
@@ -72,11 +76,11 @@ def restore(
     flat: FlatState,
     optimizer_state: Mapping[str, Tensor],
     *,
-    also: Checkpoint | None = None,
+    also: Iterable[Checkpoint] = (),
 ) -> Counters:
     """Puts a captured state into place and returns its counters.
 
-    What `also` knows of the run's progress counts too: of a joiner's own checkpoint and a neighbour's state, either may
+    What `also` know of the run's progress counts too: of a joiner's own checkpoint and a neighbour's state, either may
     have heard more of some rank. A neighbour's state has no generator, so its episodes are not this learner's.
 
     Raises:
@@ -85,8 +89,8 @@ def restore(
     own = {VECTOR: flat.vector, **optimizer_state}
     found = {name: _tensor(checkpoint, name, tensor) for name, tensor in own.items()}
     counters = _counters(checkpoint.counters)
-    if also is not None:
-        for other, steps in _counters(also.counters).progress.items():
+    for known in also:
+        for other, steps in _counters(known.counters).progress.items():
             counters.progress[other] = max(steps, counters.progress.get(other, 0))
     counters.steps = counters.progress.get(rank, 0)
     if ACTION_GENERATOR not in checkpoint.tensors:
@@ -94,6 +98,35 @@ def restore(
     for name, tensor in own.items():
         tensor.copy_(found[name])
     return counters
+
+
+def restore_furthest(
+    candidates: Iterable[Checkpoint | None],
+    rank: int,
+    flat: FlatState,
+    optimizer_state: Mapping[str, Tensor],
+) -> tuple[Checkpoint, Counters] | None:
+    """Puts the one with the most global steps into place; returns it and its counters, as `restore` does.
+
+    One that cannot be used is passed over with a warning, and what it knows of the run's progress does not count.
+    None: there is none that can be used, and nothing was changed.
+    """
+    usable = []
+    for candidate in candidates:
+        if candidate is not None:
+            try:
+                _counters(candidate.counters)
+            except CheckpointError as error:
+                log.warning("cannot start from a state: %s", error)
+            else:
+                usable.append(candidate)
+    for candidate in sorted(usable, key=lambda found: found.global_steps, reverse=True):
+        others = [other for other in usable if other is not candidate]
+        try:
+            return candidate, restore(candidate, rank, flat, optimizer_state, also=others)
+        except CheckpointError as error:
+            log.warning("cannot start from a state: %s", error)
+    return None
 
 
 def _tensor(checkpoint: Checkpoint, name: str, like: Tensor) -> Tensor:
@@ -117,8 +150,10 @@ def _counters(document: Mapping[str, object]) -> Counters:
             epoch=int(document["epoch"]),  # type: ignore[call-overload]
             progress={int(rank): int(steps) for rank, steps in progress.items()},
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"its counters cannot be read: {error}") from error
     if min(counters.updates, counters.steps, *counters.progress.values(), 0) < 0:
         raise CheckpointError("its counters are negative")
+    if not (math.isfinite(counters.wall_seconds) and counters.wall_seconds >= 0):
+        raise CheckpointError(f"its wallSeconds cannot be {counters.wall_seconds}")
     return counters

@@ -44,7 +44,7 @@ from gala_worker.model.network import Nature32
 from gala_worker.model_file import export_model
 from gala_worker.plan_file import PlanFile
 from gala_worker.rollout import Collector
-from gala_worker.state import ACTION_GENERATOR, Counters, capture, restore
+from gala_worker.state import ACTION_GENERATOR, Counters, capture, restore_furthest
 from gala_worker.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
@@ -188,21 +188,15 @@ class Worker:
         the whole run nobody is ahead of anybody, and every learner takes its own.
         """
         own = checkpoint.load_latest(self._checkpoints, self._flat.schema.hash) if self._keeps else None
-        theirs = self._fetch()
+        states = (own, self._fetch())
+        start = restore_furthest(states, self._config.rank, self._flat, self._algorithm.optimizer_state)
         event = "seeded"
-        candidates = [(found, other) for found, other in ((own, theirs), (theirs, own)) if found is not None]
-        for found, other in sorted(candidates, key=lambda pair: pair[0].global_steps, reverse=True):
-            try:
-                counters = restore(found, self._config.rank, self._flat, self._algorithm.optimizer_state, also=other)
-            except CheckpointError as error:
-                log.warning("cannot start from a state: %s", error)
-                continue
-            counters.epoch = self._plan.epoch
-            self._counters = counters
-            self._wall_before = counters.wall_seconds
+        if start is not None:
+            found, self._counters = start
+            self._counters.epoch = self._plan.epoch
+            self._wall_before = self._counters.wall_seconds
             self._generator_state = found.tensors.get(ACTION_GENERATOR)
             event = "resumed" if found is own else "joined"
-            break
         self._metrics.event(event, globalSteps=self._counters.global_steps, device=str(self._device))
         log.info("%s at %s global steps", event, f"{self._counters.global_steps:,}")
 
