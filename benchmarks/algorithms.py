@@ -38,6 +38,7 @@ import throughput
 WORKERS = 2
 PERIOD_SECONDS = 0.02
 SLOWED = ", one worker slowed 2x"
+BASELINES = ("A2C", "A3C", "IMPALA")
 
 RUN = """
 apiVersion: gala.dev/v1alpha1
@@ -218,7 +219,7 @@ def ratios(results: dict[str, Result]) -> dict[str, float]:
     medians = {name: result.median for name, result in results.items()}
     found = {}
     own, slowed = medians.get("GALA-A2C"), medians.get(f"GALA-A2C{SLOWED}")
-    baselines = {name: medians[name] for name in ("A2C", "A3C", "IMPALA") if name in medians}
+    baselines: dict[str, float] = {name: medians[name] for name in BASELINES if name in medians}
     yardsticks = [rate for name, rate in medians.items() if name.startswith("Stable")]
     if own:
         for name, rate in baselines.items():
@@ -227,7 +228,7 @@ def ratios(results: dict[str, Result]) -> dict[str, float]:
             found["GALA-A2C / the best of these"] = own / max(baselines.values())
         if yardsticks:
             found["GALA-A2C / Stable-Baselines3 A2C (the faster one)"] = own / max(yardsticks)
-    for name in ("A2C", "A3C", "IMPALA"):
+    for name in BASELINES:
         if slowed and f"{name}{SLOWED}" in medians:
             found[f"GALA-A2C / {name}, both with one worker slowed 2x"] = slowed / medians[f"{name}{SLOWED}"]
     for name in ("GALA-A2C", *baselines):

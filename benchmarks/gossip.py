@@ -127,7 +127,8 @@ def gossip_side(
     rank: int, ports: list[int], num_elements: int, seconds: float, precision: str, pipe: Connection, result: Connection
 ) -> None:
     """Rank 0 offers, rank 1 mixes; each is the other's only neighbour."""
-    prepare(torch.device("cpu"), 1)
+    prepare(torch.device("cpu"))
+    torch.set_num_threads(1)
     thread = LoopThread()
     plan = small_plan(
         learners=2, gossip={"precision": precision}, address=lambda peer: f"127.0.0.1:{ports[peer]}", uid="benchmark"

@@ -22,7 +22,7 @@ import random
 import re
 import time
 import urllib.request
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -256,12 +256,12 @@ def total(metrics: list[tuple[str, str, float]], name: str, label: str = "") -> 
 
 
 def by_kind(metrics: list[tuple[str, str, float]], per: int) -> dict[str, float]:
-    counted = Counter[str]()
+    counted: defaultdict[str, float] = defaultdict(float)
     for name, labels, value in metrics:
         if name == "galarun_operator_api_requests_total":
             verb, resource, code = (re.search(f'{key}="([^"]*)"', labels)[1] for key in ("verb", "resource", "code"))  # type: ignore[index]
             counted[f"{verb} {resource} {code}"] += value
-    return {what: round(count / per, 2) for what, count in counted.most_common()}
+    return {what: round(count / per, 2) for what, count in sorted(counted.items(), key=lambda item: -item[1])}
 
 
 def writes(metrics: list[tuple[str, str, float]]) -> Counter[str]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import random
 import signal
@@ -158,7 +159,8 @@ def bare_network(seconds: float, precision: str) -> float:
     from gala_worker.flat import FlatState
     from gala_worker.model import Tape, make_policy
 
-    prepare(torch.device("cpu"), 1)
+    prepare(torch.device("cpu"))
+    torch.set_num_threads(1)
     images = gymnasium.spaces.Box(0, 255, (4, 84, 84), np.uint8)
     policy = make_policy(images, gymnasium.spaces.Discrete(6), Policy(), seed=1)
     flat = FlatState(policy, policy.gossiped_buffers())
@@ -175,7 +177,7 @@ def bare_network(seconds: float, precision: str) -> float:
         tape.bootstrap(observations[-1], starts)
         parameters, values = tape.replay()
         flat.gradient.zero_()
-        (parameters.square().mean() + values.square().mean()).backward()
+        (parameters.square().mean() + values.square().mean()).backward()  # type: ignore[no-untyped-call]
         optimizer.step(flat.gradient, learning_rate=1e-6, max_gradient_norm=0.5)
 
     return time_per_call(update, seconds)
@@ -230,7 +232,8 @@ def run_stable_baselines3(seconds: float, vectorisation: str) -> float:
             )
 
         def forward(self, observations: torch.Tensor) -> torch.Tensor:
-            return self.layers(observations)  # type: ignore[no-any-return]
+            features: torch.Tensor = self.layers(observations)
+            return features
 
     class Window(BaseCallback):
         """Counts decisions between the end of the warm-up and the end of the time."""
@@ -238,6 +241,7 @@ def run_stable_baselines3(seconds: float, vectorisation: str) -> float:
         def _on_training_start(self) -> None:
             self.opened: tuple[float, int] | None = None
             self.begin = time.perf_counter() + WARM_UP_SECONDS
+            self.rate = math.nan
 
         def _on_step(self) -> bool:
             now = time.perf_counter()

@@ -27,6 +27,7 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import JsonValue
 
 from gala.spec import Environment, Hyperparameters, Policy
 from gala_worker.algorithms.impala_rollouts import Batch
@@ -48,7 +49,7 @@ class Fork:
 
     def __init__(self) -> None:
         self.num_simulators = SIMULATORS
-        self.observation_space = gymnasium.spaces.Box(0.0, 1.0, (PATH + 1,), np.float32)
+        self.observation_space: gymnasium.Space[Any] = gymnasium.spaces.Box(0.0, 1.0, (PATH + 1,), np.float32)
         self.action_space: gymnasium.Space[Any] = gymnasium.spaces.Discrete(2)
         self._place = np.zeros(SIMULATORS, np.int64)
         self._ended = np.zeros(SIMULATORS, np.bool_)
@@ -88,7 +89,7 @@ def make(task: str) -> Simulators:
     if task == "fork":
         return Fork()
     # Gymnasium's own vectorised CartPole: the same physics, several times faster than single ones.
-    kwargs = {"vectorization_mode": "vector_entry_point"}
+    kwargs: dict[str, JsonValue] = {"vectorization_mode": "vector_entry_point"}
     return make_simulators(Environment(id="CartPole-v1", simulators=SIMULATORS, kwargs=kwargs), SIMULATORS)
 
 

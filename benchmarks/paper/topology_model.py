@@ -85,8 +85,8 @@ class Course:
         """[seeds]: the first time at which the radius is, and stays, at or below this fraction; NaN if it never is."""
         above = self.radius > fraction
         last = np.where(above.any(axis=0), len(self.times) - 1 - np.argmax(above[::-1], axis=0), -1)
-        times = np.append(self.times, np.nan)
-        return times[last + 1]
+        times: Floats = np.append(self.times, np.nan)[last + 1]
+        return times
 
 
 class Gossip:
@@ -135,7 +135,8 @@ class Gossip:
     def means(self) -> Floats:
         """[seeds, D]: the living learners' mean."""
         share = self.alive.reshape(self.seeds, self.size, 1)
-        return (self.z.reshape(self.seeds, self.size, NUMBERS) * share).sum(axis=1) / share.sum(axis=1)
+        means: Floats = (self.z.reshape(self.seeds, self.size, NUMBERS) * share).sum(axis=1) / share.sum(axis=1)
+        return means
 
     def kept(self) -> Floats:
         """[seeds, D]: the weighted mean of all learners and messages."""
@@ -143,12 +144,14 @@ class Gossip:
         total = self.w + on_the_way.sum(axis=1)
         sums = self.w[:, None] * self.z + np.einsum("mk,mkd->md", on_the_way, self.payload)
         grouped = sums.reshape(self.seeds, self.size, NUMBERS).sum(axis=1)
-        return grouped / total.reshape(self.seeds, self.size).sum(axis=1)[:, None]
+        kept: Floats = grouped / total.reshape(self.seeds, self.size).sum(axis=1)[:, None]
+        return kept
 
     def _radius(self) -> Floats:
         share = self.alive.reshape(self.seeds, self.size)
         apart = self.z.reshape(self.seeds, self.size, NUMBERS) - self.means()[:, None]
-        return np.sqrt(((apart**2).sum(axis=2) * share).sum(axis=1) / share.sum(axis=1))
+        radius: Floats = np.sqrt(((apart**2).sum(axis=2) * share).sum(axis=1) / share.sum(axis=1))
+        return radius
 
     def measure(self) -> tuple[Floats, Floats, Floats]:
         """(radius, drift, kept drift), [seeds] each, as shares of the radius at the start."""
