@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote, urlencode
+from urllib.request import getproxies
 
 import aiohttp
 from kubernetes.aio.client.api_client import ApiClient
@@ -83,6 +84,8 @@ class Cluster:
     ) -> None:
         """`observe` is told verb, resource, code and seconds of every request."""
         configuration.connection_pool_maxsize = concurrency
+        # Else aiohttp asks a thread for ~/.netrc and another for proxies, at every request.
+        configuration.client_session_kwargs = {"trust_env": bool(getproxies())}
         self._configuration = configuration
         self._client = ApiClient(configuration=configuration)
         self._slots = asyncio.Semaphore(concurrency)

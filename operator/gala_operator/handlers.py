@@ -34,6 +34,19 @@ class EndlessBackOffs(Iterable[float]):
             seconds = min(2 * seconds, MAX_BACK_OFF_SECONDS)
 
 
+class NoComparison(kopf.DiffBaseStorage):
+    """kopf copies and compares every object of every event for handlers of changes. There are none here."""
+
+    def build(self, *, body: kopf.Body, extra_fields: object = None) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, *, body: kopf.Body) -> kopf.BodyEssence | None:
+        return None
+
+    def store(self, *, body: kopf.Body, patch: kopf.Patch, essence: kopf.BodyEssence) -> None:
+        raise NotImplementedError("this operator leaves no annotations")
+
+
 def register(
     *,
     cache: Cache,
@@ -70,7 +83,7 @@ def watch_settings(resource: Callable[[str], Resource]) -> kopf.OperatorSettings
     settings = kopf.OperatorSettings()
     settings.persistence.finalizer = f"{names.GROUP}/unused"
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=f"kopf.{names.GROUP}")
-    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=f"kopf.{names.GROUP}")
+    settings.persistence.diffbase_storage = NoComparison()
     settings.posting.enabled = False
     settings.scanning.disabled = True  # no watches of namespaces and CRDs, and no rights for them
     settings.peering.standalone = True

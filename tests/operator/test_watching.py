@@ -82,6 +82,13 @@ def test_everything_but_runs_is_selected_by_label_on_the_server() -> None:
     assert settings.scanning.disabled
 
 
+def test_kopf_keeps_no_copy_of_an_object_and_compares_nothing() -> None:
+    storage = handlers.watch_settings(old_server).persistence.diffbase_storage
+    body = kopf.Body(pod_raw(0))
+    assert storage.build(body=body) == {}
+    assert storage.fetch(body=body) is None
+
+
 def test_a_watch_is_retried_for_ever_and_within_seconds() -> None:
     back_offs = list(itertools.islice(handlers.EndlessBackOffs(), 100))
     assert len(back_offs) == 100
