@@ -178,8 +178,8 @@ class Namespace:
             f"GalaRun {run} is {' or '.join(states)}",
         )
 
-    def wait_condition(self, run: str, type_: str, reason: str, seconds: float = 60.0) -> Object:
-        """Until a condition of the GalaRun has that reason; the condition."""
+    def wait_condition(self, run: str, type_: str, reason: str, seconds: float = 60.0, *, says: str = "") -> Object:
+        """Until a condition of the GalaRun has that reason, and these words in its message; the condition."""
         return self.wait(
             "galaruns",
             run,
@@ -187,12 +187,12 @@ class Namespace:
                 (
                     c
                     for c in found.get("status", {}).get("conditions", [])
-                    if (c["type"], c["reason"]) == (type_, reason)
+                    if (c["type"], c["reason"]) == (type_, reason) and says in c["message"]
                 ),
                 None,
             ),
             seconds,
-            f"condition {type_} of {run} has the reason {reason}",
+            f"condition {type_} of {run} has the reason {reason} and says {says!r}",
         )
 
     def patch(self, run: str, **spec: Any) -> None:
