@@ -119,6 +119,7 @@ def test_a_neighbour_s_broken_state_does_not_cost_a_learner_its_own(
     found = restore_furthest([own, theirs], 0, flat, average)
     assert found is not None
     assert found[0] is own
+    assert found[1].progress == {0: 500}
     assert torch.equal(flat.vector, torch.ones_like(flat.vector))
     assert len(caplog.records) == 1
 

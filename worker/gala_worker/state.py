@@ -86,17 +86,15 @@ def restore(
     Raises:
         CheckpointError: it lacks something, or has other shapes. Nothing was changed.
     """
-    own = {VECTOR: flat.vector, **optimizer_state}
-    found = {name: _tensor(checkpoint, name, tensor) for name, tensor in own.items()}
-    counters = _counters(checkpoint.counters)
+    tensors, counters = _read(checkpoint, flat, optimizer_state)
     for known in also:
         for other, steps in _counters(known.counters).progress.items():
             counters.progress[other] = max(steps, counters.progress.get(other, 0))
     counters.steps = counters.progress.get(rank, 0)
     if ACTION_GENERATOR not in checkpoint.tensors:
         counters.episodes = 0
-    for name, tensor in own.items():
-        tensor.copy_(found[name])
+    for own, found in tensors:
+        own.copy_(found)
     return counters
 
 
@@ -112,21 +110,26 @@ def restore_furthest(
     None: there is none that can be used, and nothing was changed.
     """
     usable = []
-    for candidate in candidates:
-        if candidate is not None:
-            try:
-                _counters(candidate.counters)
-            except CheckpointError as error:
-                log.warning("cannot start from a state: %s", error)
-            else:
-                usable.append(candidate)
-    for candidate in sorted(usable, key=lambda found: found.global_steps, reverse=True):
-        others = [other for other in usable if other is not candidate]
+    for candidate in filter(None, candidates):
         try:
-            return candidate, restore(candidate, rank, flat, optimizer_state, also=others)
+            _read(candidate, flat, optimizer_state)
         except CheckpointError as error:
             log.warning("cannot start from a state: %s", error)
-    return None
+        else:
+            usable.append(candidate)
+    if not usable:
+        return None
+    furthest = max(usable, key=lambda found: found.global_steps)
+    others = [other for other in usable if other is not furthest]
+    return furthest, restore(furthest, rank, flat, optimizer_state, also=others)
+
+
+def _read(
+    checkpoint: Checkpoint, flat: FlatState, optimizer_state: Mapping[str, Tensor]
+) -> tuple[list[tuple[Tensor, Tensor]], Counters]:
+    """What goes where, and the counters; CheckpointError if something is missing or has another shape."""
+    own = {VECTOR: flat.vector, **optimizer_state}
+    return [(tensor, _tensor(checkpoint, name, tensor)) for name, tensor in own.items()], _counters(checkpoint.counters)
 
 
 def _tensor(checkpoint: Checkpoint, name: str, like: Tensor) -> Tensor:
