@@ -84,7 +84,7 @@ class Cluster:
     ) -> None:
         """`observe` is told verb, resource, code and seconds of every request."""
         configuration.connection_pool_maxsize = concurrency
-        # Else aiohttp asks a thread for ~/.netrc and another for proxies, at every request.
+        # Else aiohttp asks a thread for ~/.netrc, which has no say here, and another for proxies, at every request.
         configuration.client_session_kwargs = {"trust_env": bool(getproxies())}
         self._configuration = configuration
         self._client = ApiClient(configuration=configuration)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -182,6 +183,29 @@ def test_a_page_of_a_proxy_is_an_error_and_not_a_crash() -> None:
     with pytest.raises(ApiError, match="bad gateway") as caught:
         asking(server, lambda cluster: cluster.get("Pod", "lab", "pong-0"))
     assert not caught.value.is_refusal
+
+
+def test_a_netrc_that_names_the_server_has_no_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login somebody password else\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    server = ApiServer((200, {"kind": "Pod"}))
+    assert asking(server, lambda cluster: cluster.get("Pod", "lab", "pong-0")) == {"kind": "Pod"}
+    assert server.authorization == ["Bearer secret"]
+
+
+def test_the_server_is_asked_through_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(proxy: Cluster) -> Any:
+        monkeypatch.setenv("http_proxy", proxy._configuration.host)
+        far = Cluster(Configuration(host="http://api.invalid"), concurrency=1)
+        try:
+            return await far.get("Pod", "lab", "pong-0")
+        finally:
+            await far.close()
+
+    assert asking(ApiServer((200, {"kind": "Pod"})), scenario) == {"kind": "Pod"}
 
 
 def test_no_answer_is_an_api_error_with_code_zero() -> None:
