@@ -29,7 +29,7 @@ from gala.errors import GossipError
 from gala_worker import address
 from gala_worker.gossip import framing
 from gala_worker.gossip.fleet import small_plan
-from gala_worker.gossip.grpc_transport import SERVICE, GrpcTransport, listening_address
+from gala_worker.gossip.grpc_transport import SERVICE, GrpcTransport
 from gala_worker.gossip.loop_thread import LoopThread
 from gala_worker.gossip.messages import CHUNK_BYTES, Chunk, Header, Hello, Reason, Refusal, Welcome
 from gala_worker.gossip.peer import GossipPeer
@@ -256,12 +256,12 @@ def test_a_port_that_somebody_else_uses_is_a_clear_error(loop_thread):
     ],
 )
 def test_a_name_in_the_plan_is_listened_for_on_all_interfaces(planned, listening):
-    assert listening_address(planned) == listening
+    assert address.listening_address(planned) == listening
 
 
 def test_a_node_without_ipv6_is_listened_on_all_the_same(monkeypatch):
     monkeypatch.setattr(address, "has_ipv6", lambda: False)
-    assert listening_address("run-0.run.default.svc:7070") == "0.0.0.0:7070"
+    assert address.listening_address("run-0.run.default.svc:7070") == "0.0.0.0:7070"
 
 
 # ------------------------------------------------------------------ other processes

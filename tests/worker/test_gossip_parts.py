@@ -14,7 +14,7 @@ from gala.errors import GossipError, MessageError
 from gala_worker.gossip import codec, ring
 from gala_worker.gossip.messages import CHUNK_BYTES, Chunk, Header, Precision
 from gala_worker.gossip.mixing import distance, mix_
-from gala_worker.gossip.slots import Inbox, Outbox, Received, SnapshotPool
+from gala_worker.gossip.slots import Inbox, Outbox, Received, Snapshot, SnapshotPool
 
 # ------------------------------------------------------------------ payload
 
@@ -121,7 +121,7 @@ def test_the_wire_is_little_endian():
 
 
 def outbox() -> tuple[Outbox, SnapshotPool]:
-    pool = SnapshotPool(lambda: torch.zeros(1))
+    pool = SnapshotPool(lambda: Snapshot(torch.zeros(1)))
     return Outbox(pool), pool
 
 

@@ -16,7 +16,7 @@ from gala_worker.gossip import framing
 from gala_worker.gossip.fleet import Fleet, small_plan
 from gala_worker.gossip.messages import Chunk, Header, Hello, Reason, Refusal, Welcome
 from gala_worker.gossip.push_sum import LEAST_WEIGHT, Account, PushSumOutbox, is_acceptable, most_weight, push_sum_mix_
-from gala_worker.gossip.slots import SnapshotPool
+from gala_worker.gossip.slots import Snapshot, SnapshotPool
 
 # ------------------------------------------------------------------ arithmetic
 
@@ -53,7 +53,7 @@ def test_what_was_added_can_be_taken_away_again():
 class Edge:
     """A sender's outbox beside a receiver whose memory is perfect: nothing may be lost or doubled between them."""
 
-    pool: SnapshotPool = field(default_factory=lambda: SnapshotPool(lambda: torch.zeros(1)))
+    pool: SnapshotPool = field(default_factory=lambda: SnapshotPool(lambda: Snapshot(torch.zeros(1))))
     version: int = 0
     incarnation: int = 1
     accepted: int = 0

@@ -30,6 +30,24 @@ def listening_hosts(host: str) -> tuple[str, ...]:
     return (host,)
 
 
+def listening_address(address: str) -> str:
+    """Where to listen for a plan's `host:port`: there, or on all interfaces where the host is a name."""
+    host, port = split(address)
+    hosts = listening_hosts(host)
+    if hosts == (host,):
+        return address
+    # gRPC listens for both families on the wildcard of IPv6; not every node has that.
+    return f"[{ANY_IPV6}]:{port}" if ANY_IPV6 in hosts else f"{ANY_IPV4}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches itself there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def has_ipv6() -> bool:
     """Whether this machine lets anybody listen on IPv6: some nodes have it switched off."""
     try:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16gala/wire/gossip.proto\x12\x0cgala.wire.v1\"\xab\x02\n\x05\x46rame\x12$\n\x05hello\x18\x01 \x01(\x0b\x32\x13.gala.wire.v1.HelloH\x00\x12$\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x13.gala.wire.v1.ChunkH\x00\x12,\n\theartbeat\x18\x03 \x01(\x0b\x32\x17.gala.wire.v1.HeartbeatH\x00\x12*\n\x08\x66\x61rewell\x18\x04 \x01(\x0b\x32\x16.gala.wire.v1.FarewellH\x00\x12(\n\x07welcome\x18\x05 \x01(\x0b\x32\x15.gala.wire.v1.WelcomeH\x00\x12(\n\x07refusal\x18\x06 \x01(\x0b\x32\x15.gala.wire.v1.RefusalH\x00\x12 \n\x03\x61\x63k\x18\x07 \x01(\x0b\x32\x11.gala.wire.v1.AckH\x00\x42\x06\n\x04kind\"\xb3\x01\n\x05Hello\x12\x0f\n\x07run_uid\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x10\n\x08receiver\x18\x03 \x01(\r\x12\x13\n\x0bincarnation\x18\x04 \x01(\x04\x12\r\n\x05\x65poch\x18\x05 \x01(\x04\x12\x13\n\x0bschema_hash\x18\x06 \x01(\t\x12\x14\n\x0cnum_elements\x18\x07 \x01(\x04\x12*\n\tprecision\x18\x08 \x01(\x0e\x32\x17.gala.wire.v1.Precision\"\xc6\x01\n\x07Welcome\x12\x0f\n\x07run_uid\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x35\n\x08progress\x18\x05 \x03(\x0b\x32#.gala.wire.v1.Welcome.ProgressEntry\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x06 \x01(\x04\x1a/\n\rProgressEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"?\n\x07Refusal\x12$\n\x06reason\x18\x01 \x01(\x0e\x32\x14.gala.wire.v1.Reason\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"\xb6\x01\n\x06Header\x12\x11\n\tnum_bytes\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x0e\n\x06weight\x18\x03 \x01(\x01\x12\x13\n\x0b\x61ge_seconds\x18\x04 \x01(\x01\x12\x34\n\x08progress\x18\x05 \x03(\x0b\x32\".gala.wire.v1.Header.ProgressEntry\x1a/\n\rProgressEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"m\n\x05\x43hunk\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12$\n\x06header\x18\x04 \x01(\x0b\x32\x14.gala.wire.v1.Header\x12\x0f\n\x07payload\x18\x0f \x01(\x0c\"\x86\x01\n\tHeartbeat\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x37\n\x08progress\x18\x02 \x03(\x0b\x32%.gala.wire.v1.Heartbeat.ProgressEntry\x1a/\n\rProgressEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"=\n\x03\x41\x63k\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12%\n\x07refused\x18\x02 \x01(\x0e\x32\x14.gala.wire.v1.Reason\"\x97\x01\n\x08\x46\x61rewell\x12\"\n\x03why\x18\x01 \x01(\x0e\x32\x15.gala.wire.v1.Leaving\x12\x36\n\x08progress\x18\x02 \x03(\x0b\x32$.gala.wire.v1.Farewell.ProgressEntry\x1a/\n\rProgressEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"W\n\x0cStateRequest\x12\x0f\n\x07run_uid\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x13\n\x0bschema_hash\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\x04\"h\n\nStateChunk\x12\x11\n\tnum_bytes\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\x12&\n\x07refusal\x18\x04 \x01(\x0b\x32\x15.gala.wire.v1.Refusal*A\n\tPrecision\x12\x19\n\x15PRECISION_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x46LOAT32\x10\x01\x12\x0c\n\x08\x42\x46LOAT16\x10\x02*\xe1\x01\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\r\n\tWRONG_RUN\x10\x01\x12\x10\n\x0cWRONG_SCHEMA\x10\x02\x12\x13\n\x0fWRONG_PRECISION\x10\x03\x12\x12\n\x0eWRONG_RECEIVER\x10\x04\x12\x0f\n\x0bSTALE_EPOCH\x10\x05\x12\x15\n\x11STALE_INCARNATION\x10\x06\x12\x0f\n\x0bNOT_MY_PEER\x10\x07\x12\r\n\tMALFORMED\x10\x08\x12\x0e\n\nNOT_FINITE\x10\t\x12\x0c\n\x08TOO_BUSY\x10\n\x12\x0f\n\x0bNOTHING_YET\x10\x0b*I\n\x07Leaving\x12\x17\n\x13LEAVING_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x46INISHED\x10\x01\x12\x0b\n\x07STOPPED\x10\x02\x12\n\n\x06REKNIT\x10\x03\x32\x84\x01\n\x06Gossip\x12\x34\n\x04Push\x12\x13.gala.wire.v1.Frame\x1a\x13.gala.wire.v1.Frame(\x01\x30\x01\x12\x44\n\nFetchState\x12\x1a.gala.wire.v1.StateRequest\x1a\x18.gala.wire.v1.StateChunk0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16gala/wire/gossip.proto\x12\x0cgala.wire.v1\"\xcf\x02\n\x05\x46rame\x12$\n\x05hello\x18\x01 \x01(\x0b\x32\x13.gala.wire.v1.HelloH\x00\x12$\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x13.gala.wire.v1.ChunkH\x00\x12,\n\theartbeat\x18\x03 \x01(\x0b\x32\x17.gala.wire.v1.HeartbeatH\x00\x12*\n\x08\x66\x61rewell\x18\x04 \x01(\x0b\x32\x16.gala.wire.v1.FarewellH\x00\x12(\n\x07welcome\x18\x05 \x01(\x0b\x32\x15.gala.wire.v1.WelcomeH\x00\x12(\n\x07refusal\x18\x06 \x01(\x0b\x32\x15.gala.wire.v1.RefusalH\x00\x12 \n\x03\x61\x63k\x18\x07 \x01(\x0b\x32\x11.gala.wire.v1.AckH\x00\x12\"\n\x04loan\x18\x08 \x01(\x0b\x32\x12.gala.wire.v1.LoanH\x00\x42\x06\n\x04kind\"\xdf\x01\n\x05Hello\x12\x0f\n\x07run_uid\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x10\n\x08receiver\x18\x03 \x01(\r\x12\x13\n\x0bincarnation\x18\x04 \x01(\x04\x12\r\n\x05\x65poch\x18\x05 \x01(\x04\x12\x13\n\x0bschema_hash\x18\x06 \x01(\t\x12\x14\n\x0cnum_elements\x18\x07 \x01(\x04\x12*\n\tprecision\x18\x08 \x01(\x0e\x32\x17.gala.wire.v1.Precision\x12*\n\x06memory\x18\t \x01(\x0b\x32\x1a.gala.wire.v1.SharedMemory\"B\n\x0cSharedMemory\x12\x0f\n\x07process\x18\x01 \x01(\r\x12\x12\n\ndescriptor\x18\x02 \x01(\r\x12\r\n\x05token\x18\x03 \x01(\x0c\"\xdb\x01\n\x07Welcome\x12\x0f\n\x07run_uid\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x35\n\x08progress\x18\x05 \x03(\x0b\x32#.gala.wire.v1.Welcome.ProgressEntry\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x06 \x01(\x04\x12\x13\n\x0bsees_memory\x18\x07 \x01(\x08\x1a/\n\rProgressEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"?\n\x07Refusal\x12$\n\x06reason\x18\x01 \x01(\x0e\x32\x14.gala.wire.v1.Reason\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"\xb6\x01\n\x06Header\x12\x11\n\tnum_bytes\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x0e\n\x06weight\x18\x03 \x01(\x01\x12\x13\n\x0b\x61ge_seconds\x18\x04 \x01(\x01\x12\x34\n\x08progress\x18\x05 \x03(\x0b\x32\".gala.wire.v1.Header.ProgressEntry\x1a/\n\rProgressEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"m\n\x05\x43hunk\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12$\n\x06header\x18\x04 \x01(\x0b\x32\x14.gala.wire.v1.Header\x12\x0f\n\x07payload\x18\x0f \x01(\x0c\"a\n\x04Loan\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12$\n\x06header\x18\x02 \x01(\x0b\x32\x14.gala.wire.v1.Header\x12\x12\n\ndescriptor\x18\x03 \x01(\r\x12\x0e\n\x06serial\x18\x04 \x01(\x04\"\x86\x01\n\tHeartbeat\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x37\n\x08progress\x18\x02 \x03(\x0b\x32%.gala.wire.v1.Heartbeat.ProgressEntry\x1a/\n\rProgressEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"=\n\x03\x41\x63k\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12%\n\x07refused\x18\x02 \x01(\x0e\x32\x14.gala.wire.v1.Reason\"\x97\x01\n\x08\x46\x61rewell\x12\"\n\x03why\x18\x01 \x01(\x0e\x32\x15.gala.wire.v1.Leaving\x12\x36\n\x08progress\x18\x02 \x03(\x0b\x32$.gala.wire.v1.Farewell.ProgressEntry\x1a/\n\rProgressEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"W\n\x0cStateRequest\x12\x0f\n\x07run_uid\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x13\n\x0bschema_hash\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\x04\"h\n\nStateChunk\x12\x11\n\tnum_bytes\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\x12&\n\x07refusal\x18\x04 \x01(\x0b\x32\x15.gala.wire.v1.Refusal*A\n\tPrecision\x12\x19\n\x15PRECISION_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x46LOAT32\x10\x01\x12\x0c\n\x08\x42\x46LOAT16\x10\x02*\xe1\x01\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\r\n\tWRONG_RUN\x10\x01\x12\x10\n\x0cWRONG_SCHEMA\x10\x02\x12\x13\n\x0fWRONG_PRECISION\x10\x03\x12\x12\n\x0eWRONG_RECEIVER\x10\x04\x12\x0f\n\x0bSTALE_EPOCH\x10\x05\x12\x15\n\x11STALE_INCARNATION\x10\x06\x12\x0f\n\x0bNOT_MY_PEER\x10\x07\x12\r\n\tMALFORMED\x10\x08\x12\x0e\n\nNOT_FINITE\x10\t\x12\x0c\n\x08TOO_BUSY\x10\n\x12\x0f\n\x0bNOTHING_YET\x10\x0b*I\n\x07Leaving\x12\x17\n\x13LEAVING_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x46INISHED\x10\x01\x12\x0b\n\x07STOPPED\x10\x02\x12\n\n\x06REKNIT\x10\x03\x32\x84\x01\n\x06Gossip\x12\x34\n\x04Push\x12\x13.gala.wire.v1.Frame\x1a\x13.gala.wire.v1.Frame(\x01\x30\x01\x12\x44\n\nFetchState\x12\x1a.gala.wire.v1.StateRequest\x1a\x18.gala.wire.v1.StateChunk0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,42 +39,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HEARTBEAT_PROGRESSENTRY']._serialized_options = b'8\001'
   _globals['_FAREWELL_PROGRESSENTRY']._loaded_options = None
   _globals['_FAREWELL_PROGRESSENTRY']._serialized_options = b'8\001'
-  _globals['_PRECISION']._serialized_start=1635
-  _globals['_PRECISION']._serialized_end=1700
-  _globals['_REASON']._serialized_start=1703
-  _globals['_REASON']._serialized_end=1928
-  _globals['_LEAVING']._serialized_start=1930
-  _globals['_LEAVING']._serialized_end=2003
+  _globals['_PRECISION']._serialized_start=1903
+  _globals['_PRECISION']._serialized_end=1968
+  _globals['_REASON']._serialized_start=1971
+  _globals['_REASON']._serialized_end=2196
+  _globals['_LEAVING']._serialized_start=2198
+  _globals['_LEAVING']._serialized_end=2271
   _globals['_FRAME']._serialized_start=41
-  _globals['_FRAME']._serialized_end=340
-  _globals['_HELLO']._serialized_start=343
-  _globals['_HELLO']._serialized_end=522
-  _globals['_WELCOME']._serialized_start=525
-  _globals['_WELCOME']._serialized_end=723
-  _globals['_WELCOME_PROGRESSENTRY']._serialized_start=676
-  _globals['_WELCOME_PROGRESSENTRY']._serialized_end=723
-  _globals['_REFUSAL']._serialized_start=725
-  _globals['_REFUSAL']._serialized_end=788
-  _globals['_HEADER']._serialized_start=791
-  _globals['_HEADER']._serialized_end=973
-  _globals['_HEADER_PROGRESSENTRY']._serialized_start=676
-  _globals['_HEADER_PROGRESSENTRY']._serialized_end=723
-  _globals['_CHUNK']._serialized_start=975
-  _globals['_CHUNK']._serialized_end=1084
-  _globals['_HEARTBEAT']._serialized_start=1087
-  _globals['_HEARTBEAT']._serialized_end=1221
-  _globals['_HEARTBEAT_PROGRESSENTRY']._serialized_start=676
-  _globals['_HEARTBEAT_PROGRESSENTRY']._serialized_end=723
-  _globals['_ACK']._serialized_start=1223
-  _globals['_ACK']._serialized_end=1284
-  _globals['_FAREWELL']._serialized_start=1287
-  _globals['_FAREWELL']._serialized_end=1438
-  _globals['_FAREWELL_PROGRESSENTRY']._serialized_start=676
-  _globals['_FAREWELL_PROGRESSENTRY']._serialized_end=723
-  _globals['_STATEREQUEST']._serialized_start=1440
-  _globals['_STATEREQUEST']._serialized_end=1527
-  _globals['_STATECHUNK']._serialized_start=1529
-  _globals['_STATECHUNK']._serialized_end=1633
-  _globals['_GOSSIP']._serialized_start=2006
-  _globals['_GOSSIP']._serialized_end=2138
+  _globals['_FRAME']._serialized_end=376
+  _globals['_HELLO']._serialized_start=379
+  _globals['_HELLO']._serialized_end=602
+  _globals['_SHAREDMEMORY']._serialized_start=604
+  _globals['_SHAREDMEMORY']._serialized_end=670
+  _globals['_WELCOME']._serialized_start=673
+  _globals['_WELCOME']._serialized_end=892
+  _globals['_WELCOME_PROGRESSENTRY']._serialized_start=845
+  _globals['_WELCOME_PROGRESSENTRY']._serialized_end=892
+  _globals['_REFUSAL']._serialized_start=894
+  _globals['_REFUSAL']._serialized_end=957
+  _globals['_HEADER']._serialized_start=960
+  _globals['_HEADER']._serialized_end=1142
+  _globals['_HEADER_PROGRESSENTRY']._serialized_start=845
+  _globals['_HEADER_PROGRESSENTRY']._serialized_end=892
+  _globals['_CHUNK']._serialized_start=1144
+  _globals['_CHUNK']._serialized_end=1253
+  _globals['_LOAN']._serialized_start=1255
+  _globals['_LOAN']._serialized_end=1352
+  _globals['_HEARTBEAT']._serialized_start=1355
+  _globals['_HEARTBEAT']._serialized_end=1489
+  _globals['_HEARTBEAT_PROGRESSENTRY']._serialized_start=845
+  _globals['_HEARTBEAT_PROGRESSENTRY']._serialized_end=892
+  _globals['_ACK']._serialized_start=1491
+  _globals['_ACK']._serialized_end=1552
+  _globals['_FAREWELL']._serialized_start=1555
+  _globals['_FAREWELL']._serialized_end=1706
+  _globals['_FAREWELL_PROGRESSENTRY']._serialized_start=845
+  _globals['_FAREWELL_PROGRESSENTRY']._serialized_end=892
+  _globals['_STATEREQUEST']._serialized_start=1708
+  _globals['_STATEREQUEST']._serialized_end=1795
+  _globals['_STATECHUNK']._serialized_start=1797
+  _globals['_STATECHUNK']._serialized_end=1901
+  _globals['_GOSSIP']._serialized_start=2274
+  _globals['_GOSSIP']._serialized_end=2406
 # @@protoc_insertion_point(module_scope)

@@ -55,7 +55,7 @@ STOPPED: Leaving
 REKNIT: Leaving
 
 class Frame(_message.Message):
-    __slots__ = ("hello", "chunk", "heartbeat", "farewell", "welcome", "refusal", "ack")
+    __slots__ = ("hello", "chunk", "heartbeat", "farewell", "welcome", "refusal", "ack", "loan")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
@@ -63,6 +63,7 @@ class Frame(_message.Message):
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     ACK_FIELD_NUMBER: _ClassVar[int]
+    LOAN_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     chunk: Chunk
     heartbeat: Heartbeat
@@ -70,10 +71,11 @@ class Frame(_message.Message):
     welcome: Welcome
     refusal: Refusal
     ack: Ack
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., farewell: _Optional[_Union[Farewell, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ...) -> None: ...
+    loan: Loan
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., farewell: _Optional[_Union[Farewell, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., loan: _Optional[_Union[Loan, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("run_uid", "rank", "receiver", "incarnation", "epoch", "schema_hash", "num_elements", "precision")
+    __slots__ = ("run_uid", "rank", "receiver", "incarnation", "epoch", "schema_hash", "num_elements", "precision", "memory")
     RUN_UID_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     RECEIVER_FIELD_NUMBER: _ClassVar[int]
@@ -82,6 +84,7 @@ class Hello(_message.Message):
     SCHEMA_HASH_FIELD_NUMBER: _ClassVar[int]
     NUM_ELEMENTS_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
     run_uid: str
     rank: int
     receiver: int
@@ -90,10 +93,21 @@ class Hello(_message.Message):
     schema_hash: str
     num_elements: int
     precision: Precision
-    def __init__(self, run_uid: _Optional[str] = ..., rank: _Optional[int] = ..., receiver: _Optional[int] = ..., incarnation: _Optional[int] = ..., epoch: _Optional[int] = ..., schema_hash: _Optional[str] = ..., num_elements: _Optional[int] = ..., precision: _Optional[_Union[Precision, str]] = ...) -> None: ...
+    memory: SharedMemory
+    def __init__(self, run_uid: _Optional[str] = ..., rank: _Optional[int] = ..., receiver: _Optional[int] = ..., incarnation: _Optional[int] = ..., epoch: _Optional[int] = ..., schema_hash: _Optional[str] = ..., num_elements: _Optional[int] = ..., precision: _Optional[_Union[Precision, str]] = ..., memory: _Optional[_Union[SharedMemory, _Mapping]] = ...) -> None: ...
+
+class SharedMemory(_message.Message):
+    __slots__ = ("process", "descriptor", "token")
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTOR_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    process: int
+    descriptor: int
+    token: bytes
+    def __init__(self, process: _Optional[int] = ..., descriptor: _Optional[int] = ..., token: _Optional[bytes] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("run_uid", "rank", "incarnation", "epoch", "progress", "accepted")
+    __slots__ = ("run_uid", "rank", "incarnation", "epoch", "progress", "accepted", "sees_memory")
     class ProgressEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -107,13 +121,15 @@ class Welcome(_message.Message):
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    SEES_MEMORY_FIELD_NUMBER: _ClassVar[int]
     run_uid: str
     rank: int
     incarnation: int
     epoch: int
     progress: _containers.ScalarMap[int, int]
     accepted: int
-    def __init__(self, run_uid: _Optional[str] = ..., rank: _Optional[int] = ..., incarnation: _Optional[int] = ..., epoch: _Optional[int] = ..., progress: _Optional[_Mapping[int, int]] = ..., accepted: _Optional[int] = ...) -> None: ...
+    sees_memory: bool
+    def __init__(self, run_uid: _Optional[str] = ..., rank: _Optional[int] = ..., incarnation: _Optional[int] = ..., epoch: _Optional[int] = ..., progress: _Optional[_Mapping[int, int]] = ..., accepted: _Optional[int] = ..., sees_memory: bool = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("reason", "detail")
@@ -157,6 +173,18 @@ class Chunk(_message.Message):
     header: Header
     payload: bytes
     def __init__(self, version: _Optional[int] = ..., index: _Optional[int] = ..., count: _Optional[int] = ..., header: _Optional[_Union[Header, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
+
+class Loan(_message.Message):
+    __slots__ = ("version", "header", "descriptor", "serial")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTOR_FIELD_NUMBER: _ClassVar[int]
+    SERIAL_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    header: Header
+    descriptor: int
+    serial: int
+    def __init__(self, version: _Optional[int] = ..., header: _Optional[_Union[Header, _Mapping]] = ..., descriptor: _Optional[int] = ..., serial: _Optional[int] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ("version", "progress")

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from gala.errors import MessageError
-from gala_worker.gossip.messages import CHUNK_BYTES, Chunk, Header, Precision
+from gala_worker.gossip.messages import CHUNK_BYTES, Chunk, Header, Loan, Precision
+from gala_worker.gossip.shared_memory import Segment, Viewer
 
 if sys.byteorder != "little":
     raise ImportError("the wire is little-endian and copied as it lies in memory; this machine is big-endian")
@@ -24,6 +25,17 @@ _TYPES = {Precision.FLOAT32: torch.float32, Precision.BFLOAT16: torch.bfloat16}
 def new_buffer(num_elements: int, precision: Precision, *, pinned: bool = False) -> Tensor:
     """An uninitialised vector [N] of the wire's number format; pinned for fast copies from a GPU."""
     return torch.empty(num_elements, dtype=_TYPES[precision], pin_memory=pinned)
+
+
+def new_segment(num_elements: int, precision: Precision) -> tuple[Tensor, Segment]:
+    """As `new_buffer`, in memory that neighbours on this machine may read. Raises: OSError when there is none."""
+    segment = Segment(num_elements * precision.itemsize)
+    return segment.tensor(_TYPES[precision]), segment
+
+
+def view(viewer: Viewer, loan: Loan, precision: Precision) -> Tensor:
+    """The vector [N] that a neighbour has lent; to be read only. Raises: GossipError when it cannot be seen."""
+    return viewer.view(loan.descriptor, loan.serial, loan.header.num_bytes, _TYPES[precision])
 
 
 def window(buffer: Tensor) -> memoryview:
@@ -123,6 +135,14 @@ class Reassembler(Generic[H]):
         if chunk.number <= self.number:
             raise MessageError(f"message {chunk.number} after message {self.number}")
         return chunk.header
+
+    def skip(self, number: int, num_bytes: int) -> None:
+        """A message has come another way, as a whole. Raises: MessageError if it could not have come this way."""
+        if self._target is not None or number <= self.number:
+            raise MessageError(f"message {number} after message {self.number}, or inside it")
+        if num_bytes != self._num_bytes:
+            raise MessageError(f"a message of {num_bytes} bytes, not {self._num_bytes}")
+        self.number = number
 
     def into(self, number: int, target: memoryview) -> None:
         """The buffer for the message that has begun."""

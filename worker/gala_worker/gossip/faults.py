@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from gala_worker.gossip import framing
-from gala_worker.gossip.messages import Ack, Chunk, Frame, Hello
+from gala_worker.gossip.messages import Ack, Chunk, Frame, Hello, Loan
 
 _NAN: Final = b"\xc0\x7f"
 """The upper half of a float32 NaN, and the whole of a bfloat16 one, little-endian."""
+
+_MESSAGE: Final = (Chunk, Loan)
 
 Delivery = tuple[float, bytes]
 """What arrives of a frame: (seconds later than without the fault, bytes)."""
@@ -29,7 +31,7 @@ class Fault:
     name: str
     source: int
     target: int
-    kind: type
+    kind: type | tuple[type, ...]
     version: int | None
     """Only the message of this version; None = any."""
     times: int | None
@@ -42,7 +44,7 @@ class Fault:
         return (
             (source, target) == (self.source, self.target)
             and isinstance(frame, self.kind)
-            and (self.version is None or (isinstance(frame, Chunk) and frame.version == self.version))
+            and (self.version is None or (isinstance(frame, (Chunk, Loan)) and frame.version == self.version))
             and (self.times is None or self.fired < self.times)
         )
 
@@ -58,8 +60,8 @@ class FaultScript:
         self.faults: list[Fault] = []
 
     def drop(self, source: int, target: int, *, version: int | None = None, times: int | None = 1) -> FaultScript:
-        """A chunk never arrives."""
-        return self._add("drop", source, target, Chunk, version, times, lambda frame: [])
+        """A chunk, or a loan, never arrives."""
+        return self._add("drop", source, target, _MESSAGE, version, times, lambda frame: [])
 
     def drop_ack(self, source: int, target: int, *, times: int | None = 1) -> FaultScript:
         """An acknowledgement, from the receiver `source` to the sender `target`, never arrives."""
@@ -68,15 +70,15 @@ class FaultScript:
     def delay(
         self, source: int, target: int, *, seconds: float, version: int | None = None, times: int | None = 1
     ) -> FaultScript:
-        """A chunk, and with it all that follows, arrives late."""
+        """A chunk, or a loan, and with it all that follows, arrives late."""
         return self._add(
-            "delay", source, target, Chunk, version, times, lambda frame: [(seconds, framing.encode(frame))]
+            "delay", source, target, _MESSAGE, version, times, lambda frame: [(seconds, framing.encode(frame))]
         )
 
     def duplicate(self, source: int, target: int, *, version: int | None = None, times: int | None = 1) -> FaultScript:
-        """A chunk arrives twice."""
+        """A chunk, or a loan, arrives twice."""
         return self._add(
-            "duplicate", source, target, Chunk, version, times, lambda frame: [(0.0, framing.encode(frame))] * 2
+            "duplicate", source, target, _MESSAGE, version, times, lambda frame: [(0.0, framing.encode(frame))] * 2
         )
 
     def truncate(self, source: int, target: int, *, version: int | None = None, times: int | None = 1) -> FaultScript:
@@ -86,11 +88,11 @@ class FaultScript:
             data = framing.encode(frame)
             return [(0.0, data[: len(data) // 2])]
 
-        return self._add("truncate", source, target, Chunk, version, times, half)
+        return self._add("truncate", source, target, _MESSAGE, version, times, half)
 
     def garbage(self, source: int, target: int, *, data: bytes, times: int | None = 1) -> FaultScript:
-        """Other bytes arrive in place of a chunk."""
-        return self._add("garbage", source, target, Chunk, None, times, lambda frame: [(0.0, data)])
+        """Other bytes arrive in place of a chunk, or of a loan."""
+        return self._add("garbage", source, target, _MESSAGE, None, times, lambda frame: [(0.0, data)])
 
     def nan(self, source: int, target: int, *, version: int | None = None, times: int | None = 1) -> FaultScript:
         """The last number of a chunk is a NaN."""
@@ -128,7 +130,7 @@ class FaultScript:
         name: str,
         source: int,
         target: int,
-        kind: type,
+        kind: type | tuple[type, ...],
         version: int | None,
         times: int | None,
         act: Callable[[Frame], list[Delivery]],

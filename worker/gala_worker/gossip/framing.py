@@ -24,9 +24,11 @@ from gala_worker.gossip.messages import (
     Heartbeat,
     Hello,
     Leaving,
+    Loan,
     Progress,
     Reason,
     Refusal,
+    SharedMemory,
     StateRequest,
     Welcome,
 )
@@ -40,6 +42,8 @@ _PAYLOAD_TAG: Final = 0x7A
 """Chunk.payload: field 15, length-delimited."""
 MAX_DETAIL: Final = 200
 """Characters of a stranger's text that are kept."""
+MAX_TOKEN_BYTES: Final = 64
+"""Of shared memory."""
 
 
 def encode(frame: Frame) -> bytes:
@@ -110,12 +114,7 @@ def parse(message: Any, data: bytes) -> Any:
 def _encode_chunk(chunk: Chunk) -> bytes:
     head = pb.Chunk(version=chunk.version, index=chunk.index, count=chunk.count)
     if chunk.header is not None:
-        header = chunk.header
-        head.header.num_bytes = header.num_bytes
-        head.header.round = header.round
-        head.header.weight = header.weight
-        head.header.age_seconds = header.age_seconds
-        head.header.progress.update(header.progress)
+        _fill_header(head.header, chunk.header)
     return join(_CHUNK_TAG, head.SerializeToString(), chunk.payload)
 
 
@@ -124,11 +123,22 @@ def _decode_chunk(data: memoryview) -> Chunk:
     head = parse(pb.Chunk(), encoded)
     header = None
     if head.HasField("header"):
-        said = head.header
-        if not (math.isfinite(said.weight) and math.isfinite(said.age_seconds)):
-            raise MessageError("a message with a weight or age that is not a finite number")
-        header = Header(said.num_bytes, said.round, said.weight, said.age_seconds, progress_map(said.progress))
+        header = _header_of(head.header)
     return Chunk(head.version, head.index, head.count, payload, header)
+
+
+def _fill_header(message: Any, header: Header) -> None:
+    message.num_bytes = header.num_bytes
+    message.round = header.round
+    message.weight = header.weight
+    message.age_seconds = header.age_seconds
+    message.progress.update(header.progress)
+
+
+def _header_of(message: Any) -> Header:
+    if not (math.isfinite(message.weight) and math.isfinite(message.age_seconds)):
+        raise MessageError("a message with a weight or age that is not a finite number")
+    return Header(message.num_bytes, message.round, message.weight, message.age_seconds, progress_map(message.progress))
 
 
 def join(tag: int, head: bytes, payload: bytes | memoryview) -> bytes:
@@ -197,7 +207,7 @@ def _read_varint(data: memoryview, position: int) -> tuple[int, int]:
 
 def _to_message(frame: Frame) -> Any:
     match frame:
-        case Hello():
+        case Hello(memory=memory):
             return pb.Frame(
                 hello=pb.Hello(
                     run_uid=frame.run_uid,
@@ -208,6 +218,8 @@ def _to_message(frame: Frame) -> Any:
                     schema_hash=frame.schema_hash,
                     num_elements=frame.num_elements,
                     precision=frame.precision,
+                    memory=memory
+                    and pb.SharedMemory(process=memory.process, descriptor=memory.descriptor, token=memory.token),
                 )
             )
         case Welcome():
@@ -219,8 +231,13 @@ def _to_message(frame: Frame) -> Any:
                     epoch=frame.epoch,
                     progress=frame.progress,
                     accepted=frame.accepted,
+                    sees_memory=frame.sees_memory,
                 )
             )
+        case Loan():
+            loan = pb.Loan(version=frame.version, descriptor=frame.descriptor, serial=frame.serial)
+            _fill_header(loan.header, frame.header)
+            return pb.Frame(loan=loan)
         case Refusal():
             return pb.Frame(refusal=pb.Refusal(reason=int(frame.reason), detail=frame.detail[:MAX_DETAIL]))
         case Heartbeat():
@@ -246,6 +263,7 @@ def _from_message(message: Any) -> Frame:
                 said.schema_hash,
                 said.num_elements,
                 said.precision,
+                _memory_of(said.memory) if said.HasField("memory") else None,
             )
         case "welcome":
             welcome = message.welcome
@@ -256,7 +274,11 @@ def _from_message(message: Any) -> Frame:
                 welcome.epoch,
                 progress_map(welcome.progress),
                 welcome.accepted,
+                welcome.sees_memory,
             )
+        case "loan":
+            loan = message.loan
+            return Loan(loan.version, _header_of(loan.header), loan.descriptor, loan.serial)
         case "refusal":
             return refusal_of(message.refusal)
         case "heartbeat":
@@ -268,6 +290,12 @@ def _from_message(message: Any) -> Frame:
             return farewell_of(message.farewell)
         case _:
             raise MessageError("a frame that says nothing")
+
+
+def _memory_of(message: Any) -> SharedMemory:
+    if len(message.token) > MAX_TOKEN_BYTES:
+        raise MessageError(f"a token of {len(message.token)} bytes")
+    return SharedMemory(message.process, message.descriptor, message.token)
 
 
 def refusal_of(message: Any) -> Refusal:

@@ -107,9 +107,13 @@ class GrpcTransport:
         """Seconds of the monotonic clock."""
         return time.monotonic()
 
+    def is_this_machine(self, address: str) -> bool:
+        """Whether it is an address of the loopback interface."""
+        return addresses.is_loopback(addresses.split(address)[0])
+
     def serve(self, address: str, endpoint: Endpoint, tick_seconds: float, message_bytes: int) -> None:
         """Listens on the port of `address`; on its host if that is an IP address, else on all interfaces."""
-        self._thread.run(self._serve(self._bind or listening_address(address), endpoint, tick_seconds))
+        self._thread.run(self._serve(self._bind or addresses.listening_address(address), endpoint, tick_seconds))
 
     def watch(self, endpoint: Endpoint, tick_seconds: float) -> None:
         """Calls `endpoint.tick` without listening anywhere: for one that only connects."""
@@ -372,16 +376,6 @@ class _GrpcLink:
 
     def abort(self) -> None:
         self.aborted.set()
-
-
-def listening_address(address: str) -> str:
-    """Where to listen for a plan's `host:port`: there, or on all interfaces where the host is a name."""
-    host, port = addresses.split(address)
-    hosts = addresses.listening_hosts(host)
-    if hosts == (host,):
-        return address
-    # gRPC listens for both families on the wildcard of IPv6; not every node has that.
-    return f"[{addresses.ANY_IPV6}]:{port}" if addresses.ANY_IPV6 in hosts else f"{addresses.ANY_IPV4}:{port}"
 
 
 def _outcome(task: asyncio.Task[None]) -> str:

@@ -7,7 +7,7 @@ from typing import Final
 
 from gala import topology
 from gala.plan import RunPlan
-from gala_worker.gossip.messages import Hello, Precision, Reason, StateRequest
+from gala_worker.gossip.messages import Hello, Precision, Reason, SharedMemory, StateRequest
 
 HEARTBEATS_PER_TIMEOUT: Final = 5
 LONGEST_HEARTBEAT_SECONDS: Final = 2.0
@@ -49,7 +49,7 @@ class Membership:
         """Size of every message of this run."""
         return self._identity.num_elements * self.precision.itemsize
 
-    def hello_to(self, peer: int) -> Hello:
+    def hello_to(self, peer: int, memory: SharedMemory | None) -> Hello:
         """How this rank introduces itself."""
         return Hello(
             run_uid=self.plan.run_uid,
@@ -60,6 +60,7 @@ class Membership:
             schema_hash=self._identity.schema_hash,
             num_elements=self._identity.num_elements,
             precision=int(self.precision),
+            memory=memory,
         )
 
     def objection_to(self, hello: Hello) -> Reason | None:

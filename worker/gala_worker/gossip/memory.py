@@ -25,8 +25,12 @@ from gala_worker.gossip.transport import Endpoint, Link, Session
 class MemoryNetwork:
     """Virtual time, and everything that is to happen in it."""
 
-    def __init__(self, *, latency_seconds: float = 0.001, faults: FaultScript | None = None) -> None:
+    def __init__(
+        self, *, latency_seconds: float = 0.001, faults: FaultScript | None = None, shares_memory: bool = False
+    ) -> None:
+        """`shares_memory`: peers take each other to be on one machine, as they are; else as if on different ones."""
         self.now = 0.0
+        self.shares_memory = shares_memory
         self.faults = faults or FaultScript()
         self.latency_seconds = latency_seconds
         self.slowness: dict[int, float] = {}
@@ -119,6 +123,10 @@ class MemoryTransport:
     def now(self) -> float:
         """Virtual seconds."""
         return self.network.now
+
+    def is_this_machine(self, address: str) -> bool:
+        """As the network says."""
+        return self.network.shares_memory
 
     def serve(self, address: str, endpoint: Endpoint, tick_seconds: float, message_bytes: int) -> None:
         """Listens until `close` or death."""

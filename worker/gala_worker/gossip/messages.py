@@ -76,6 +76,15 @@ class Leaving(enum.IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class SharedMemory:
+    """Where another process of the machine finds memory of the sender, and what it finds there."""
+
+    process: int
+    descriptor: int
+    token: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Hello:
     """Sender to receiver, first of all."""
 
@@ -88,6 +97,8 @@ class Hello:
     num_elements: int
     precision: int
     """A `Precision`, or whatever a stranger claims."""
+    memory: SharedMemory | None = None
+    """Given where the receiver may run on the same machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +112,8 @@ class Welcome:
     progress: Progress = field(default_factory=dict)
     accepted: int = 0
     """Push-sum: version of the last message of the sender's process that the receiver's learner took; 0 = none."""
+    sees_memory: bool = False
+    """The receiver has found the sender's token: messages come as loans."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +155,17 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class Loan:
+    """Sender to receiver, in place of chunks: the message lies in the sender's memory until it is acknowledged."""
+
+    version: int
+    header: Header
+    descriptor: int
+    serial: int
+    """Of the memory; never used again, as a descriptor's number is."""
+
+
+@dataclass(frozen=True, slots=True)
 class Heartbeat:
     """Either way. `version`: the last message sent (sender), or done with (receiver)."""
 
@@ -165,7 +189,7 @@ class Farewell:
     progress: Progress = field(default_factory=dict)
 
 
-Frame = Hello | Welcome | Refusal | Chunk | Heartbeat | Ack | Farewell
+Frame = Hello | Welcome | Refusal | Chunk | Loan | Heartbeat | Ack | Farewell
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,16 +13,15 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from torch import Tensor
-
 from gala.plan import RunPlan
 from gala_worker.gossip import ring
+from gala_worker.gossip.buffers import Buffers
 from gala_worker.gossip.membership import Identity, Membership
-from gala_worker.gossip.messages import Hello, Leaving, Progress, Reason, Refusal, StateRequest, Welcome
+from gala_worker.gossip.messages import Hello, Leaving, Precision, Progress, Reason, Refusal, StateRequest, Welcome
 from gala_worker.gossip.push_sum import Account, PushSumOutbox, is_acceptable
 from gala_worker.gossip.receiving import InEdge, Receiving
 from gala_worker.gossip.sending import OutEdge, SenderState, Sending
-from gala_worker.gossip.slots import Inbox, Outbox, SnapshotPool
+from gala_worker.gossip.slots import Outbox
 from gala_worker.gossip.stats import Complaints, EdgeStats
 from gala_worker.gossip.transport import Link, Transport
 
@@ -47,8 +46,7 @@ class Neighbourhood:
         *,
         transport: Transport,
         condition: threading.Condition,
-        pool: SnapshotPool,
-        make_buffer: Callable[[], Tensor],
+        buffers: Buffers,
     ) -> None:
         self.rank = identity.rank
         self.membership = Membership(plan, identity)
@@ -67,10 +65,9 @@ class Neighbourhood:
         self._identity = identity
         self._transport = transport
         self.push_sum = self.membership.push_sum
-        self.account = Account(pool)
+        self.account = Account(buffers.pool)
         """The learner's weight; stays 1.0 where messages carry none."""
-        self._pool = pool
-        self._make_buffer = make_buffer
+        self.buffers = buffers
         self._random = random.Random(f"{plan.run_uid}/{identity.rank}/{identity.incarnation}")
         self._receiving: set[Receiving] = set()
         self._joined = False
@@ -245,7 +242,7 @@ class Neighbourhood:
             self._complain(reason, None if stranger else hello.rank, f"rank {hello.rank} says hello")
             return Refusal(reason, reason.text)
         if edge is None:
-            edge = InEdge(hello.rank, Inbox(self._make_buffer, exact=self.push_sum))
+            edge = InEdge(hello.rank, self.buffers.inbox(exact=self.push_sum))
         if edge.session is not None:
             edge.session.supersede()
         if edge.gone_at is not None:
@@ -261,14 +258,18 @@ class Neighbourhood:
         self._knocked(hello.rank)
         return edge
 
-    def welcome(self, edge: InEdge) -> Welcome:
+    def welcome(self, edge: InEdge, *, sees_memory: bool) -> Welcome:
         """Our answer to a proper hello."""
         incarnation, epoch = self._identity.incarnation, self.plan.epoch
-        return Welcome(self.plan.run_uid, self.rank, incarnation, epoch, self.progress(), edge.accepted)
+        return Welcome(self.plan.run_uid, self.rank, incarnation, epoch, self.progress(), edge.accepted, sees_memory)
 
     def message_bytes(self) -> int:
         """Size of every message of this run."""
         return self.membership.message_bytes
+
+    def precision(self) -> Precision:
+        """Number format of every message of this run."""
+        return self.membership.precision
 
     def own_version(self) -> int:
         """This learner's update count."""
@@ -330,7 +331,7 @@ class Neighbourhood:
             if current != self.out_peers:
                 self.out_peers = current
                 self._event("ring", outPeers=list(current), epoch=self.plan.epoch)
-            self._pool.trim(len(current))
+            self.buffers.pool.trim(len(current))
             self.lock.notify_all()
         for peer in sorted(wanted):  # last: a connection may fail at once, and knit again
             self._dial(peer, now)
@@ -338,7 +339,8 @@ class Neighbourhood:
     def _dial(self, peer: int, now: float) -> None:
         edge = self.out_edges.get(peer)
         if edge is None:
-            outbox = PushSumOutbox(self._pool, self.account) if self.push_sum else Outbox(self._pool)
+            pool = self.buffers.pool
+            outbox = PushSumOutbox(pool, self.account) if self.push_sum else Outbox(pool)
             edge = self.out_edges[peer] = OutEdge(peer, outbox, ring.Backoff(self._random))
         dials = sum(e.session is not None and not e.is_open for e in self.out_edges.values())
         if edge.session is not None or not edge.backoff.due(now) or dials >= MAX_DIALS:
@@ -347,7 +349,7 @@ class Neighbourhood:
         self._transport.connect(self.plan.learner(peer).address.gossip, lambda link: self._greet(edge, link))
 
     def _greet(self, edge: OutEdge, link: Link) -> Sending:
-        hello = self.membership.hello_to(edge.rank)
+        hello = self.membership.hello_to(edge.rank, self.buffers.memory)
         session = Sending(self, link, hello, edge.outbox, edge.counters, heartbeat=self.membership.heartbeat)
         with self.lock:
             edge.session = session

@@ -27,13 +27,12 @@ from torch import Tensor
 
 from gala.errors import GossipError
 from gala.plan import RunPlan
-from gala_worker.gossip import codec
+from gala_worker.gossip.buffers import Buffers
 from gala_worker.gossip.membership import Identity
 from gala_worker.gossip.messages import Leaving, Precision, Progress, StateRequest
 from gala_worker.gossip.mixing import Distance, distance
 from gala_worker.gossip.neighbourhood import Neighbourhood
 from gala_worker.gossip.rules import Average, PushSum, Rule, Taken
-from gala_worker.gossip.slots import SnapshotPool
 from gala_worker.gossip.stats import GossipStats
 from gala_worker.gossip.transport import Transport
 
@@ -92,17 +91,15 @@ class GossipPeer:
         self._condition = threading.Condition()
         precision = Precision[plan.spec.gossip.precision.upper()]
 
-        def make_buffer() -> Tensor:
-            return codec.new_buffer(num_elements, precision, pinned=pinned)
-
-        self._pool = SnapshotPool(make_buffer)
+        shared = transport.is_this_machine(plan.learner(rank).address.gossip)
+        buffers = Buffers(num_elements, precision, pinned=pinned, shared=shared)
+        self._pool = buffers.pool
         self._hood = Neighbourhood(
             plan,
             self._identity,
             transport=transport,
             condition=self._condition,
-            pool=self._pool,
-            make_buffer=make_buffer,
+            buffers=buffers,
         )
         self._rule: Rule = (PushSum if self._hood.push_sum else Average)(self._hood, transport.now)
         self._num_parameters = num_elements if num_parameters is None else num_parameters
@@ -325,7 +322,7 @@ class GossipPeer:
         )
         with self._condition:
             for edge, message in taken:
-                edge.inbox.give_back(message.buffer)
+                edge.inbox.give_back(message)
             self._rule.mixed(taken)
             self._mixes += 1
             self._last = mixing

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from gala.errors import GossipError, MessageError
 from gala_worker.gossip import codec
+from gala_worker.gossip.buffers import Buffers
 from gala_worker.gossip.codec import Reassembler
 from gala_worker.gossip.messages import (
     Ack,
@@ -17,11 +18,14 @@ from gala_worker.gossip.messages import (
     Heartbeat,
     Hello,
     Leaving,
+    Loan,
+    Precision,
     Progress,
     Reason,
     Refusal,
     Welcome,
 )
+from gala_worker.gossip.shared_memory import Viewer
 from gala_worker.gossip.slots import Inbox, Received
 from gala_worker.gossip.stats import EdgeCounters, EdgeStats
 from gala_worker.gossip.transport import Link
@@ -75,6 +79,9 @@ class ReceiverHost(Protocol):
     def lock(self) -> AbstractContextManager[object]:
         """Guards the inbox."""
 
+    buffers: Buffers
+    """For messages, and the neighbours' view of them."""
+
     push_sum: bool
     """Whether messages carry weights, and what is not taken is not acknowledged."""
 
@@ -87,11 +94,14 @@ class ReceiverHost(Protocol):
     def admit(self, session: Receiving, hello: Hello, now: float) -> InEdge | Refusal:
         """May this one push to us?"""
 
-    def welcome(self, edge: InEdge) -> Welcome:
+    def welcome(self, edge: InEdge, *, sees_memory: bool) -> Welcome:
         """The answer to one that may."""
 
     def message_bytes(self) -> int:
         """Size of every message."""
+
+    def precision(self) -> Precision:
+        """Number format of every message."""
 
     def arrived(self, edge: InEdge, now: float) -> None:
         """A message is complete and acceptable."""
@@ -126,6 +136,7 @@ class Receiving:
         self._heartbeat = heartbeat
         self._said_at = now
         self._reassembler = Reassembler[Header](host.message_bytes())
+        self._viewer: Viewer | None = None
         self._header: Header | None = None
         self._arriving: Tensor | None = None
         self._arriving_since = 0.0
@@ -188,6 +199,8 @@ class Receiving:
         match frame:
             case Chunk():
                 self._take(edge, frame, now)
+            case Loan():
+                self._borrow(edge, frame, now)
             case Heartbeat():
                 if self._reassembler.in_progress or frame.version > self._reassembler.number:
                     raise MessageError(f"message {frame.version} or a part of it was lost on the way")
@@ -212,20 +225,15 @@ class Receiving:
             self._to_say = verdict
         else:
             self.edge = verdict
-            self._to_say = self._host.welcome(verdict)
+            self._viewer = self._host.buffers.viewer(hello)
+            self._to_say = self._host.welcome(verdict, sees_memory=self._viewer is not None)
         self.link.wake()
 
     def _take(self, edge: InEdge, chunk: Chunk, now: float) -> None:
         if not self._reassembler.in_progress:
-            if self._reassembler.number > self._done:
-                raise MessageError(
-                    f"message {chunk.version} before message {self._reassembler.number} was acknowledged"
-                )
-            announced = self._header = self._reassembler.begin(chunk)
-            if self._host.push_sum and chunk.version <= edge.accepted:
-                raise MessageError(f"message {chunk.version} after message {edge.accepted} on another stream")
-            if not self._host.takes_weight(announced.weight):
-                raise MessageError(f"message {chunk.version} with a weight of {announced.weight:g}")
+            self._expect(chunk.version)
+            self._header = self._reassembler.begin(chunk)
+            self._check(edge, chunk.version, self._header)
             self._arriving_since = now
             with self._host.lock:
                 try:
@@ -237,46 +245,74 @@ class Receiving:
         edge.counters.bytes += len(chunk.payload)
         if not complete:
             return
-        buffer, header = self._arriving, self._header
-        assert buffer is not None
-        assert header is not None
+        assert self._arriving is not None
+        assert self._header is not None
+        if self._deliver(edge, chunk.version, self._header, self._arriving, now, lent=False):
+            self._arriving = None
+        else:
+            self._abandon()
+
+    def _borrow(self, edge: InEdge, loan: Loan, now: float) -> None:
+        if self._viewer is None:
+            raise MessageError("a loan of memory that cannot be seen from here")
+        self._expect(loan.version)
+        self._reassembler.skip(loan.version, loan.header.num_bytes)
+        self._check(edge, loan.version, loan.header)
+        try:
+            buffer = codec.view(self._viewer, loan, self._host.precision())
+        except GossipError as error:
+            raise MessageError(str(error)) from error
+        edge.counters.bytes += loan.header.num_bytes
+        self._arriving_since = now
+        self._deliver(edge, loan.version, loan.header, buffer, now, lent=True)
+
+    def _expect(self, version: int) -> None:
+        if self._reassembler.number > self._done:
+            raise MessageError(f"message {version} before message {self._reassembler.number} was acknowledged")
+
+    def _check(self, edge: InEdge, version: int, header: Header) -> None:
+        if self._host.push_sum and version <= edge.accepted:
+            raise MessageError(f"message {version} after message {edge.accepted} on another stream")
+        if not self._host.takes_weight(header.weight):
+            raise MessageError(f"message {version} with a weight of {header.weight:g}")
+
+    def _deliver(self, edge: InEdge, version: int, header: Header, buffer: Tensor, now: float, *, lent: bool) -> bool:
+        """Hands a complete message to the learner; False if it is not acceptable."""
         self._host.merge_progress(header.progress)
         if not codec.is_finite(buffer):
-            self._abandon()
             edge.counters.refused += 1
-            self._done = chunk.version
-            self._refused = Ack(chunk.version, Reason.NOT_FINITE)
-            self._host.message_refused(edge, Reason.NOT_FINITE, f"message {chunk.version} is not finite")
+            self._done = version
+            self._refused = Ack(version, Reason.NOT_FINITE)
+            self._host.message_refused(edge, Reason.NOT_FINITE, f"message {version} is not finite")
             self.link.wake()
-            return
-        self._arriving = None
+            return False
         edge.counters.messages += 1
         received = Received(
             buffer,
             edge.incarnation,
-            chunk.version,
+            version,
             header.round,
             header.weight,
             max(0.0, header.age_seconds),
             self._arriving_since,
             self._host.own_version(),
             self._message_done,
+            lent,
         )
         with self._host.lock:
             edge.inbox.deliver(received)
         self._host.arrived(edge, now)
+        return True
 
     def _message_done(self, version: int) -> None:
-        """The learner took the message or a newer one replaced it. From either thread, under the host's lock."""
+        """The sender may go on: see `Received.done`. From either thread, under the host's lock."""
         self._done = self._taken = version
-        if self._host.push_sum and self.edge is not None:
-            self.edge.accepted = version
         self.link.wake()
 
     def _abandon(self) -> None:
         if self._arriving is not None and self.edge is not None:
             with self._host.lock:
-                self.edge.inbox.give_back(self._arriving)
+                self.edge.inbox.abandon(self._arriving)
         self._arriving = None
 
     def reject(self, problem: str) -> None:

@@ -210,7 +210,7 @@ class PushSum(_Patience):
         for edge in self._hood.in_edges.values():
             received = edge.inbox.take() if edge.session is not None else None
             if received is not None:
-                edge.mixed_version = self._hood.version
+                edge.accepted, edge.mixed_version = received.version, self._hood.version
                 taken.append((edge, received))
         if not self.counted():
             self._mixed_version = self._hood.version

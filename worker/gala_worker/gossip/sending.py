@@ -18,6 +18,7 @@ from gala_worker.gossip.messages import (
     Heartbeat,
     Hello,
     Leaving,
+    Loan,
     Progress,
     Reason,
     Refusal,
@@ -113,6 +114,7 @@ class Sending:
         self._said_at = 0.0
         self._greeted = False
         self._chunks: Iterator[Chunk] | None = None
+        self._lends = False
         self._leaving: Leaving | None = None
 
     @property
@@ -141,7 +143,7 @@ class Sending:
             return self._hello
         if self.state is not SenderState.OPEN:
             return None
-        frame: Frame | None = self._next_chunk(now)
+        frame: Frame | None = self._next_piece(now)
         if frame is None and self._leaving is not None and self._may_go():
             self.state = SenderState.CLOSED
             frame = Farewell(self._leaving, self._host.progress())
@@ -155,7 +157,7 @@ class Sending:
         # One who stays in the run wants to know what became of its last message; one who ends does not mind.
         return self._leaving is not Leaving.REKNIT or self._outbox.is_settled
 
-    def _next_chunk(self, now: float) -> Chunk | None:
+    def _next_piece(self, now: float) -> Chunk | Loan | None:
         if self._chunks is not None:
             chunk = next(self._chunks, None)
             if chunk is not None:
@@ -169,12 +171,19 @@ class Sending:
             return None
         with self._host.lock:
             snapshot = self._outbox.begin()
+            segment = snapshot.segment if snapshot is not None and self._lends else None
+            if segment is not None:
+                self._outbox.lend()
         if snapshot is None:
             return None
         self._host.acknowledged()  # what was waiting is on its way
         payload = codec.window(snapshot.buffer)
         age = max(0.0, now - snapshot.taken_at)
         header = Header(len(payload), snapshot.round, snapshot.weight, age, self._host.progress())
+        if segment is not None:
+            self._counters.bytes += len(payload)
+            self._counters.messages += 1
+            return Loan(snapshot.version, header, segment.descriptor, segment.serial)
         self._chunks = codec.split(payload, snapshot.version, header)
         chunk = next(self._chunks)
         self._counters.bytes += len(chunk.payload)
@@ -188,6 +197,7 @@ class Sending:
                 if frame.run_uid != self._hello.run_uid or frame.rank != self.rank:
                     raise MessageError(f"rank {frame.rank} of run {frame.run_uid[:40]!r} answers for rank {self.rank}")
                 self.state = SenderState.OPEN
+                self._lends = frame.sees_memory and self._hello.memory is not None
                 self._said_at = now
                 self._host.merge_progress(frame.progress)
                 self._host.welcomed(self, frame, now)

@@ -14,6 +14,7 @@ from typing import Final
 from torch import Tensor
 
 from gala.errors import GossipError
+from gala_worker.gossip.shared_memory import Segment
 
 BUFFERS_PER_IN_EDGE: Final = 2
 
@@ -23,18 +24,22 @@ class Snapshot:
     """The parameters at one version, shared by the edges that they are to travel on."""
 
     buffer: Tensor
+    segment: Segment | None = None
+    """What the buffer is a view of, if neighbours may read it themselves."""
     version: int = 0
     round: int = 0
     taken_at: float = 0.0
     weight: float = 1.0
     """Push-sum: what each of the edges carries; else 1.0."""
     holders: int = 0
+    spoiled: bool = False
+    """Lent on a stream that broke: its receiver may still be reading it."""
 
 
 class SnapshotPool:
     """Buffers for snapshots, used again and again."""
 
-    def __init__(self, make: Callable[[], Tensor]) -> None:
+    def __init__(self, make: Callable[[], Snapshot]) -> None:
         self._make = make
         self._free: list[Snapshot] = []
         self.allocated = 0
@@ -45,15 +50,19 @@ class SnapshotPool:
         if self._free:
             snapshot = self._free.pop()
         else:
-            snapshot = Snapshot(self._make())
+            snapshot = self._make()
             self.allocated += 1
         snapshot.holders = 1
         return snapshot
 
     def release(self, snapshot: Snapshot) -> None:
-        """One holder less; the last one gives the buffer back."""
+        """One holder less; the last one gives the buffer back, unless it must not be written to again."""
         snapshot.holders -= 1
-        if snapshot.holders == 0:
+        if snapshot.holders > 0:
+            return
+        if snapshot.spoiled:
+            self.allocated -= 1
+        else:
             self._free.append(snapshot)
 
     def trim(self, edges: int) -> None:
@@ -73,6 +82,7 @@ class Outbox:
         self.last_sent = 0
         """Version of the newest message that began to travel on the present stream."""
         self._unacknowledged = False
+        self._lent = False
         self.replaced = 0
         self.excused = False
         """The receiver let this learner wait for the full time: not waited for until its next acknowledgement."""
@@ -108,8 +118,13 @@ class Outbox:
         self.last_sent = self._streaming.version
         return self._streaming
 
+    def lend(self) -> None:
+        """The receiver reads the message that `begin` gave where it lies: the buffer is free when it says so."""
+        self._lent = True
+
     def sent(self) -> None:
-        """All chunks have been written: the buffer is free again."""
+        """All chunks have been written, or the loan is over: the buffer is free again."""
+        self._lent = False
         if self._streaming is not None:
             self._pool.release(self._streaming)
             self._streaming = None
@@ -119,6 +134,8 @@ class Outbox:
         if version >= self.last_sent:
             self._unacknowledged = False
             self.excused = False
+            if self._lent:
+                self.sent()
 
     @property
     def is_settled(self) -> bool:
@@ -140,6 +157,8 @@ class Outbox:
 
     def reset(self, now: float) -> None:
         """The stream is gone: nothing is in flight any more, nothing waits."""
+        if self._lent and self._streaming is not None:
+            self._streaming.spoiled = True
         self.sent()
         if self._waiting is not None:
             self._pool.release(self._waiting)
@@ -165,7 +184,9 @@ class Received:
     updates_then: int
     """The receiver's own version when it was complete."""
     done: Callable[[int], None]
-    """To be called with `version` when it has been taken or replaced."""
+    """To be called with `version` when it has been taken or replaced; of a loan, when it has been read or replaced."""
+    lent: bool = False
+    """The buffer is the sender's, who does not write to it before `done`."""
 
 
 @dataclass(slots=True, eq=False)
@@ -195,37 +216,50 @@ class Inbox:
         if self.allocated < BUFFERS_PER_IN_EDGE:
             self.allocated += 1
             return self.make()
-        if self._ready is not None:  # left over from an earlier stream, and the learner is mixing the other one
-            return self._replace(self._ready)
+        if self._ready is not None and not self._ready.lent:
+            buffer = self._ready.buffer  # left over from an earlier stream, and the learner is mixing the other one
+            self._replace(self._ready)
+            return buffer
         raise GossipError("both buffers of an edge are in use")
 
     def deliver(self, received: Received) -> None:
         """A message is complete; one that waits is replaced."""
-        if self._ready is not None:
-            self._free.append(self._replace(self._ready))
+        self._drop()
         self._ready = received
 
     def take(self) -> Received | None:
-        """The message, to be mixed; its sender may send the next one. `give_back` its buffer."""
+        """The message, to be mixed; its sender may send the next one, unless it has lent this one. `give_back` it."""
         received, self._ready = self._ready, None
-        if received is not None:
+        if received is not None and not received.lent:
             received.done(received.version)
         return received
 
-    def give_back(self, buffer: Tensor) -> None:
-        """A buffer from `begin` or `take` is no longer needed."""
+    def give_back(self, received: Received) -> None:
+        """A message from `take` has been read."""
+        if received.lent:
+            received.done(received.version)
+        else:
+            self._free.append(received.buffer)
+
+    def abandon(self, buffer: Tensor) -> None:
+        """What a buffer from `begin` was for will not arrive."""
         self._free.append(buffer)
 
     def clear(self) -> None:
         """Forgets the message and frees the memory that is not in use right now."""
-        if self._ready is not None:
-            self._free.append(self._replace(self._ready))
+        self._drop()
         self.allocated -= len(self._free)
         self._free.clear()
 
-    def _replace(self, old: Received) -> Tensor:
+    def _drop(self) -> None:
+        old = self._ready
+        if old is not None:
+            self._replace(old)
+            if not old.lent:
+                self._free.append(old.buffer)
+
+    def _replace(self, old: Received) -> None:
         self._ready = None
         self.replaced += 1
         if not self.exact:
             old.done(old.version)
-        return old.buffer

@@ -66,6 +66,9 @@ class Transport(Protocol):
     def now(self) -> float:
         """Seconds, monotonic; the only clock of the protocol."""
 
+    def is_this_machine(self, address: str) -> bool:
+        """Whether whoever reaches, or is reached at, this `host:port` runs on this machine."""
+
     def serve(self, address: str, endpoint: Endpoint, tick_seconds: float, message_bytes: int) -> None:
         """Listen on `host:port` and call `endpoint.tick`. After it returns, neighbours are answered.
 
