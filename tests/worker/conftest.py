@@ -19,12 +19,20 @@ import yaml
 
 from gala import names
 from gala_worker.gossip.loop_thread import LoopThread
+from gala_worker.gossip.memory import MemoryNetwork
 from hub_star import Star
 from ports import free_ports
 from waiting import eventually
 
 ANSWER_SECONDS = 10.0
 START_SECONDS = 120.0
+
+
+@pytest.fixture(params=["chunks", "loans"])
+def carried(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How messages travel in virtual time: between machines, or between processes of one."""
+    monkeypatch.setattr(MemoryNetwork, "shares_memory", request.param == "loans")
+    return str(request.param)
 
 
 class LiveRun:

@@ -41,11 +41,21 @@ PATIENCE = 20.0
 GOSSIP = {"peerTimeoutSeconds": TIMEOUT}
 
 
+class ManyMachines(GrpcTransport):
+    """A transport that takes every address for another machine's: parameters go over the network."""
+
+    def is_this_machine(self, address: str) -> bool:
+        return False
+
+
 class Ring:
     """Peers of one run in this process, each with a port that is its own for as long as the test takes."""
 
-    def __init__(self, thread: LoopThread, learners: int, *, num_elements: int = 8, gossip=None, **transport):
+    def __init__(
+        self, thread: LoopThread, learners: int, *, num_elements: int = 8, gossip=None, one_machine=True, **transport
+    ):
         self.thread, self.num_elements, self.transport = thread, num_elements, transport
+        self.make_transport = GrpcTransport if one_machine else ManyMachines
         self.gossip = {**GOSSIP, **(gossip or {})}
         self.holders = contextlib.ExitStack()
         self.ports = [hold_port(self.holders) for _ in range(learners)]
@@ -62,7 +72,7 @@ class Ring:
             self.plan,
             "schema",
             self.num_elements,
-            transport=GrpcTransport(self.thread, **self.transport),
+            transport=self.make_transport(self.thread, **self.transport),
             incarnation=time.monotonic_ns() // 1000,
         )
         self.peers[rank] = peer
@@ -86,6 +96,11 @@ class Ring:
             if planned.rank in self.peers
             for stats in [self.peers[planned.rank].stats()]
         )
+
+    def lends(self) -> set[bool]:
+        """Whether messages are lent, or sent: what is said of all open in-edges."""
+        sessions = [edge.session for peer in self.peers.values() for edge in peer._hood.in_edges.values()]
+        return {session._viewer is not None for session in sessions if session is not None}
 
     def wait(self, predicate, seconds: float = PATIENCE) -> None:
         peer = next(iter(self.peers.values()))
@@ -145,10 +160,13 @@ def ring(loop_thread, nothing_is_left_on_the_loop):
 # ------------------------------------------------------------------ neighbours
 
 
-def test_synchronous_rounds_over_the_network_equal_the_product_of_the_mixing_matrices(ring):
+@pytest.mark.parametrize("one_machine", [True, False])
+def test_synchronous_rounds_over_the_network_equal_the_product_of_the_mixing_matrices(ring, one_machine):
     """Each learner at its own pace: nobody is ahead by more than the bound allows."""
-    made = ring(4, num_elements=300_000, gossip={"maxStaleness": 0, "peerTimeoutSeconds": 30})
+    gossip = {"maxStaleness": 0, "peerTimeoutSeconds": 30}
+    made = ring(4, num_elements=300_000, gossip=gossip, one_machine=one_machine)
     made.connect()
+    assert made.lends() == {one_machine}
     generator = torch.Generator().manual_seed(0)
     vectors = {rank: torch.randn(300_000, generator=generator) for rank in made.peers}
     matrix = np.array(topology.mixing_matrix(made.plan.spec.topology, 4))
@@ -167,9 +185,11 @@ def test_synchronous_rounds_over_the_network_equal_the_product_of_the_mixing_mat
     np.testing.assert_allclose(torch.stack(list(vectors.values())).double().numpy(), expected, atol=1e-5)
 
 
-def test_push_sum_over_the_network_keeps_the_weighted_mean(ring):
+@pytest.mark.parametrize("one_machine", [True, False])
+def test_push_sum_over_the_network_keeps_the_weighted_mean(ring, one_machine):
     """Three threads as fast as they can, one of them slower."""
-    made = ring(3, num_elements=300_000, gossip={"mixing": "push-sum", "peerTimeoutSeconds": 30})
+    gossip = {"mixing": "push-sum", "peerTimeoutSeconds": 30}
+    made = ring(3, num_elements=300_000, gossip=gossip, one_machine=one_machine)
     made.connect()
     vectors = {rank: torch.full((300_000,), float(rank)) for rank in made.peers}
     done = threading.Barrier(3)

@@ -9,6 +9,8 @@ from gala_worker.gossip.fleet import Fleet
 from gala_worker.gossip.push_sum import MAX_RECEIPTS
 from push_sum_fleet import TIMEOUT, Ledger, fleet_of, settled
 
+pytestmark = pytest.mark.usefixtures("carried")
+
 # ------------------------------------------------------------------ what becomes of one message
 
 
@@ -70,7 +72,8 @@ def test_a_lost_acknowledgement_is_made_good_by_the_next_heartbeat():
     ledger.check()
 
 
-def test_a_refused_message_is_taken_back_and_the_stream_stays():
+@pytest.mark.parametrize("carried", ["chunks"], indirect=True)
+def test_a_refused_message_is_taken_back_and_the_stream_stays(carried):
     faults = FaultScript().nan(0, 1)
     fleet, ledger = pair(faults=faults)
     fleet.learners[0].offer()

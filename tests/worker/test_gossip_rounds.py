@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from gala import topology
 from gala_worker.gossip.fleet import Fleet, small_plan
 
+pytestmark = pytest.mark.usefixtures("carried")
+
 TOPOLOGIES = [
     pytest.param({"type": "Ring"}, 5, id="ring"),
     pytest.param({"type": "Ring", "peers": 2}, 6, id="ring-of-two"),

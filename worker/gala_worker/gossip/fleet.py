@@ -97,12 +97,11 @@ class Fleet:
         num_parameters: int | None = None,
         faults: FaultScript | None = None,
         latency_seconds: float = 0.001,
-        shares_memory: bool = False,
     ) -> None:
         self.plan = plan
         self.num_elements = num_elements
         self.num_parameters = num_parameters
-        self.network = MemoryNetwork(faults=faults, latency_seconds=latency_seconds, shares_memory=shares_memory)
+        self.network = MemoryNetwork(faults=faults, latency_seconds=latency_seconds)
         self.learners = {rank: FleetLearner(self, rank, 1) for rank in plan.ranks}
 
     def connect(self, seconds: float = 5.0) -> None:

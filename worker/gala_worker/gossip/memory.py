@@ -25,12 +25,11 @@ from gala_worker.gossip.transport import Endpoint, Link, Session
 class MemoryNetwork:
     """Virtual time, and everything that is to happen in it."""
 
-    def __init__(
-        self, *, latency_seconds: float = 0.001, faults: FaultScript | None = None, shares_memory: bool = False
-    ) -> None:
-        """`shares_memory`: peers take each other to be on one machine, as they are; else as if on different ones."""
+    shares_memory = False
+    """Whether peers take each other to be on one machine, as they are; else they send their messages in chunks."""
+
+    def __init__(self, *, latency_seconds: float = 0.001, faults: FaultScript | None = None) -> None:
         self.now = 0.0
-        self.shares_memory = shares_memory
         self.faults = faults or FaultScript()
         self.latency_seconds = latency_seconds
         self.slowness: dict[int, float] = {}
