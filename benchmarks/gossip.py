@@ -4,7 +4,9 @@
 
 Per size: throughput with the sender offering as fast as it can, CPU time per message of either process, the time from
 an offer to the message being ready at the other side (p50, p99; one message at a time), and the memory that each
-process takes for gossip beside the model. The bare socket sends the same bytes with sendall and recv_into.
+process takes for gossip beside the model. "lent" is gossip between processes of one machine, whose parameters stay
+where they are; "sent" is gossip as between machines, in chunks. The bare socket sends the same bytes with sendall and
+recv_into.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
+from typing import Any
 
 import torch
 
@@ -70,7 +73,8 @@ def main() -> None:
     results = []
     for megabytes in arguments.megabytes:
         num_elements = int(megabytes * 1e6 / 4)
-        results.append(run("gossip", gossip_side, num_elements, arguments.seconds, arguments.precision))
+        results.append(run("lent", lent_side, num_elements, arguments.seconds, arguments.precision))
+        results.append(run("sent", sent_side, num_elements, arguments.seconds, arguments.precision))
         results.append(run("bare TCP", socket_side, num_elements, arguments.seconds, arguments.precision))
     if arguments.json:
         print(json.dumps([asdict(result) for result in results], indent=2))
@@ -123,8 +127,33 @@ def run(what: str, side: Callable[..., None], num_elements: int, seconds: float,
     )
 
 
+class ManyMachines(GrpcTransport):
+    """Takes every address for another machine's."""
+
+    def is_this_machine(self, address: str) -> bool:
+        """Never."""
+        return False
+
+
+def lent_side(*arguments: Any) -> None:
+    """Gossip on one machine."""
+    gossip_side(GrpcTransport, *arguments)
+
+
+def sent_side(*arguments: Any) -> None:
+    """Gossip between machines, on one."""
+    gossip_side(ManyMachines, *arguments)
+
+
 def gossip_side(
-    rank: int, ports: list[int], num_elements: int, seconds: float, precision: str, pipe: Connection, result: Connection
+    transport: type[GrpcTransport],
+    rank: int,
+    ports: list[int],
+    num_elements: int,
+    seconds: float,
+    precision: str,
+    pipe: Connection,
+    result: Connection,
 ) -> None:
     """Rank 0 offers, rank 1 mixes; each is the other's only neighbour."""
     prepare(torch.device("cpu"))
@@ -133,7 +162,7 @@ def gossip_side(
     plan = small_plan(
         learners=2, gossip={"precision": precision}, address=lambda peer: f"127.0.0.1:{ports[peer]}", uid="benchmark"
     )
-    peer = GossipPeer(rank, plan, "schema", num_elements, transport=GrpcTransport(thread), incarnation=1)
+    peer = GossipPeer(rank, plan, "schema", num_elements, transport=transport(thread), incarnation=1)
     vector = torch.randn(num_elements)
     base = _peak_megabytes()
     peer.start()

@@ -47,7 +47,8 @@ def window(buffer: Tensor) -> memoryview:
 def is_finite(buffer: Tensor) -> bool:
     """Whether no element is NaN or infinite. One pass over [N] without a temporary, in the usual case."""
     # A NaN or an infinity anywhere makes the sum one; only a sum that overflows needs the exact look.
-    total = torch.sum(buffer, dtype=torch.float32)
+    # In the buffer's own type: to sum bfloat16 as float32 would first convert all of it.
+    total = torch.sum(buffer)
     return bool(torch.isfinite(total)) or bool(torch.isfinite(buffer).all())
 
 

@@ -5,7 +5,7 @@ Shapes: x and every message m_j are [N].
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 BLOCK: Final = 1 << 18
-"""Elements that a distance looks at in one go on a CPU, so that it needs no temporary of the model's size."""
+"""Elements that a CPU works on in one go, so that no conversion or difference needs a temporary of the model's size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,35 +28,38 @@ class Distance:
 
 @torch.no_grad()
 def mix_(x: Tensor, messages: Sequence[Tensor]) -> None:
-    """x <- (x + sum of m_j) / (1 + number of messages), in place: one pass for one message of x's type.
+    """x <- (x + sum of m_j) / (1 + number of messages), in place.
 
     Args:
         x: float32 [N], on any device.
         messages: at least one, float32 or bfloat16 [N], on the CPU.
     """
     share = 1.0 / (1 + len(messages))
-    if len(messages) == 1 and messages[0].dtype is x.dtype:
-        torch.lerp(x, _near(messages[0], x), share, out=x)
-        return
-    for message in messages:
-        x.add_(_near(message, x))
-    x.mul_(share)
+    for part, others in blocks(x, messages):
+        if len(others) == 1:
+            torch.lerp(part, others[0], share, out=part)
+            continue
+        for other in others:
+            part.add_(other)
+        part.mul_(share)
 
 
 @torch.no_grad()
 def distance(x: Tensor, messages: Sequence[Tensor]) -> Distance:
     """How far x is from what it is to be mixed with; costs several times as much as mixing. Arguments as of `mix_`."""
-    block = BLOCK if x.device.type == "cpu" else max(1, x.numel())
     apart = norm = 0.0
-    for start in range(0, x.numel(), block):
-        part = x[start : start + block]
+    for part, others in blocks(x, messages):
         norm += float(torch.dot(part, part))
-        for message in messages:
-            step = _near(message[start : start + block], x) - part
+        for other in others:
+            step = other - part
             apart += float(torch.dot(step, step))
     apart, norm = (apart / len(messages)) ** 0.5, norm**0.5
     return Distance(apart, apart / norm if norm else 0.0)
 
 
-def _near(message: Tensor, x: Tensor) -> Tensor:
-    return message.to(x.device, non_blocking=True)
+def blocks(x: Tensor, messages: Sequence[Tensor]) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """x in consecutive windows, each with the same elements of the messages in x's type and on its device."""
+    size = BLOCK if x.device.type == "cpu" else max(1, x.numel())
+    for start in range(0, x.numel(), size):
+        span = slice(start, start + size)
+        yield x[span], [message[span].to(x.device, non_blocking=True).to(x.dtype) for message in messages]

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from gala.errors import MessageError
 from gala_worker.gossip import codec
+from gala_worker.gossip.mixing import blocks
 from gala_worker.gossip.slots import Outbox, Snapshot, SnapshotPool
 
 LEAST_WEIGHT: Final = 2.0**-30
@@ -48,7 +49,7 @@ def is_acceptable(weight: float, members: int) -> bool:
 
 @torch.no_grad()
 def push_sum_mix_(z: Tensor, weight: float, messages: Sequence[Tensor], weights: Sequence[float]) -> float:
-    """z <- (w z + sum of w_j z_j) / (w + sum of w_j), in place; one pass for one message of z's type.
+    """z <- (w z + sum of w_j z_j) / (w + sum of w_j), in place.
 
     Args:
         z: float32 [N], on any device.
@@ -59,12 +60,13 @@ def push_sum_mix_(z: Tensor, weight: float, messages: Sequence[Tensor], weights:
     Returns: the new w.
     """
     total = weight + math.fsum(weights)
-    if len(messages) == 1 and messages[0].dtype is z.dtype:
-        torch.lerp(z, messages[0].to(z.device, non_blocking=True), weights[0] / total, out=z)
-        return total
-    z.mul_(weight / total)
-    for message, share in zip(messages, weights, strict=True):
-        z.add_(message.to(z.device, non_blocking=True), alpha=share / total)
+    for part, others in blocks(z, messages):
+        if len(others) == 1:
+            torch.lerp(part, others[0], weights[0] / total, out=part)
+            continue
+        part.mul_(weight / total)
+        for other, share in zip(others, weights, strict=True):
+            part.add_(other, alpha=share / total)
     return total
 
 
