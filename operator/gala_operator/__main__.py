@@ -164,6 +164,7 @@ async def _watch(
         registry=handlers.register(
             cache=cache,
             add=queue.add,
+            add_urgent=queue.add_urgent,
             metrics=metrics,
             resource=cluster.resource,
             configuration=load_configuration,

@@ -15,7 +15,7 @@ from kubernetes.aio.client.configuration import Configuration
 
 from gala import names
 from gala_operator.cache import Cache
-from gala_operator.kinds import RUN, WATCHED_KINDS, Resource
+from gala_operator.kinds import POD, RUN, WATCHED_KINDS, Resource
 from gala_operator.metrics import Metrics
 from gala_operator.records import Key
 
@@ -51,11 +51,15 @@ def register(
     *,
     cache: Cache,
     add: Callable[[Key], None],
+    add_urgent: Callable[[Key], None],
     metrics: Metrics,
     resource: Callable[[str], Resource],
     configuration: Callable[[], Awaitable[Configuration]],
 ) -> kopf.OperatorRegistry:
-    """A registry with a handler for every watched kind. `resource` says where this server has a kind."""
+    """A registry with a handler for every watched kind: `add_urgent` gets the runs that have lost a pod.
+
+    `resource` says where this server has a kind.
+    """
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry, id="login")
@@ -64,10 +68,10 @@ def register(
 
     async def on_event(event: Any, param: Any = None, **_: Any) -> None:
         metrics.watch_last_event.labels(resource(param).plural).set(time.time())
-        change = cache.remove if event["type"] == "DELETED" else cache.put
-        key = change(param, event["object"])
+        is_gone = event["type"] == "DELETED"
+        key = (cache.remove if is_gone else cache.put)(param, event["object"])
         if key is not None:
-            add(key)
+            (add_urgent if is_gone and param == POD else add)(key)
 
     for kind in WATCHED_KINDS:
         place = resource(kind)

@@ -1,7 +1,8 @@
 """The work queue: which runs are to be looked at, each by one worker at a time.
 
-What is added twice is done once; what is added while it is being worked on is done again afterwards. Routine (learners'
-answers, resyncs) waits behind what has happened, so that an operator with its hands full still replaces a pod at once.
+What is added twice is done once; what is added while it is being worked on is done again afterwards. What is missing (a
+pod is gone) comes before what has happened, and routine (answers of learners, resyncs) behind it, so that an operator
+with its hands full still replaces a pod at once.
 Failures come back after a back-off of their own key; `add_after` is for deadlines. All of it belongs to one event loop.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 import heapq
 import logging
 import random
@@ -22,8 +24,14 @@ K = TypeVar("K", bound=Hashable)
 
 FIRST_BACK_OFF_SECONDS: Final = 0.25
 MAX_BACK_OFF_SECONDS: Final = 60.0
-ROUTINE_TURN: Final = 8
-"""Every so many turns are routine's, however much has happened."""
+FAIR_TURN: Final = 8
+"""Every so many turns are those of the key that has waited longest, however urgent the others are."""
+
+
+class _Urgency(enum.IntEnum):
+    URGENT = 0
+    NEWS = 1
+    ROUTINE = 2
 
 
 class WorkQueue(Generic[K]):
@@ -40,13 +48,10 @@ class WorkQueue(Generic[K]):
         self._first_back_off = first_back_off
         self._max_back_off = max_back_off
         self._waited = waited
-        self._ready: deque[K] = deque()
-        self._routine: dict[K, None] = {}
-        """Likewise ready, and behind."""
-        self._routine_later: set[K] = set()
-        """Of the keys whose turn comes when their worker is done: those added as routine only."""
+        self._ready: dict[_Urgency, dict[K, None]] = {urgency: {} for urgency in _Urgency}
+        """In the order in which they were added."""
         self._turns = 0
-        self._added: dict[K, float] = {}
+        self._added: dict[K, tuple[float, _Urgency]] = {}
         """Keys to be done -> since when; also those whose turn comes only when their worker is done with them."""
         self._busy: set[K] = set()
         self._due: dict[K, float] = {}
@@ -72,26 +77,27 @@ class WorkQueue(Generic[K]):
 
     def add(self, key: K) -> None:
         """Now. Of a key that is being worked on: again, as soon as that is done."""
-        self._routine_later.discard(key)
-        if key not in self._added:
-            self._added[key] = asyncio.get_running_loop().time()
-            if key not in self._busy:
-                self._ready.append(key)
-                self._wake()
-        elif key in self._routine:
-            del self._routine[key]
-            self._ready.append(key)
+        self._add(key, _Urgency.NEWS)
+
+    def add_urgent(self, key: K) -> None:
+        """As `add`, but before all that is added there."""
+        self._add(key, _Urgency.URGENT)
 
     def add_routine(self, key: K) -> None:
         """As `add`, but behind all that is added there."""
-        if key in self._added:
+        self._add(key, _Urgency.ROUTINE)
+
+    def _add(self, key: K, urgency: _Urgency) -> None:
+        since, known = self._added.get(key, (asyncio.get_running_loop().time(), None))
+        if known is not None and known <= urgency:
             return
-        self._added[key] = asyncio.get_running_loop().time()
+        self._added[key] = since, urgency
         if key in self._busy:
-            self._routine_later.add(key)
-        else:
-            self._routine[key] = None
-            self._wake()
+            return
+        if known is not None:
+            del self._ready[known][key]
+        self._ready[urgency][key] = None
+        self._wake()
 
     def add_after(self, key: K, seconds: float) -> None:
         """In so many seconds, unless it is due earlier already."""
@@ -124,7 +130,7 @@ class WorkQueue(Generic[K]):
 
     async def get(self) -> K:
         """The next key; `done` must follow. What it was due for later is dropped: who works on it decides that anew."""
-        while not (self._ready or self._routine):
+        while not self._has_ready():
             wakeup: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._wakeups.append(wakeup)
             try:
@@ -132,11 +138,11 @@ class WorkQueue(Generic[K]):
             except asyncio.CancelledError:
                 with contextlib.suppress(ValueError):
                     self._wakeups.remove(wakeup)
-                if wakeup.done() and not wakeup.cancelled() and (self._ready or self._routine):
+                if wakeup.done() and not wakeup.cancelled() and self._has_ready():
                     self._wake()  # it was meant for one who does not come any more
                 raise
         key = self._next()
-        self._waited(asyncio.get_running_loop().time() - self._added.pop(key))
+        self._waited(asyncio.get_running_loop().time() - self._added.pop(key)[0])
         self._due.pop(key, None)
         self._busy.add(key)
         return key
@@ -144,14 +150,9 @@ class WorkQueue(Generic[K]):
     def done(self, key: K) -> None:
         """The worker is done with it, for better or worse."""
         self._busy.discard(key)
-        if key not in self._added:
-            return
-        if key in self._routine_later:
-            self._routine_later.discard(key)
-            self._routine[key] = None
-        else:
-            self._ready.append(key)
-        self._wake()
+        if key in self._added:
+            self._ready[self._added[key][1]][key] = None
+            self._wake()
 
     async def work(self, handle: Callable[[K], Awaitable[float | None]], *, workers: int) -> None:
         """Until cancelled: hands every key to `handle`, so many at the same time.
@@ -179,11 +180,13 @@ class WorkQueue(Generic[K]):
 
     def _next(self) -> K:
         self._turns += 1
-        if self._ready and not (self._routine and self._turns % ROUTINE_TURN == 0):
-            return self._ready.popleft()
-        key = next(iter(self._routine))
-        del self._routine[key]
+        foremost = [next(iter(keys)) for keys in self._ready.values() if keys]
+        key = min(foremost, key=self._added.__getitem__) if self._turns % FAIR_TURN == 0 else foremost[0]
+        del self._ready[self._added[key][1]][key]
         return key
+
+    def _has_ready(self) -> bool:
+        return any(self._ready.values())
 
     def _wake(self) -> None:
         while self._wakeups:

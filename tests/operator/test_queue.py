@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from gala_operator.queue import ROUTINE_TURN, WorkQueue
+from gala_operator.queue import FAIR_TURN, WorkQueue
 
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
@@ -56,8 +56,8 @@ def test_routine_waits_behind_what_has_happened_but_not_for_ever() -> None:
         order = [await queue.get() for _ in range(20)]
         assert order[:3] == ["news-0", "news-1", "news-2"]
         assert [order.index(key) for key in order if key.startswith("routine")] == [
-            ROUTINE_TURN - 1,
-            2 * ROUTINE_TURN - 1,
+            FAIR_TURN - 1,
+            2 * FAIR_TURN - 1,
         ]
 
     run(scenario)
@@ -77,19 +77,53 @@ def test_a_key_that_waits_as_routine_moves_up_when_something_happens() -> None:
     run(scenario)
 
 
+def test_what_is_urgent_comes_before_what_has_happened_and_takes_along_who_waits_already() -> None:
+    async def scenario() -> None:
+        queue = WorkQueue[str]()
+        queue.add_routine("polled")
+        queue.add("changed")
+        queue.add("lost")
+        queue.add_urgent("hit")
+        queue.add_urgent("lost")
+        queue.add("hit")
+        queue.add_routine("lost")
+        assert len(queue) == 4
+        assert [await queue.get() for _ in range(4)] == ["hit", "lost", "changed", "polled"]
+        assert len(queue) == 0
+
+    run(scenario)
+
+
+def test_nothing_waits_for_ever_behind_what_is_urgent() -> None:
+    async def scenario() -> None:
+        queue = WorkQueue[str]()
+        queue.add("news")
+        queue.add_routine("routine")
+        order = []
+        for number in range(2 * FAIR_TURN):
+            queue.add_urgent(f"urgent-{number}")
+            queue.add_urgent(f"more-{number}")
+            order.append(await queue.get())
+        assert [order.index("news"), order.index("routine")] == [FAIR_TURN - 1, 2 * FAIR_TURN - 1]
+
+    run(scenario)
+
+
 def test_what_is_added_while_its_key_is_worked_on_keeps_its_rank() -> None:
     async def scenario() -> None:
         queue = WorkQueue[str]()
-        for key in ("routine", "news", "both"):
+        for key in ("routine", "news", "both", "urgent"):
             queue.add(key)
             assert await queue.get() == key
         queue.add_routine("routine")
         queue.add_routine("both")
         queue.add("both")
         queue.add("news")
-        for key in ("routine", "news", "both"):
+        queue.add_urgent("urgent")
+        queue.add_routine("urgent")
+        for key in ("routine", "news", "both", "urgent"):
             queue.done(key)
-        assert [await queue.get() for _ in range(3)] == ["news", "both", "routine"]
+        assert [await queue.get() for _ in range(4)] == ["urgent", "news", "both", "routine"]
 
     run(scenario)
 

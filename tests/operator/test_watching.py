@@ -28,19 +28,24 @@ def old_server(kind: str) -> Resource:
     return OLD_DISRUPTION_BUDGET if kind == "PodDisruptionBudget" else RESOURCES[kind]
 
 
-def registered(cache: Cache, added: list[Key]) -> tuple[kopf.OperatorRegistry, Metrics]:
+def registered(cache: Cache, added: list[Key], urgent: list[Key]) -> tuple[kopf.OperatorRegistry, Metrics]:
     async def configuration() -> Configuration:
         return Configuration(host="https://10.0.0.1")
 
     metrics = Metrics()
     registry = handlers.register(
-        cache=cache, add=added.append, metrics=metrics, resource=old_server, configuration=configuration
+        cache=cache,
+        add=added.append,
+        add_urgent=urgent.append,
+        metrics=metrics,
+        resource=old_server,
+        configuration=configuration,
     )
     return registry, metrics
 
 
 def test_every_kind_is_watched_where_this_server_has_it_and_nothing_else_is_done() -> None:
-    registry, _ = registered(Cache(), [])
+    registry, _ = registered(Cache(), [], [])
     watched = {
         (handler.selector.group, handler.selector.version, handler.selector.any_name)
         for handler in registry._watching.get_all_handlers()
@@ -52,9 +57,9 @@ def test_every_kind_is_watched_where_this_server_has_it_and_nothing_else_is_done
     assert not list(registry._spawning.get_all_handlers())
 
 
-def test_events_fill_the_cache_and_queue_the_run() -> None:
-    cache, added = Cache(), []
-    registry, metrics = registered(cache, added)
+def test_events_fill_the_cache_and_queue_the_run_at_once_if_it_has_lost_a_pod() -> None:
+    cache, added, urgent = Cache(), [], []
+    registry, metrics = registered(cache, added, urgent)
     by_kind = {handler.param: handler.fn for handler in registry._watching.get_all_handlers()}
 
     def deliver(kind: str, change: str | None, raw: dict[str, Any]) -> None:
@@ -66,7 +71,10 @@ def test_events_fill_the_cache_and_queue_the_run() -> None:
     assert len(cache.pods(KEY)) == 1
     deliver("Pod", "DELETED", pod_raw(0, version=2))
     assert cache.pods(KEY) == ()
-    assert len(added) == 3
+    assert urgent == [KEY]
+    deliver("GalaRun", "DELETED", run_raw())
+    assert added == [KEY, KEY, KEY]
+    assert urgent == [KEY], "a run that is gone has lost nothing that is to be made again"
     timestamp = metrics.registry.get_sample_value(
         "galarun_operator_watch_last_event_timestamp_seconds", {"resource": "pods"}
     )
