@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import random
 import re
@@ -134,9 +135,12 @@ async def measure(cluster: BareCluster, options: argparse.Namespace, figures: Fi
 
         frozen = kubelets.steps()
         kubelets.steps = lambda: frozen
+        before = usage(cluster)
         waits = await delete_pods(kubelets, options.delete)
-        figures["deleted pod replaced p50, s"] = waits[len(waits) // 2]
-        figures["deleted pod replaced p99, s"] = waits[min(len(waits) - 1, int(0.99 * len(waits)))]
+        for name, seconds in usage(cluster, before).items():
+            figures[f"deleted pods: CPU of {name}, s"] = seconds
+        for percent in (50, 99, 100):
+            figures[f"deleted pod replaced p{percent}, s"] = waits[math.ceil(percent / 100 * len(waits)) - 1]
         figures["all runs Running again, s"] = await kubelets.until(
             "all runs say Running again", lambda: all_running(kubelets, options.runs), LIMIT_SECONDS
         )
