@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,25 +14,10 @@ from typer.testing import CliRunner
 
 from gala import cli
 from gala.plan import RunPlan
+from remote_cluster import Gala
 
 PAPER = Path(__file__).parents[2] / "benchmarks" / "paper"
 EXAMPLES = Path(__file__).parents[2] / "examples"
-Gala = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def gala(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Gala:
-    """Run a command through the console script's own entry; returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["gala", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capfd.readouterr()
-        return int(end.value.code or 0), out, err
-
-    return run
 
 
 def write(path: Path, **spec: object) -> str:

@@ -7,97 +7,15 @@ import json
 import os
 import pty
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from local_machine import Machine, alive
+from waiting import eventually
+
 pytestmark = pytest.mark.processes
-
-FAKE_GALA = Path(__file__).with_name("fake_gala.py")
-DOCUMENT = """
-apiVersion: gala.dev/v1alpha1
-kind: GalaRun
-metadata: {name: pole}
-spec:
-  environment: {id: CartPole-v1, simulators: 4}
-  learners: 2
-  totalSteps: 1000000
-  runPolicy: {backoffLimit: 3}
-"""
-
-
-class Machine:
-    """A working directory with a document in it, and the launchers and workers that live there."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.run = folder / "runs" / "pole"
-        self._launchers: list[subprocess.Popen[str]] = []
-        (folder / "pole.yaml").write_text(DOCUMENT)
-
-    def gala(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-        """Start `gala run pole.yaml ARGUMENTS`."""
-        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-        launcher = subprocess.Popen(
-            [sys.executable, str(FAKE_GALA), "run", "pole.yaml", *arguments], cwd=self.folder, text=True, **options
-        )
-        self._launchers.append(launcher)
-        return launcher
-
-    def says(self, *arguments: str) -> tuple[int, str, str]:
-        """Exit code, stdout and stderr of a `gala run` that ends by itself."""
-        launcher = self.gala(*arguments)
-        out, err = launcher.communicate(timeout=20)
-        return launcher.returncode, out, err
-
-    def ends(self, launcher: subprocess.Popen[str], code: int) -> str:
-        """Wait for the end; returns all that was written."""
-        out, err = launcher.communicate(timeout=20)
-        assert launcher.returncode == code, out + err
-        return out + err
-
-    def script(self, rank: int | str, *lines: str) -> None:
-        """What the fake worker of a rank (or of "all") does from now on."""
-        path = self.folder / f"fake-{rank}"
-        path.with_suffix(".new").write_text("\n".join(lines))
-        path.with_suffix(".new").rename(path)
-
-    def notes(self, rank: int, word: str | None = None) -> list[dict[str, Any]]:
-        """What a rank's workers wrote down, oldest first."""
-        try:
-            lines = (self.run / f"learner-{rank}" / "notes.jsonl").read_text().splitlines()
-        except FileNotFoundError:
-            return []
-        notes = [json.loads(line) for line in lines]
-        return [note for note in notes if word is None or note["word"] == word]
-
-    def started(self, *ranks: int, times: int = 1) -> None:
-        eventually(lambda: all(len(self.notes(rank, "started")) >= times for rank in ranks))
-
-    def pid(self, rank: int) -> int:
-        return int(self.notes(rank, "started")[-1]["pid"])
-
-    def record(self) -> dict[str, Any]:
-        return dict(json.loads((self.run / "run.json").read_text()))
-
-    def clean_up(self) -> None:
-        for launcher in self._launchers:
-            launcher.kill()
-            launcher.wait()
-            for stream in (launcher.stdout, launcher.stderr):
-                if stream is not None:
-                    stream.close()
-        for notes in self.folder.glob("runs/*/learner-*/notes.jsonl"):
-            for line in notes.read_text().splitlines():
-                pid = json.loads(line)["pid"]
-                if alive(pid) and b"fake_worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -105,21 +23,6 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     made = Machine(tmp_path)
     yield made
     made.clean_up()
-
-
-def eventually(condition: Callable[[], object], seconds: float = 15.0) -> None:
-    """Wait until another process has done something."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it has not happened"
-        time.sleep(0.01)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_a_run_that_reaches_its_steps_ends_with_scores_and_hints(machine: Machine) -> None:

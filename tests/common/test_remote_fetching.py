@@ -5,23 +5,20 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import sys
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gala import cli, names
+from gala import names
 from gala.errors import ClusterError
 from gala.local import ending
 from gala.local.rundir import RunDirectory
 from gala.remote.unpacking import unpack
+from remote_cluster import SPEC, Gala
 
 MODEL = b"a model's bytes" * 10_000
-SPEC = {"environment": {"id": "CartPole-v1"}, "learners": 2, "totalSteps": 1000}
-Gala = Callable[..., tuple[int, str, str]]
 
 
 def tar(*members: tarfile.TarInfo | tuple[str, bytes]) -> bytes:
@@ -50,23 +47,9 @@ def results(**more: bytes) -> bytes:
     return tar(*files.items())
 
 
-@pytest.fixture
-def gala(cluster: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Gala:
-    """Run a command with a kubeconfig that leads to the fake cluster; returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("KUBECONFIG", cluster.kubeconfig(tmp_path / "kubeconfig"))
+@pytest.fixture(autouse=True)
+def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ending, "write_report", lambda directory: (None, "left out of this test"))
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["gala", *arguments])
-        try:
-            cli.main()
-        except SystemExit as end:
-            out, err = capfd.readouterr()
-            return int(end.code or 0), out, err
-        raise AssertionError("a command ends with an exit code")
-
-    return run
 
 
 @pytest.fixture
@@ -178,6 +161,7 @@ def test_without_results_one_line_says_why(
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.usefixtures("cluster")
 def test_an_unknown_run_leaves_no_folder(gala: Gala, tmp_path: Path) -> None:
     assert gala("fetch", "nix") == (2, "", "error: there is no run nix in namespace default\n")
     assert not (tmp_path / "runs").exists()

@@ -1,90 +1,20 @@
 """The controller: what decide says is carried out in order, once, and nothing else."""
 
-import asyncio
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
+from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controller_world import KEY, NOW, World, labelled
 from gala_operator.actions import Actions, AnnotatePod, DeletePod, RunEvent
-from gala_operator.cache import Cache
 from gala_operator.cluster import ApiError
-from gala_operator.controller import Controller, NameTakenError, merge_patch, without_nulls
-from gala_operator.decide import decide
-from gala_operator.events import EventPoster
-from gala_operator.metrics import Metrics
+from gala_operator.controller import NameTakenError, merge_patch, without_nulls
 from gala_operator.observed import Observed, RunObject
-from gala_operator.poller import learner_progress
-from gala_operator.records import Key
-from gala_operator.settings import OperatorSettings
-from gala_operator.testing import FakeCluster, child_raw, merged, pod_raw, run_raw
-
-KEY = ("lab", "pong")
-NOW = datetime(2026, 11, 22, 18, 0, tzinfo=UTC)
-STATUS = {"state": "Starting", "learners": 2}
-
-
-class FakeWorkers:
-    def __init__(self) -> None:
-        self.watched: dict[Key, bool] = {}
-        self.released: list[str] = []
-
-    def watch(self, key: Key, wanted: bool) -> None:
-        self.watched[key] = wanted
-
-    async def release(self, ip: str) -> None:
-        self.released.append(ip)
-
-
-class World:
-    """A controller between a scripted decide and a cluster in memory."""
-
-    def __init__(self, decide: Callable[[RunObject, Observed], Actions]) -> None:
-        self.cluster = FakeCluster()
-        self.cache = Cache()
-        self.workers = FakeWorkers()
-        self.metrics = Metrics()
-        self.events = EventPoster(self.cluster, identity="replica-0")
-        self.controller = Controller(
-            cache=self.cache,
-            cluster=self.cluster,
-            workers=self.workers,
-            events=self.events,
-            decide=lambda run, observed, now, settings: decide(run, observed),
-            settings=OperatorSettings(),
-            metrics=self.metrics,
-            clock=lambda: NOW,
-        )
-
-    def see(self, raw: Mapping[str, Any]) -> None:
-        """The object exists and the watch has delivered it."""
-        self.cache.put(raw["kind"], self.cluster.put(raw))
-
-    def reconcile(self) -> float | None:
-        """And everything that it has left to be done in the background."""
-
-        async def reconcile() -> float | None:
-            try:
-                return await self.controller.reconcile(KEY)
-            finally:
-                await self.events.flush(1.0)
-
-        return asyncio.run(reconcile())
-
-    def results(self) -> dict[str, float]:
-        return {
-            result: self.metrics.registry.get_sample_value("galarun_operator_reconcile_total", {"result": result}) or 0
-            for result in ("success", "error")
-        }
-
-
-def labelled(raw: dict[str, Any]) -> dict[str, Any]:
-    """As our manifests are: without what only a server writes."""
-    meta = {name: value for name, value in raw["metadata"].items() if name not in ("uid", "resourceVersion")}
-    return {**raw, "metadata": meta}
+from gala_operator.testing import child_raw, merged, pod_raw, run_raw
+from small_cluster import STATUS
 
 
 def test_actions_are_carried_out_in_the_order_of_the_contract() -> None:
@@ -376,114 +306,3 @@ def test_a_merge_patch_makes_the_one_into_the_other_and_is_empty_only_for_equals
     patch = merge_patch(before, after)
     assert merged(before, patch) == after
     assert (not patch) == (before == after)
-
-
-class Live:
-    """The true decide between the cache and a cluster in memory whose pods are started by hand."""
-
-    def __init__(self) -> None:
-        self.now = NOW
-        self.cluster = FakeCluster()
-        self.cache = Cache()
-        self.events = EventPoster(self.cluster, identity="replica-0")
-        self.controller = Controller(
-            cache=self.cache,
-            cluster=self.cluster,
-            workers=FakeWorkers(),
-            events=self.events,
-            decide=decide,
-            settings=OperatorSettings(),
-            metrics=Metrics(),
-            clock=lambda: self.now,
-        )
-
-    def deliver(self) -> list[Key]:
-        """The watches bring everything as it is now; the runs that are then to be looked at."""
-        watched = [raw for (kind, _, _), raw in self.cluster.objects.items() if kind not in ("Event", "Lease")]
-        return [key for raw in watched if (key := self.cache.put(raw["kind"], raw)) is not None]
-
-    def look(self) -> list[tuple[str, str, str]]:
-        """One pass; the requests that it waited for."""
-        before = len(self.cluster.calls)
-        asyncio.run(self.controller.reconcile(KEY))
-        return self.cluster.calls[before:]
-
-    def runs(self, rank: int) -> None:
-        """The kubelet has started the pod, and its learner answers."""
-        raw = self.cluster.objects["Pod", "lab", f"pong-{rank}"]
-        ready = [{"type": "Ready", "status": "True"}]
-        raw = self.cluster.put({**raw, "status": {"phase": "Running", "podIP": "10.0.0.1", "conditions": ready}})
-        progress = {"rank": rank, "state": "training", "epoch": 0, "steps": 1, "globalSteps": 2, "inPeers": [1 - rank]}
-        answer = learner_progress(progress, rank=rank, pod_uid=raw["metadata"]["uid"])
-        assert answer is not None
-        self.cache.put_progress(KEY, answer)
-
-    def start(self) -> None:
-        self.cluster.put(run_raw())
-        self.deliver()
-        self.look()
-        for rank in range(2):
-            self.runs(rank)
-        self.deliver()
-        self.look()
-        asyncio.run(self.events.flush(1.0))
-        self.now += timedelta(seconds=60)
-        self.deliver()
-        assert self.look() == []
-
-    @property
-    def status(self) -> Mapping[str, Any]:
-        status: Mapping[str, Any] = self.cluster.objects["GalaRun", "lab", "pong"]["status"]
-        return status
-
-
-def test_a_new_run_takes_one_request_for_each_child_and_pod_and_one_for_its_status() -> None:
-    live = Live()
-    live.cluster.put(run_raw())
-    live.deliver()
-    assert live.look() == [
-        ("create", "Service", "pong"),
-        ("create", "ConfigMap", "pong-plan"),
-        ("create", "NetworkPolicy", "pong"),
-        ("create", "PodDisruptionBudget", "pong"),
-        ("create", "Pod", "pong-0"),
-        ("create", "Pod", "pong-1"),
-        ("patch", "GalaRun/status", "pong"),
-    ]
-
-
-def test_a_deleted_pod_is_replaced_with_one_request_and_one_for_the_status_and_no_event_is_waited_for() -> None:
-    live = Live()
-    live.start()
-    gone = live.cluster.objects.pop(("Pod", "lab", "pong-1"))
-    assert live.cache.remove("Pod", gone) == KEY
-    assert live.look() == [("create", "Pod", "pong-1"), ("patch", "GalaRun/status", "pong")]
-    assert (live.status["state"], live.status["learnerStatuses"][1]["state"]) == ("Degraded", "starting")
-    live.deliver()
-    assert live.look() == [], "that the new pod is there is no news"
-    live.runs(1)
-    live.deliver()
-    assert live.look() == [("patch", "GalaRun/status", "pong")]
-    assert live.status["state"] == "Running"
-    asyncio.run(live.events.flush(1.0))
-    told = {raw["reason"] for raw in live.cluster.objects.values() if raw["kind"] == "Event"}
-    assert told == {"Accepted", "RingFormed", "LearnerReplaced", "RingDegraded"}
-
-
-def test_the_echo_of_a_status_that_was_written_is_no_reason_to_look_again() -> None:
-    live = Live()
-    live.cluster.put(run_raw())
-    assert live.deliver() == [KEY]
-    live.look()
-    run = live.cluster.objects["GalaRun", "lab", "pong"]
-    assert live.cache.put("GalaRun", run) is None
-    assert live.cache.put("GalaRun", live.cluster.put(run)) == KEY, "somebody else has written it"
-
-
-def test_a_spec_that_came_with_the_answer_to_a_write_is_looked_at_soon() -> None:
-    world = World(lambda run, observed: Actions(status={**STATUS, "generation": run.generation}))
-    world.see(run_raw())
-    raw = world.cluster.objects["GalaRun", "lab", "pong"]
-    world.cluster.put({**raw, "metadata": {**raw["metadata"], "generation": 2}})
-    assert world.reconcile() == pytest.approx(0.05)
-    assert world.reconcile() is None

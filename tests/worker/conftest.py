@@ -20,6 +20,7 @@ import yaml
 from gala import names
 from gala_worker.gossip.loop_thread import LoopThread
 from gala_worker.gossip.memory import MemoryNetwork
+from grpc_ring import Ring
 from hub_star import Star
 from ports import free_ports
 from waiting import eventually
@@ -173,6 +174,19 @@ def nothing_is_left_on_the_loop(loop_thread: LoopThread, caplog: pytest.LogCaptu
         return len(asyncio.all_tasks()) - 1
 
     eventually(lambda: loop_thread.run(others()) == 0)
+
+
+@pytest.fixture
+def ring(loop_thread: LoopThread, nothing_is_left_on_the_loop: None) -> Iterator[Callable[..., Ring]]:
+    """Makes peers of one run in this process, over gRPC; see `grpc_ring`."""
+    with contextlib.ExitStack() as stack:
+
+        def make(learners: int, **options: Any) -> Ring:
+            made = Ring(loop_thread, learners, **options)
+            stack.callback(made.close)
+            return made
+
+        yield make
 
 
 @pytest.fixture

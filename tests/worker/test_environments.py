@@ -11,79 +11,14 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from gala.errors import SimulatorError
 from gala.spec import Environment
 from gala_worker.environments import Episode, Simulators, make_simulators
 from gala_worker.environments.simulators import EpisodeLog
-
-LENGTH = 3
+from small_games import LENGTH, Count, RewardingDummies, SameStepVector, Spaces
 
 Make = Callable[..., Simulators]
-
-
-class Count(gymnasium.Env[np.ndarray, Any]):
-    """Observes `[episode, step]`; each step's reward is 10; terminates or is truncated after LENGTH steps."""
-
-    observation_space: gymnasium.Space[Any] = spaces.Box(-100.0, 100.0, (2,), np.float64)
-    action_space: gymnasium.Space[Any] = spaces.Discrete(2)
-
-    def __init__(self, truncates: bool = False, both: bool = False, length: int = LENGTH) -> None:
-        self.truncates, self.both, self.length = truncates, both, length
-        self.episode, self.steps = -1, 0
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        self.episode += 1
-        self.steps = 0
-        return self.observe(), {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        assert self.steps < self.length, "stepped beyond the end of an episode"
-        self.steps += 1
-        end = self.steps == self.length
-        return self.observe(), 10.0, end and (self.both or not self.truncates), end and self.truncates, {}
-
-    def observe(self) -> Any:
-        return np.array([self.episode, self.steps], np.float64)
-
-
-class Spaces(gymnasium.Env[Any, Any]):
-    """Any observation and action space; the observation is what `observation` says; records the actions it gets."""
-
-    def __init__(self, observation_space: Any = None, action_space: Any = None, observation: Any = None) -> None:
-        self.observation_space = observation_space or spaces.Box(-1.0, 1.0, (1,), np.float32)
-        self.action_space = action_space or spaces.Discrete(2)
-        self.observation = np.zeros(1, np.float32) if observation is None else observation
-        self.actions: list[Any] = []
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        self.noise = self.np_random.random()
-        return self.observation, {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        self.actions.append(np.array(action))
-        return self.observation, self.noise, False, False, {}
-
-
-class SameStepVector(SyncVectorEnv):
-    """A vector environment that resets in the step that ends an episode, as some libraries' do."""
-
-    def __init__(self, num_envs: int, **_: Any) -> None:
-        super().__init__([Count] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
-
-
-class RewardingDummies(SyncVectorEnv):
-    """A vector environment whose dummy steps carry a reward."""
-
-    def __init__(self, num_envs: int, **_: Any) -> None:
-        super().__init__([Count] * num_envs)
-
-    def step(self, actions: Any) -> Any:
-        observations, _, terminated, truncated, info = super().step(actions)
-        return observations, np.full(self.num_envs, 10.0), terminated, truncated, info
 
 
 @pytest.fixture(autouse=True)
