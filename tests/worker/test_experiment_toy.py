@@ -1,4 +1,4 @@
-"""Every experiment of the paper, end to end at toy size: real workers, real files, a real report."""
+"""Every experiment, end to end at toy size: real workers, real files, a real report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(900)]
 
 PAPER = Path(__file__).parents[2] / "benchmarks" / "paper"
-EXPERIMENTS = ("convergence", "curves", "epsilon-ball", "gradient-correlation", "throughput")
+EXPERIMENTS = ("convergence", "curves", "epsilon-ball", "gossip", "gradient-correlation", "throughput")
 
 
 def gala(folder: Path, *arguments: str) -> str:
