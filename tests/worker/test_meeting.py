@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
@@ -184,6 +185,28 @@ def test_a_silent_connection_is_hung_up_on(host: Callable[[int], Host], free_por
     host(2)
     connection = stack.enter_context(socket.create_connection(("127.0.0.1", free_port), timeout=20))
     assert connection.recv(1) == b"", "closed by the host"
+
+
+@pytest.mark.parametrize("steps", range(6))
+def test_who_knocks_while_the_host_closes_is_hung_up_on(
+    host: Callable[[int], Host], loop: LoopThread, free_port: int, stack: ExitStack, steps: int
+) -> None:
+    # Between the kernel's accept and the first step of what receives a guest lie several steps of the loop.
+    at_home = host(2)
+
+    async def knock() -> socket.socket:
+        connection = stack.enter_context(socket.create_connection(("127.0.0.1", free_port), timeout=20))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        server, at_home._server = at_home._server, None
+        assert server is not None
+        await at_home._close(server)
+        return connection
+
+    connection = loop.run(knock())
+    loop.stop()
+    with suppress(ConnectionResetError):
+        assert connection.recv(1) == b"", "neither waits for what nobody will send, nor gets it"
 
 
 def test_a_guest_that_stops_giving_signs_of_life_is_not_counted(

@@ -81,8 +81,9 @@ class Host:
         self._address = plan.learner(rank).address.gossip
         self._condition = threading.Condition()
         self._guests: dict[int, _Guest] = {}
-        self._connections: set[asyncio.Task[Any]] = set()
+        self._connections: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
+        self._is_closing = False
         self._schema = ""
         self._complaints = Complaints(log)
         self.generation = 0
@@ -125,18 +126,33 @@ class Host:
             self._server = None
 
     async def _close(self, server: asyncio.Server) -> None:
+        # What asyncio has accepted but not yet handed over when the server closes stays open and is nobody's
+        # (python/cpython#109564). So first nobody is accepted any more, and then those few steps are awaited.
+        for listener in server.sockets:
+            asyncio.get_running_loop().remove_reader(listener.fileno())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        self._is_closing = True
         server.close()
         for task in self._connections:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
 
-    async def _receive(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        if len(self._connections) >= len(self._plan.ranks) + MAX_SPARE_CONNECTIONS:
+    def _receive(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # Called in the moment in which there is a connection: none is ever without someone who closes it.
+        if self._is_closing or len(self._connections) >= len(self._plan.ranks) + MAX_SPARE_CONNECTIONS:
             writer.close()
             return
+
+        def leave(task: asyncio.Task[None]) -> None:
+            self._connections.discard(task)
+            writer.close()
+
+        task = asyncio.get_running_loop().create_task(self._entertain(reader, writer))
+        task.add_done_callback(leave)  # a task that is cancelled before its first step has no `finally`
         self._connections.add(task)
+
+    async def _entertain(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         guest: _Guest | None = None
         try:
             async with asyncio.timeout(SILENCE_SECONDS):
@@ -151,12 +167,10 @@ class Host:
         except (OSError, TimeoutError, ValueError, asyncio.CancelledError):
             pass  # it has gone, says nothing, or does not end its line
         finally:
-            self._connections.discard(task)
             if guest is not None:
                 with self._condition:
                     if self._guests.get(guest.hello.rank) is guest:
                         del self._guests[guest.hello.rank]
-            writer.close()
 
     def _admit(self, guest: _Guest) -> None:
         hello = guest.hello
