@@ -14,10 +14,12 @@ from gala.plan import Address, RunPlan, plan
 from gala.spec import parse
 from gala_worker.algorithms.hub import HubClient, Identity
 from gala_worker.algorithms.impala import Actor, Learner
+from gala_worker.algorithms.impala_rollouts import Batch, RolloutLayout
 from gala_worker.gossip.loop_thread import LoopThread
 from gala_worker.state import capture, restore
 from ports import hold_port
 from ranks import Rank
+from waiting import eventually
 
 T, B = 4, 3
 
@@ -118,6 +120,35 @@ def test_the_lag_is_the_updates_between_acting_and_learning(star: Callable[..., 
     learner.until(lambda: learner.counters.updates >= 3)
     assert learner.algorithm.stats().staleness_max_updates >= 1
     assert learner.algorithm.stats().staleness_seconds > 0
+
+
+def test_newer_parameters_travel_while_a_rollout_is_packed(
+    star: Callable[..., Star], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = star()
+    learner, actor = run.begin(0), run.begin(1)
+    assert isinstance(learner.algorithm, Learner)
+    assert isinstance(actor.algorithm, Actor)
+    hub, layout = actor.algorithm._hub, actor.algorithm._layout
+    learner.until(lambda: learner.counters.updates >= 1, actor)
+
+    def publish() -> None:
+        learner.counters.updates += 1
+        learner.algorithm.publish(learner.counters)
+        eventually(lambda: hub.has_news)
+
+    if not hub.has_news:
+        publish()
+    packed = []
+
+    def encode(batch: Batch) -> list[memoryview]:
+        publish()
+        packed.append(batch)
+        return RolloutLayout.encode(layout, batch)
+
+    monkeypatch.setattr(layout, "encode", encode)
+    actor.step()
+    assert packed
 
 
 def test_an_update_waits_for_whole_contributions_enough(star: Callable[..., Star]) -> None:

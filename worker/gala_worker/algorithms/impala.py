@@ -123,6 +123,7 @@ class Actor(Member):
     def _act(self, counters: Counters) -> None:
         with torch.no_grad():
             rollout = self._collector.collect()
+        self._hub.request()  # newer parameters travel while the rollout is packed and handed over
         counters.updates += 1
         counters.steps += rollout.num_steps
         self._unsent = self._layout.encode(Batch.of(rollout)), rollout.num_steps
