@@ -12,7 +12,7 @@ import torch
 from gala import names
 from gala.plan import Address, RunPlan, plan
 from gala.spec import parse
-from gala_worker.algorithms.hub import HubClient, Identity
+from gala_worker.algorithms.hub import HubClient, Identity, server
 from gala_worker.algorithms.impala import Actor, Learner
 from gala_worker.algorithms.impala_rollouts import Batch, RolloutLayout
 from gala_worker.gossip.loop_thread import LoopThread
@@ -159,7 +159,8 @@ def test_an_update_waits_for_whole_contributions_enough(star: Callable[..., Star
     assert 3 * T * B - 2 * B <= learner.counters.global_steps <= 3 * T * B
 
 
-def test_at_the_end_the_actors_hear_of_it(star: Callable[..., Star]) -> None:
+def test_at_the_end_the_actors_hear_of_it(star: Callable[..., Star], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "FINISH_SECONDS", 1.0)  # rank 2 of the plan never comes
     run = star(totalSteps=50)
     learner, actor = run.begin(0), run.begin(1)
     learner.until(lambda: learner.counters.global_steps >= 50, actor)

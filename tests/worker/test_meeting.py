@@ -15,6 +15,7 @@ import pytest
 
 from gala.plan import Address, RunPlan, plan
 from gala.spec import parse
+from gala_worker.algorithms import meeting
 from gala_worker.algorithms.meeting import Hello, Host, Visit
 from gala_worker.gossip.loop_thread import LoopThread
 
@@ -181,7 +182,10 @@ def test_noise_does_not_disturb_a_meeting(
     assert guest.result(20) is not None
 
 
-def test_a_silent_connection_is_hung_up_on(host: Callable[[int], Host], free_port: int, stack: ExitStack) -> None:
+def test_a_silent_connection_is_hung_up_on(
+    host: Callable[[int], Host], free_port: int, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(meeting, "SILENCE_SECONDS", 0.3)
     host(2)
     connection = stack.enter_context(socket.create_connection(("127.0.0.1", free_port), timeout=20))
     assert connection.recv(1) == b"", "closed by the host"
@@ -210,8 +214,9 @@ def test_who_knocks_while_the_host_closes_is_hung_up_on(
 
 
 def test_a_guest_that_stops_giving_signs_of_life_is_not_counted(
-    host: Callable[[int], Host], free_port: int, stack: ExitStack
+    host: Callable[[int], Host], free_port: int, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(meeting, "SILENCE_SECONDS", 1.0)
     at_home = host(2)
     connection = stack.enter_context(socket.create_connection(("127.0.0.1", free_port), timeout=20))
     connection.send(json.dumps({**_fields(hello(1))}).encode() + b"\n")
