@@ -109,7 +109,7 @@ class Rank(Agent):
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not condition():
             assert time.monotonic() < deadline, f"rank {self.rank}: not within {PATIENCE_SECONDS:g} s"
-            for rank in (self, *others):
+            for rank in (*others, self):
                 rank.step()
 
     def until_step(self) -> Update:
