@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import pty
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import waiting
+from local_machine import FAKE_GALA, alive, end_all
+
 # Patient: each run is three processes that start, one after the other, and others may be busy.
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
 
-FAKE_GALA = Path(__file__).with_name("fake_gala.py")
+eventually = functools.partial(waiting.eventually, seconds=120.0)
 DEFINITION = """
 apiVersion: gala.dev/v1alpha1
 kind: GalaExperiment
@@ -89,18 +92,7 @@ class Bench:
         return dict(json.loads((self.experiment / "experiment.json").read_text()))
 
     def clean_up(self) -> None:
-        for process in self._processes:
-            process.kill()
-            process.wait()
-            for stream in (process.stdout, process.stderr):
-                if stream is not None:
-                    stream.close()
-        for notes in self.folder.glob("runs/*/*/learner-*/notes.jsonl"):
-            for line in notes.read_text().splitlines():
-                pid = json.loads(line)["pid"]
-                if alive(pid) and b"fake_worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+        end_all(self._processes, self.folder)
 
 
 @pytest.fixture
@@ -108,21 +100,6 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     made = Bench(tmp_path)
     yield made
     made.clean_up()
-
-
-def eventually(condition: Callable[[], object], seconds: float = 120.0) -> None:
-    """Wait until another process has done something."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it has not happened"
-        time.sleep(0.02)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_all_runs_are_made_one_after_another_and_only_once(bench: Bench) -> None:

@@ -8,13 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller_world import KEY, NOW, World, labelled
+from controller_world import KEY, NOW, STATUS, World, labelled
 from gala_operator.actions import Actions, AnnotatePod, DeletePod, RunEvent
 from gala_operator.cluster import ApiError
 from gala_operator.controller import NameTakenError, merge_patch, without_nulls
 from gala_operator.observed import Observed, RunObject
 from gala_operator.testing import child_raw, merged, pod_raw, run_raw
-from small_cluster import STATUS
 
 
 def test_actions_are_carried_out_in_the_order_of_the_contract() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from controller_world import KEY, NOW, FakeWorkers, World
+from controller_world import KEY, NOW, STATUS, FakeWorkers, World
 from gala_operator.actions import Actions
 from gala_operator.cache import Cache
 from gala_operator.controller import Controller
@@ -18,7 +18,6 @@ from gala_operator.poller import learner_progress
 from gala_operator.records import Key
 from gala_operator.settings import OperatorSettings
 from gala_operator.testing import FakeCluster, run_raw
-from small_cluster import STATUS
 
 
 class Live:

@@ -8,10 +8,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from waiting import eventually
 
 FAKE_GALA = Path(__file__).parents[1] / "common" / "fake_gala.py"
 DOCUMENT = """
@@ -81,26 +82,7 @@ class Machine:
         return dict(json.loads((self.run / "run.json").read_text()))
 
     def clean_up(self) -> None:
-        for launcher in self._launchers:
-            launcher.kill()
-            launcher.wait()
-            for stream in (launcher.stdout, launcher.stderr):
-                if stream is not None:
-                    stream.close()
-        for notes in self.folder.glob("runs/*/learner-*/notes.jsonl"):
-            for line in notes.read_text().splitlines():
-                pid = json.loads(line)["pid"]
-                if alive(pid) and b"fake_worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-
-
-def eventually(condition: Callable[[], object], seconds: float = 15.0) -> None:
-    """Wait until another process has done something."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it has not happened"
-        time.sleep(0.01)
+        end_all(self._launchers, self.folder)
 
 
 def alive(pid: int) -> bool:
@@ -108,3 +90,19 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def end_all(launchers: Sequence[subprocess.Popen[str]], folder: Path) -> None:
+    """Kills launchers, and the fake workers that they have left behind anywhere below a folder."""
+    for launcher in launchers:
+        launcher.kill()
+        launcher.wait()
+        for stream in (launcher.stdout, launcher.stderr):
+            if stream is not None:
+                stream.close()
+    for notes in folder.rglob("learner-*/notes.jsonl"):
+        for line in notes.read_text().splitlines():
+            pid = json.loads(line)["pid"]
+            if alive(pid) and b"fake_worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
