@@ -191,20 +191,26 @@ def test_a_silent_connection_is_hung_up_on(
     assert connection.recv(1) == b"", "closed by the host"
 
 
-@pytest.mark.parametrize("steps", range(6))
+@pytest.mark.parametrize("steps", range(-3, 6))
 def test_who_knocks_while_the_host_closes_is_hung_up_on(
     host: Callable[[int], Host], loop: LoopThread, free_port: int, stack: ExitStack, steps: int
 ) -> None:
-    # Between the kernel's accept and the first step of what receives a guest lie several steps of the loop.
+    # Between the kernel's accept and the first step of what receives a guest lie several steps of the loop; below 0,
+    # the guest knocks when so many steps of closing are done.
     at_home = host(2)
 
-    async def knock() -> socket.socket:
-        connection = stack.enter_context(socket.create_connection(("127.0.0.1", free_port), timeout=20))
-        for _ in range(steps):
+    async def some(number: int) -> None:
+        for _ in range(number):
             await asyncio.sleep(0)
+
+    async def knock() -> socket.socket:
         server, at_home._server = at_home._server, None
         assert server is not None
-        await at_home._close(server)
+        closing = asyncio.create_task(at_home._close(server)) if steps < 0 else None
+        await some(-steps)
+        connection = stack.enter_context(socket.create_connection(("127.0.0.1", free_port), timeout=20))
+        await some(steps)
+        await (closing or at_home._close(server))
         return connection
 
     connection = loop.run(knock())

@@ -83,7 +83,6 @@ class Host:
         self._guests: dict[int, _Guest] = {}
         self._connections: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
-        self._is_closing = False
         self._schema = ""
         self._complaints = Complaints(log)
         self.generation = 0
@@ -132,7 +131,6 @@ class Host:
             asyncio.get_running_loop().remove_reader(listener.fileno())
         for _ in range(3):
             await asyncio.sleep(0)
-        self._is_closing = True
         server.close()
         for task in self._connections:
             task.cancel()
@@ -140,7 +138,7 @@ class Host:
 
     def _receive(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # Called in the moment in which there is a connection: none is ever without someone who closes it.
-        if self._is_closing or len(self._connections) >= len(self._plan.ranks) + MAX_SPARE_CONNECTIONS:
+        if len(self._connections) >= len(self._plan.ranks) + MAX_SPARE_CONNECTIONS:
             writer.close()
             return
 
