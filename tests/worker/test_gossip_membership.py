@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gala.errors import GossipError
-from gala_worker.gossip import neighbourhood
+from gala_worker.gossip import patience
 from gala_worker.gossip.fleet import Fleet, FleetLearner, small_plan
 from gala_worker.gossip.messages import Farewell, Heartbeat, Hello, Leaving, Reason, Refusal, Welcome
 
@@ -179,10 +179,10 @@ def test_a_restart_whose_clock_is_behind_is_let_in_after_the_timeout():
 
 def test_a_crowd_at_the_door_is_turned_away_and_forgotten():
     fleet = running_fleet(2)
-    crowd = [Stranger(fleet) for _ in range(3 * neighbourhood.MAX_STRANGERS)]
+    crowd = [Stranger(fleet) for _ in range(3 * patience.MAX_STRANGERS)]
     fleet.network.advance(0.1)
-    assert sum(stranger.closed for stranger in crowd) == 2 * neighbourhood.MAX_STRANGERS
-    fleet.network.advance(neighbourhood.HELLO_SECONDS + 1)
+    assert sum(stranger.closed for stranger in crowd) == 2 * patience.MAX_STRANGERS
+    fleet.network.advance(patience.HELLO_SECONDS + 1)
     assert all(stranger.closed for stranger in crowd)
     assert len(fleet.learners[0].peer._hood._receiving) == 1
     assert fleet.is_connected()

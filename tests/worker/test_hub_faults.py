@@ -253,7 +253,7 @@ def test_an_actor_that_hangs_without_closing_is_left_and_the_others_go_on(hub_st
         call.cancel()
     assert made.push(client, 7)
     assert {take(server).rank, take(server).rank} == {1, 2}  # what it had sent is used
-    assert ("peer-gone", "silent") in [(event["event"], event.get("why")) for event in server.events()]
+    assert ("peer-gone", "silent") in [(event["event"], event.get("reason")) for event in server.events()]
 
 
 def test_a_hub_that_hangs_without_closing_is_left_and_dialled_again(hub_star):
@@ -274,7 +274,7 @@ def test_a_hub_that_hangs_without_closing_is_left_and_dialled_again(hub_star):
         client = made.actor(1)
         eventually(lambda: client.connected)
         assert made.push(client, 1)
-        eventually(lambda: any(event.get("why") == "silent" for event in client.events()))
+        eventually(lambda: any(event.get("reason") == "silent" for event in client.events()))
         hanging.stop(0)
         release.set()
         made.hub(version=4)

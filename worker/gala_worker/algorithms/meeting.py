@@ -24,8 +24,8 @@ from typing import Any, Final
 from gala.errors import GossipError, MessageError, RefusedError
 from gala.plan import RunPlan
 from gala_worker import address as addresses
+from gala_worker.gossip.journal import Complaints
 from gala_worker.gossip.loop_thread import LoopThread
-from gala_worker.gossip.stats import Complaints
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,8 @@ from typing import Any, Final
 from gala.plan import RunPlan
 from gala_worker.algorithms.algorithm import WAIT_SECONDS, Algorithm, Setup
 from gala_worker.algorithms.hub import Contribution, HubClient, HubServer, Identity, Octets
-from gala_worker.gossip.stats import Complaints, GossipStats
+from gala_worker.gossip.journal import Complaints
+from gala_worker.gossip.stats import GossipStats
 from gala_worker.rollout import Collector
 from gala_worker.state import Counters
 

@@ -9,31 +9,27 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from gala.plan import RunPlan
 from gala_worker.gossip import ring
 from gala_worker.gossip.buffers import Buffers
+from gala_worker.gossip.journal import Journal
 from gala_worker.gossip.membership import Identity, Membership
 from gala_worker.gossip.messages import Hello, Leaving, Precision, Progress, Reason, Refusal, StateRequest, Welcome
+from gala_worker.gossip.patience import HELLO_SECONDS, MAX_STRANGERS, Attention
 from gala_worker.gossip.push_sum import Account, PushSumOutbox, is_acceptable
 from gala_worker.gossip.receiving import InEdge, Receiving
 from gala_worker.gossip.sending import OutEdge, SenderState, Sending
 from gala_worker.gossip.slots import Outbox
-from gala_worker.gossip.stats import Complaints, EdgeStats
+from gala_worker.gossip.stats import EdgeStats
 from gala_worker.gossip.transport import Link, Transport
 
 log = logging.getLogger(__name__)
 
-HELLO_SECONDS: Final = 5.0
-"""How long a conversation may take to begin, and to end."""
-MAX_STRANGERS: Final = 64
-"""Streams without a proper hello at the same time; more are closed at once."""
 MAX_DIALS: Final = 16
 """Connections being made at the same time."""
-MAX_EVENTS: Final = 1000
 
 
 class Neighbourhood:
@@ -56,8 +52,7 @@ class Neighbourhood:
         self.routes: tuple[tuple[OutEdge, ...], ...] = ((),)
         """For each round of the topology's period, the open edges to push on. Replaced as a whole, never changed."""
         self.out_peers: tuple[int, ...] = ()
-        self.events: deque[dict[str, Any]] = deque(maxlen=MAX_EVENTS)
-        self.complaints = Complaints(log)
+        self.journal = Journal(log)
         self.known_progress: dict[int, int] = {}
         self.version = 0
         """The learner's update count, as of its last offer."""
@@ -72,7 +67,7 @@ class Neighbourhood:
         self._receiving: set[Receiving] = set()
         self._joined = False
         self._closing = False
-        self._ticked_at: float | None = None
+        self._attention = Attention()
 
     @property
     def plan(self) -> RunPlan:
@@ -120,7 +115,8 @@ class Neighbourhood:
     def accept(self, link: Link, now: float) -> Receiving | None:
         """Anybody may say hello, though not too many at once."""
         if self._closing or sum(session.edge is None for session in self._receiving) >= MAX_STRANGERS:
-            self.complaints.add(Reason.TOO_BUSY.name, None, "too many strangers at the door: turning some away", now)
+            text = "too many strangers at the door: turning some away"
+            self.journal.refusal(Reason.TOO_BUSY.name, None, text, now, direction="in")
             return None
         session = Receiving(self, link, now, heartbeat=self.membership.heartbeat)
         self._receiving.add(session)
@@ -128,9 +124,7 @@ class Neighbourhood:
 
     def tick(self, now: float) -> None:
         """Close what has fallen silent; try again what is due."""
-        late = self._ticked_at is not None and now - self._ticked_at > self.membership.timeout / 2
-        self._ticked_at = now
-        if late:  # it is this process that was not listening: what was said meanwhile is still to be read
+        if self._attention.was_away(now, self.membership.timeout):
             for session in self._sessions():
                 session.heard_at = now
         for receiving in list(self._receiving):
@@ -190,7 +184,7 @@ class Neighbourhood:
         with self.lock:
             edge.outbox.settle(welcome.accepted, welcome.incarnation)
         if edge.was_open and edge.gone:
-            self._event("peer-back", peer=edge.rank, direction="out")
+            self.journal.note("peer-back", peer=edge.rank, direction="out")
         edge.gone, edge.was_open = False, True
         edge.backoff.reset()
         self._knit(now)
@@ -198,9 +192,7 @@ class Neighbourhood:
     def refused(self, session: Sending, refusal: Refusal) -> None:
         """An out-peer refuses us, or one of our messages."""
         text = f"rank {session.rank} refuses: {refusal.reason.text} ({refusal.detail!r})"
-        now = self._transport.now()
-        if self.complaints.add(refusal.reason.name, session.rank, text, now):
-            self._event("refused", peer=session.rank, direction="out", reason=refusal.reason.name)
+        self.journal.refusal(refusal.reason.name, session.rank, text, self._transport.now(), direction="out")
 
     def acknowledged(self) -> None:
         """Somebody may be waiting for an outbox to empty."""
@@ -246,7 +238,7 @@ class Neighbourhood:
         if edge.session is not None:
             edge.session.supersede()
         if edge.gone_at is not None:
-            self._event("peer-back", peer=edge.rank, direction="in")
+            self.journal.note("peer-back", peer=edge.rank, direction="in")
         with self.lock:
             self.in_edges[hello.rank] = edge
             if self.push_sum:
@@ -330,7 +322,7 @@ class Neighbourhood:
             self.routes = routes
             if current != self.out_peers:
                 self.out_peers = current
-                self._event("ring", outPeers=list(current), epoch=self.plan.epoch)
+                self.journal.note("ring", outPeers=list(current), epoch=self.plan.epoch)
             self.buffers.pool.trim(len(current))
             self.lock.notify_all()
         for peer in sorted(wanted):  # last: a connection may fail at once, and knit again
@@ -366,7 +358,7 @@ class Neighbourhood:
             return
         edge.gone = True
         if edge.was_open and not self._closing:
-            self._event("peer-gone", peer=edge.rank, direction="out", reason=why)
+            self.journal.note("peer-gone", peer=edge.rank, direction="out", reason=why)
 
     def _in_gone(self, edge: InEdge, why: str) -> None:
         now = self._transport.now()
@@ -376,7 +368,7 @@ class Neighbourhood:
             self.lock.notify_all()
         if edge.gone_at is None and why != Leaving.REKNIT.name.lower() and not self._closing:
             edge.gone_at = now
-            self._event("peer-gone", peer=edge.rank, direction="in", reason=why)
+            self.journal.note("peer-gone", peer=edge.rank, direction="in", reason=why)
 
     # ---------------------------------------------------------------- bookkeeping
 
@@ -393,8 +385,4 @@ class Neighbourhood:
     def _complain(self, reason: Reason, peer: int | None, text: str) -> None:
         who = "a stranger" if peer is None else f"rank {peer}"
         line = f"refused {who}: {reason.text} ({text[:200]})"
-        if self.complaints.add(reason.name, peer, line, self._transport.now()):
-            self._event("refused", peer=peer, direction="in", reason=reason.name)
-
-    def _event(self, event: str, **details: Any) -> None:
-        self.events.append({"event": event, **details})
+        self.journal.refusal(reason.name, peer, line, self._transport.now(), direction="in")

@@ -288,14 +288,13 @@ class GossipPeer:
                 in_peers=tuple(sorted(rank for rank, edge in self._hood.in_edges.items() if edge.session)),
                 out_peers=self._hood.out_peers,
                 edges=self._hood.edge_stats(),
-                strangers=dict(self._hood.complaints.counts),
+                strangers=self._hood.journal.counts,
                 weight=self._hood.account.weight,
             )
 
     def events(self) -> list[dict[str, Any]]:
         """What has happened since the last call: peer-gone, peer-back, ring, refused; oldest first."""
-        events = self._hood.events
-        return [events.popleft() for _ in range(len(events))]
+        return self._hood.journal.collect()
 
     def wait(self, predicate: Callable[[GossipStats], bool], seconds: float) -> bool:
         """Blocks until the gossip looks like this; False when it did not in time. For tests and launch scripts."""

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
-from typing import Final, Literal
-
-LOG_AGAIN_SECONDS: Final = 60.0
-"""A repeated complaint about the same neighbour is logged this often at most."""
-_MAX_KINDS: Final = 1024
+from typing import Literal
 
 
 @dataclass(slots=True)
@@ -64,24 +59,3 @@ class GossipStats:
     """Streams refused, by reason."""
     weight: float = 1.0
     """Push-sum weight that this learner owns, without what is on its way."""
-
-
-class Complaints:
-    """Logs each kind of trouble with each neighbour once in a while, and counts all of it."""
-
-    def __init__(self, log: logging.Logger) -> None:
-        self._log = log
-        self._said: dict[tuple[str, int | None], float] = {}
-        self.counts: dict[str, int] = {}
-
-    def add(self, kind: str, peer: int | None, text: str, now: float) -> bool:
-        """Counts it; True if it was also worth a line in the log."""
-        self.counts[kind] = self.counts.get(kind, 0) + 1
-        last = self._said.get((kind, peer))
-        if last is not None and now - last < LOG_AGAIN_SECONDS:
-            return False
-        if len(self._said) >= _MAX_KINDS:
-            self._said.clear()
-        self._said[kind, peer] = now
-        self._log.warning("%s", text)
-        return True

@@ -9,10 +9,8 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -21,10 +19,10 @@ from gala_worker.algorithms.hub.attending import Attending, State
 from gala_worker.algorithms.hub.messages import MAX_UNPROCESSED, HubHeader, HubWelcome
 from gala_worker.algorithms.hub.parameters import Parameters
 from gala_worker.algorithms.hub.terms import HUB_RANK, Terms
+from gala_worker.gossip.journal import Journal
 from gala_worker.gossip.messages import Leaving, Progress, Reason, Refusal, StateRequest
-from gala_worker.gossip.neighbourhood import HELLO_SECONDS, MAX_EVENTS
+from gala_worker.gossip.patience import HELLO_SECONDS, Attention
 from gala_worker.gossip.ring import Backoff
-from gala_worker.gossip.stats import Complaints
 from gala_worker.gossip.transport import Link, Session, Transport
 
 log = logging.getLogger(__name__)
@@ -54,8 +52,7 @@ class Attendance:
         self.finished = False
         self.contributions = self.bytes_out = self.parameters = self.bytes_in = self.replaced = 0
         self.refusals = self.lost = 0
-        self.complaints = Complaints(log)
-        self.events: deque[dict[str, Any]] = deque(maxlen=MAX_EVENTS)
+        self.journal = Journal(log)
         self._transport = transport
         self._make_buffer = make_buffer
         self._free_buffers: list[Tensor] = []
@@ -67,7 +64,7 @@ class Attendance:
         self._dialled_at = 0.0
         self._gone = False
         self._closing = False
-        self._ticked_at: float | None = None
+        self._attention = Attention()
 
     @property
     def is_open(self) -> bool:
@@ -109,13 +106,12 @@ class Attendance:
 
     def tick(self, now: float) -> None:
         """Close what has fallen silent; try again what is due."""
-        late = self._ticked_at is not None and now - self._ticked_at > self.terms.timeout / 2
-        self._ticked_at = now
+        was_away = self._attention.was_away(now, self.terms.timeout)
         session = self.session
         if session is None:
             self.dial()
             return
-        if late:  # it is this process that was not listening: what was said meanwhile is still to be read
+        if was_away:
             session.heard_at, self._dialled_at = now, now
         if session.state is State.OPEN and session.heard_at is not None:
             silent = now - session.heard_at > self.terms.timeout
@@ -139,7 +135,7 @@ class Attendance:
     def welcomed(self, session: Attending, welcome: HubWelcome) -> int:
         """The stream is open. Returns the serial of the last contribution that need not be sent again."""
         if self._gone:
-            self._event("peer-back", peer=HUB_RANK)
+            self.journal.note("peer-back", peer=HUB_RANK)
         self._gone = False
         self._backoff.reset()
         with self.lock:
@@ -165,8 +161,7 @@ class Attendance:
     def refused(self, refusal: Refusal) -> None:
         """The hub refuses us, or makes no sense."""
         text = f"the hub refuses: {refusal.reason.text} ({refusal.detail!r})"
-        if self.complaints.add(refusal.reason.name, HUB_RANK, text, self._transport.now()):
-            self._event("refused", peer=HUB_RANK, reason=refusal.reason.name)
+        self.journal.refusal(refusal.reason.name, HUB_RANK, text, self._transport.now())
 
     def taken(self, serial: int, refused: Reason | None) -> None:
         """The hub's learner has taken a contribution: there is room for another one."""
@@ -215,8 +210,7 @@ class Attendance:
         """Parameters that must not be used."""
         self.refusals += 1
         text = f"refusing parameters {version} of the hub: {Reason.NOT_FINITE.text}"
-        if self.complaints.add(Reason.NOT_FINITE.name, HUB_RANK, text, self._transport.now()):
-            self._event("refused", peer=HUB_RANK, reason=Reason.NOT_FINITE.name)
+        self.journal.refusal(Reason.NOT_FINITE.name, HUB_RANK, text, self._transport.now())
 
     def heard_progress(self, progress: Progress) -> None:
         """What the hub has learned from so far."""
@@ -241,11 +235,8 @@ class Attendance:
             self._backoff.failed(now)
             if not self._gone and not self.finished:
                 self._gone = True
-                self._event("peer-gone", peer=HUB_RANK, why=why)
+                self.journal.note("peer-gone", peer=HUB_RANK, reason=why)
         self.dial()
-
-    def _event(self, event: str, **details: Any) -> None:
-        self.events.append({"event": event, **details})
 
     # ---------------------------------------------------------------- for the learner thread; the lock is held
 

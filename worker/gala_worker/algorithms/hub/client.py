@@ -227,13 +227,12 @@ class HubClient:
                 lost=attendance.lost,
                 seconds=self._seconds,
                 waited_seconds=self._waited_seconds,
-                strangers=dict(attendance.complaints.counts),
+                strangers=attendance.journal.counts,
             )
 
     def events(self) -> list[dict[str, Any]]:
         """What has happened since the last call: peer-gone, peer-back, refused; oldest first."""
-        events = self._attendance.events
-        return [events.popleft() for _ in range(len(events))]
+        return self._attendance.journal.collect()
 
     # ---------------------------------------------------------------- the lock is held
 

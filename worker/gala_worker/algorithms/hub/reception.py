@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 
@@ -21,9 +19,9 @@ from gala_worker.algorithms.hub.parameters import Edition, Press
 from gala_worker.algorithms.hub.serving import Actor, Serving
 from gala_worker.algorithms.hub.stats import ActorStats, ServerStats
 from gala_worker.algorithms.hub.terms import Terms
+from gala_worker.gossip.journal import Journal
 from gala_worker.gossip.messages import Leaving, Progress, Reason, Refusal, StateRequest
-from gala_worker.gossip.neighbourhood import HELLO_SECONDS, MAX_EVENTS, MAX_STRANGERS
-from gala_worker.gossip.stats import Complaints
+from gala_worker.gossip.patience import HELLO_SECONDS, MAX_STRANGERS, Attention
 from gala_worker.gossip.transport import Link, Transport
 
 log = logging.getLogger(__name__)
@@ -45,16 +43,15 @@ class Reception:
         self.queue = ContributionQueue()
         self.press = Press(make_buffer)
         self.is_acceptable = is_acceptable
-        self.events: deque[dict[str, Any]] = deque(maxlen=MAX_EVENTS)
+        self.journal = Journal(log)
         self.actors: dict[int, Actor] = {}
         self._buffers = BufferPool(terms.contribution_bytes)
         self._buffers.keep = MAX_UNPROCESSED * len(terms.actors)
-        self._complaints = Complaints(log)
         self._transport = transport
         self._sessions: set[Serving] = set()
         self._farewells: set[int] = set()
         self._closing = False
-        self._ticked_at: float | None = None
+        self._attention = Attention()
 
     # ---------------------------------------------------------------- commands, on the transport's thread
 
@@ -85,7 +82,8 @@ class Reception:
     def accept(self, link: Link, now: float) -> Serving | None:
         """Anybody may say hello, though not too many at once."""
         if self._closing or sum(session.actor is None for session in self._sessions) >= MAX_STRANGERS:
-            self._complaints.add(Reason.TOO_BUSY.name, None, "too many strangers at the door: turning some away", now)
+            text = "too many strangers at the door: turning some away"
+            self.journal.refusal(Reason.TOO_BUSY.name, None, text, now)
             return None
         session = Serving(self, link, now)
         self._sessions.add(session)
@@ -93,10 +91,9 @@ class Reception:
 
     def tick(self, now: float) -> None:
         """Close what has fallen silent."""
-        late = self._ticked_at is not None and now - self._ticked_at > self.terms.timeout / 2
-        self._ticked_at = now
+        was_away = self._attention.was_away(now, self.terms.timeout)
         for session in list(self._sessions):
-            if late:  # it is this process that was not listening: what was said meanwhile is still to be read
+            if was_away:
                 session.heard_at = now
             patience = HELLO_SECONDS if session.actor is None or session.finished else self.terms.timeout
             since = session.began_at if session.actor is None else session.heard_at
@@ -126,7 +123,7 @@ class Reception:
         if actor.session is not None:
             actor.session.supersede()
         if actor.gone:
-            self._event("peer-back", peer=actor.rank)
+            self.journal.note("peer-back", peer=actor.rank)
         plan = self.terms.plan
         with self.lock:
             self.actors[hello.rank] = session.actor = actor
@@ -183,7 +180,7 @@ class Reception:
 
     def actor_left(self, actor: Actor, why: Leaving) -> None:
         """An actor has said farewell."""
-        self._event("peer-gone", peer=actor.rank, why=why.name.lower())
+        self.journal.note("peer-gone", peer=actor.rank, reason=why.name.lower())
         with self.lock:
             self._farewells.add(actor.rank)
             self.lock.notify_all()
@@ -196,7 +193,7 @@ class Reception:
             return
         if not session.said_farewell:
             actor.gone = True
-            self._event("peer-gone", peer=actor.rank, why=why)
+            self.journal.note("peer-gone", peer=actor.rank, reason=why)
         with self.lock:
             actor.session, actor.ended_at = None, now
             self.lock.notify_all()
@@ -204,11 +201,8 @@ class Reception:
     def complain(self, reason: Reason, rank: int | None, text: str) -> None:
         """Count it; say so once in a while."""
         whom = "a stranger" if rank is None else f"rank {rank}"
-        if self._complaints.add(reason.name, rank, f"refusing {whom}: {reason.text} ({text})", self._transport.now()):
-            self._event("refused", peer=rank, reason=reason.name)
-
-    def _event(self, event: str, **details: Any) -> None:
-        self.events.append({"event": event, **details})
+        line = f"refusing {whom}: {reason.text} ({text})"
+        self.journal.refusal(reason.name, rank, line, self._transport.now())
 
     # ---------------------------------------------------------------- for the learner thread
 
@@ -251,5 +245,5 @@ class Reception:
                     for rank, actor in sorted(self.actors.items())
                 ),
                 dropped=self.queue.dropped,
-                strangers=dict(self._complaints.counts),
+                strangers=self.journal.counts,
             )

@@ -142,8 +142,7 @@ class HubServer:
 
     def events(self) -> list[dict[str, Any]]:
         """What has happened since the last call: peer-gone, peer-back, refused; oldest first."""
-        events = self._reception.events
-        return [events.popleft() for _ in range(len(events))]
+        return self._reception.journal.collect()
 
     def wait(self, predicate: Callable[[ServerStats], bool], seconds: float) -> bool:
         """Blocks until the hub looks like this; False when it did not in time. For tests and launch scripts."""
