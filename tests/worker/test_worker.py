@@ -1,0 +1,163 @@
+"""What a worker does whatever its algorithm is, in this process, with an algorithm that a test leads by the hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gala import names
+from gala.plan import Address, RunPlan, plan
+from gala.spec import parse
+from gala_worker import worker as module
+from gala_worker.algorithms.a2c import Update
+from gala_worker.algorithms.algorithm import Algorithm, Setup
+from gala_worker.config import WorkerConfig
+from gala_worker.gossip.stats import GossipStats
+from gala_worker.rollout import Collector
+from gala_worker.state import Counters
+from gala_worker.worker import Worker
+from ports import free_ports
+
+STEPS_PER_UPDATE = 10
+
+
+class Led(Algorithm):
+    """Counts, and calls the test after every step."""
+
+    after_step: Callable[[Led, Counters], None]
+    over = False
+    closed = False
+
+    @property
+    def is_over(self) -> bool:
+        return self.over
+
+    def open(self) -> None:
+        pass
+
+    def begin(self, collector: Collector | None, counters: Counters) -> None:
+        pass
+
+    def step(self, counters: Counters, *, measure: bool) -> Update | None:
+        counters.updates += 1
+        counters.steps += STEPS_PER_UPDATE
+        counters.progress = {self.setup.me.rank: counters.steps}
+        self.after_step(self, counters)
+        return None
+
+    def stats(self) -> GossipStats:
+        return GossipStats()
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Bench:
+    """One worker of a run of two, and what it leaves."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.ports = free_ports(4)
+        self.algorithm: Led | None = None
+        self.threads: list[int] = []
+        self._monkeypatch = monkeypatch
+        monkeypatch.setattr(torch, "set_num_threads", self.threads.append)
+
+    def write_plan(self, *, epoch: int = 0, learners: int = 2, **spec: Any) -> RunPlan:
+        document = {
+            "apiVersion": "gala.dev/v1alpha1",
+            "kind": "GalaRun",
+            "metadata": {"name": "led"},
+            "spec": {
+                "environment": {"id": "CartPole-v1", "simulators": 2},
+                "learners": learners,
+                "totalSteps": 10**9,
+                "evaluation": {"everySteps": None},
+                "worker": {"gpus": 0},
+                **spec,
+            },
+        }
+        made = plan(parse(document), epoch=epoch, uid="uid-1", address=self._address)
+        new = self.folder / "plan.new"
+        new.write_text(made.to_json())
+        new.replace(self.folder / "plan.json")
+        return made
+
+    def _address(self, rank: int) -> Address:
+        gossip, http = self.ports[2 * rank : 2 * rank + 2]
+        return Address(gossip=f"127.0.0.1:{gossip}", http=f"127.0.0.1:{http}")
+
+    def run(self, after_step: Callable[[Led, Counters], None], *, rank: int = 0, threads: int = 1) -> bool:
+        def make(setup: Setup) -> Led:
+            self.algorithm = Led(setup)
+            self.algorithm.after_step = after_step
+            return self.algorithm
+
+        self._monkeypatch.setattr(module, "make_algorithm", make)
+        config = WorkerConfig(
+            rank=rank,
+            plan_file=self.folder / "plan.json",
+            output_dir=self.folder / "led",
+            threads=threads,
+            incarnation=1,
+        )
+        done = Worker(config).run()
+        assert self.algorithm is not None
+        assert self.algorithm.closed
+        return done
+
+    def learner(self, rank: int = 0) -> Path:
+        return self.folder / "led" / names.learner_directory(rank)
+
+    def events(self, rank: int = 0) -> list[dict[str, Any]]:
+        lines = (self.learner(rank) / "metrics.jsonl").read_text().splitlines()
+        return [record for record in map(json.loads, lines) if record["kind"] == "event"]
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    return Bench(tmp_path, monkeypatch)
+
+
+def over_after(updates: int) -> Callable[[Led, Counters], None]:
+    def after_step(algorithm: Led, counters: Counters) -> None:
+        assert counters.updates <= updates, "it goes on"
+        algorithm.over = counters.updates == updates
+
+    return after_step
+
+
+def test_a_worker_ends_when_its_algorithm_says_that_the_run_is_over_whatever_it_has_counted(bench):
+    bench.write_plan()
+    assert bench.run(over_after(3))
+    assert bench.algorithm.setup.me.rank == 0
+    [end] = [event for event in bench.events() if event["event"] in ("finished", "stopped")]
+    assert (end["event"], end["globalSteps"]) == ("finished", 3 * STEPS_PER_UPDATE)
+    assert (bench.learner() / names.FINAL_DIRECTORY / names.MODEL_FILE).is_file()
+
+
+@pytest.mark.parametrize(("environment", "expected"), [("CartPole-v1", 1), ("ALE/Pong-v5", 2)])
+def test_a_learner_computes_with_as_many_threads_as_its_network_is_worth(bench, environment, expected):
+    bench.write_plan(environment={"id": environment, "simulators": 2})
+    assert bench.run(over_after(1), threads=2)
+    assert bench.threads[0] == expected
+
+
+def test_a_worker_that_a_newer_plan_leaves_out_keeps_its_state_and_leaves_no_model(bench, monkeypatch):
+    monkeypatch.setattr(module, "TICK_SECONDS", 0.0)  # looks at the plan after every step
+    bench.write_plan()
+
+    def after_step(algorithm: Led, counters: Counters) -> None:
+        if counters.updates == 2:
+            bench.write_plan(epoch=1, learners=1)
+        assert counters.updates < 1000, "it does not follow the plan"
+
+    assert bench.run(after_step, rank=1)
+    assert any(event["event"] == "ring" and event["left"] for event in bench.events(1))
+    assert list((bench.learner(1) / names.CHECKPOINTS_DIRECTORY).iterdir())
+    assert not (bench.learner(1) / names.FINAL_DIRECTORY).exists()
