@@ -282,3 +282,19 @@ def test_two_identical_runs_have_identical_histories():
         return [learner.mixings for learner in fleet.learners.values()]
 
     assert history() == history()
+
+
+@pytest.mark.parametrize(("ticks", "gone"), [((5.0,), False), ((0.4, 0.8, 1.2), True)])
+def test_silence_is_not_the_neighbours_while_a_learner_was_not_listening_itself(ticks, gone):
+    fleet = Fleet(small_plan(gossip={"peerTimeoutSeconds": TIMEOUT}))
+    fleet.connect()
+    fleet.network.advance(TIMEOUT)
+    learner, now = fleet.learners[0], fleet.network.now
+    learner.peer.events()
+    for timeouts in ticks:
+        learner.peer._hood.tick(now + timeouts * TIMEOUT)
+    fleet.network.advance(0.01)
+    told = [event for event in learner.peer.events() if event["event"] != "ring"]
+    expected = [{"event": "peer-gone", "peer": 3, "direction": "in", "reason": "silent"}] if gone else []
+    assert [event for event in told if event["direction"] == "in"] == expected
+    assert [event["reason"] for event in told if event["direction"] == "out"] == ["silent"] * gone

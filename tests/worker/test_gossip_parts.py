@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from gala.errors import GossipError, MessageError
 from gala_worker.gossip import codec, ring
+from gala_worker.gossip.journal import LOG_AGAIN_SECONDS, MAX_EVENTS, Journal
 from gala_worker.gossip.messages import CHUNK_BYTES, Chunk, Header, Precision
 from gala_worker.gossip.mixing import distance, mix_
 from gala_worker.gossip.slots import Inbox, Outbox, Received, Snapshot, SnapshotPool
@@ -267,3 +269,25 @@ def test_attempts_become_rare_and_are_not_simultaneous():
     assert max(np.diff(first)) <= ring.LONGEST_RETRY_SECONDS + 0.01
     assert 20 <= len(first) <= 60
     assert first != second
+
+
+# ------------------------------------------------------------------ what is told about neighbours
+
+
+def test_a_refusal_is_counted_each_time_and_told_once_in_a_while(caplog):
+    journal = Journal(logging.getLogger("test"))
+    for now in (0.0, 1.0, LOG_AGAIN_SECONDS + 1.0):
+        journal.refusal("WRONG_RUN", 3, "refused rank 3", now, direction="in")
+    journal.refusal("WRONG_RUN", 4, "refused rank 4", 1.0, direction="in")
+    refused = [{"event": "refused", "peer": peer, "reason": "WRONG_RUN", "direction": "in"} for peer in (3, 3, 4)]
+    assert journal.collect() == refused
+    assert journal.collect() == []
+    assert journal.counts == {"WRONG_RUN": 4}
+    assert [record.message for record in caplog.records] == ["refused rank 3", "refused rank 3", "refused rank 4"]
+
+
+def test_a_journal_that_nobody_collects_forgets_the_oldest_events():
+    journal = Journal(logging.getLogger("test"))
+    for number in range(MAX_EVENTS + 2):
+        journal.note("ring", number=number)
+    assert [event["number"] for event in journal.collect()] == list(range(2, MAX_EVENTS + 2))
