@@ -22,7 +22,7 @@ from gala_worker.algorithms.hub.messages import (
     Want,
 )
 from gala_worker.gossip import framing
-from gala_worker.gossip.grpc_transport import Wire
+from gala_worker.gossip.conversation import Wire
 from gala_worker.gossip.messages import Farewell, Refusal
 
 pb: Any = hub_pb2
