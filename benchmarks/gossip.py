@@ -196,7 +196,7 @@ def gossip_side(
     pipe.send("ready")
     pipe.recv()
     cpu, began, taken = time.process_time(), time.monotonic(), 0
-    outbox = peer._hood.out_edges[1 - rank].outbox
+    outbox = peer._hood.out_peers.edges[1 - rank].outbox
     while time.monotonic() - began < seconds:
         if rank == 0:
             version += 1

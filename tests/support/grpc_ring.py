@@ -78,7 +78,7 @@ class Ring:
 
     def lends(self) -> set[bool]:
         """Whether messages are lent, or sent: what is said of all open in-edges."""
-        sessions = [edge.session for peer in self.peers.values() for edge in peer._hood.in_edges.values()]
+        sessions = [edge.session for peer in self.peers.values() for edge in peer._hood.in_peers.edges.values()]
         return {session._viewer is not None for session in sessions if session is not None}
 
     def wait(self, predicate, seconds: float = PATIENCE) -> None:

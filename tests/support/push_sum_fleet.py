@@ -86,15 +86,15 @@ class Ledger:
         self._add(victim.vector, -victim.peer.weight)
         for snapshot, weight in fleet._on_the_way(victim):
             self._add(snapshot.buffer, -weight)
-        taken = {peer: edge.accepted for peer, edge in victim.peer._hood.in_edges.items()}
+        taken = {peer: edge.accepted for peer, edge in victim.peer._hood.in_peers.edges.items()}
         for peer, learner in fleet.learners.items():
-            edge = learner.peer._hood.out_edges.get(rank)
+            edge = learner.peer._hood.out_peers.edges.get(rank)
             for snapshot in edge.outbox.in_transit if edge is not None and peer != rank and not learner.stopped else []:
                 if snapshot.version <= taken.get(peer, 0):
                     self._add(snapshot.buffer, snapshot.weight)
         orphans = {
-            peer: (edge.outbox.in_transit, fleet.learners[peer].peer._hood.in_edges.get(rank))
-            for peer, edge in victim.peer._hood.out_edges.items()
+            peer: (edge.outbox.in_transit, fleet.learners[peer].peer._hood.in_peers.edges.get(rank))
+            for peer, edge in victim.peer._hood.out_peers.edges.items()
             if not fleet.learners[peer].stopped
         }
         before = {peer: edge.accepted for peer, (_, edge) in orphans.items() if edge is not None}

@@ -39,9 +39,9 @@ def edge(fleet: Fleet, rank: int, peer: int, direction: str):
 def assert_memory_is_bounded(fleet: Fleet) -> None:
     for learner in fleet.learners.values():
         hood = learner.peer._hood
-        assert all(edge.inbox.allocated <= BUFFERS_PER_IN_EDGE for edge in hood.in_edges.values())
-        assert learner.peer._pool.allocated <= 2 * max(1, len(hood.out_edges)) + 1
-        assert len(hood._receiving) <= len(fleet.learners) + 1
+        assert all(edge.inbox.allocated <= BUFFERS_PER_IN_EDGE for edge in hood.in_peers.edges.values())
+        assert learner.peer._pool.allocated <= 2 * max(1, len(hood.out_peers.edges)) + 1
+        assert len(hood.in_peers.sessions) <= len(fleet.learners) + 1
 
 
 def assert_all_mix(fleet: Fleet, ranks, seconds: float = 1.0) -> None:

@@ -76,7 +76,7 @@ def test_who_follows_an_older_plan_is_refused_until_it_has_read_the_newer():
     assert fleet.learners[0].peer.stats().out_peers == ()
     assert fleet.learners[1].peer.stats().out_peers == (0,)  # the newer may speak to the older
     assert events(fleet.learners[0], "refused")[0]["reason"] == "STALE_EPOCH"
-    fleet.learners[0].peer.set_plan(fleet.learners[1].peer._hood.plan)
+    fleet.learners[0].peer.set_plan(fleet.learners[1].peer._hood.standing.plan)
     assert fleet.network.run_until(fleet.is_connected, 6.0)
 
 
@@ -184,7 +184,7 @@ def test_a_crowd_at_the_door_is_turned_away_and_forgotten():
     assert sum(stranger.closed for stranger in crowd) == 2 * patience.MAX_STRANGERS
     fleet.network.advance(patience.HELLO_SECONDS + 1)
     assert all(stranger.closed for stranger in crowd)
-    assert len(fleet.learners[0].peer._hood._receiving) == 1
+    assert len(fleet.learners[0].peer._hood.in_peers.sessions) == 1
     assert fleet.is_connected()
 
 

@@ -162,7 +162,7 @@ def test_learners_come_and_go_and_what_they_own_comes_and_goes_with_them_and_not
     ledger.check()
     assert fleet.is_connected()
     assert radius(fleet) < 0.05
-    assert sum(learner.peer._hood.account.taken_back for learner in fleet.learners.values()) > 0
+    assert sum(learner.peer._hood.standing.account.taken_back for learner in fleet.learners.values()) > 0
 
 
 # ------------------------------------------------------------------ waiting

@@ -189,7 +189,7 @@ def test_receipts_are_few():
     for rank in range(1, 8):
         fleet.hang(rank)
     fleet.network.advance(3 * TIMEOUT)
-    account = fleet.learners[0].peer._hood.account
+    account = fleet.learners[0].peer._hood.standing.account
     assert account.receipts == MAX_RECEIPTS
     assert account.taken_back == 7
     settle(fleet)

@@ -89,7 +89,7 @@ def test_a_member_that_announces_too_much_is_refused_before_memory_is_taken(ring
     chunk = Chunk(1, 0, 2**31, b"x" * CHUNK_BYTES, Header(2**51, 0, 1.0, 0.0))
     heard = say(made, hello(made), framing.encode(chunk))
     assert [type(frame) for frame in heard] == [Welcome, Refusal]
-    assert made.peers[0]._hood.in_edges[1].inbox.allocated == 0
+    assert made.peers[0]._hood.in_peers.edges[1].inbox.allocated == 0
 
 
 def test_random_bytes_and_a_crowd_of_silent_connections_disturb_nobody(busy_ring):

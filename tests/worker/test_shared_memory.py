@@ -202,7 +202,7 @@ def test_a_lent_message_is_not_written_to_before_it_is_read(monkeypatch):
     lender.vector.fill_(1.0)
     lender.offer()
     fleet.network.advance(0.1)
-    edge = reader.peer._hood.in_edges[0]
+    edge = reader.peer._hood.in_peers.edges[0]
     received = edge.inbox.take()
     assert received is not None
     assert received.lent
@@ -226,7 +226,7 @@ def test_a_message_that_was_lent_on_a_stream_that_broke_is_never_written_to_agai
     lender.vector.fill_(1.0)
     lender.offer()
     fleet.network.advance(0.1)
-    received = reader.peer._hood.in_edges[0].inbox.take()  # the learner is mixing it while
+    received = reader.peer._hood.in_peers.edges[0].inbox.take()  # the learner is mixing it while
     assert received is not None
     assert fleet.network.sever(0, 1) > 0
     assert fleet.network.run_until(fleet.is_connected, 10.0)

@@ -140,11 +140,11 @@ class Fleet:
 
     def _on_the_way(self, learner: FleetLearner) -> list[tuple[Snapshot, float]]:
         hood = learner.peer._hood
-        found = list(hood.account.unsettled)
-        for rank, edge in hood.out_edges.items():
+        found = list(hood.standing.account.unsettled)
+        for rank, edge in hood.out_peers.edges.items():
             taken = 0
             if rank in self.learners and not self.learners[rank].stopped:
-                at_receiver = self.learners[rank].peer._hood.in_edges.get(learner.rank)
+                at_receiver = self.learners[rank].peer._hood.in_peers.edges.get(learner.rank)
                 if at_receiver is not None and at_receiver.incarnation == learner.incarnation:
                     taken = at_receiver.accepted
             if isinstance(edge.outbox, PushSumOutbox):

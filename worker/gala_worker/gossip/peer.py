@@ -9,8 +9,8 @@
         peer.answer_state_requests(make_state)
     peer.close()
 
-The rules live in `neighbourhood` (who is there), `sending` and `receiving` (each edge), and `rules` (when and how to
-mix); the network in the transport.
+The rules live in `neighbourhood`, `in_peers` and `out_peers` (who is there), `sending` and `receiving` (each edge), and
+`rules` (when and how to mix); the network in the transport.
 """
 
 from __future__ import annotations
@@ -101,7 +101,8 @@ class GossipPeer:
             condition=self._condition,
             buffers=buffers,
         )
-        self._rule: Rule = (PushSum if self._hood.push_sum else Average)(self._hood, transport.now)
+        self._own = self._hood.standing
+        self._rule: Rule = (PushSum if self._own.push_sum else Average)(self._hood)
         self._num_parameters = num_elements if num_parameters is None else num_parameters
         self._distance = Distance(0.0, 0.0)
         self._mixes = self._skips = 0
@@ -118,9 +119,9 @@ class GossipPeer:
 
         Raises: GossipError when the address cannot be had.
         """
-        hood = self._hood
-        address = hood.plan.learner(hood.rank).address.gossip
-        self._transport.serve(address, hood, hood.membership.heartbeat / 2, hood.message_bytes())
+        own, members = self._own, self._own.membership
+        address = own.plan.learner(own.rank).address.gossip
+        self._transport.serve(address, self._hood, members.heartbeat / 2, members.message_bytes)
         self._started = True
 
     def fetch_state(self, timeout_seconds: float, give_up: Callable[[], bool] = lambda: False) -> bytes | None:
@@ -129,7 +130,7 @@ class GossipPeer:
         Args:
             give_up: asked before each neighbour.
         """
-        plan, rank = self._hood.plan, self._hood.rank
+        plan, rank = self._own.plan, self._own.rank
         own = plan.learner(rank)
         order = dict.fromkeys((*own.in_peers, *own.out_peers, *sorted(plan.ranks, key=lambda peer: abs(peer - rank))))
         candidates = [peer for peer in order if peer != rank][:MAX_STATE_CANDIDATES]
@@ -165,7 +166,7 @@ class GossipPeer:
         if not self._started:
             return
         self._started = False
-        finished = self.global_steps() >= self._hood.plan.spec.total_steps
+        finished = self.global_steps() >= self._own.plan.spec.total_steps
         why = (Leaving.FINISHED if finished else Leaving.STOPPED) if farewell else None
         self._transport.call_soon(lambda: self._hood.leave(why))
         self._transport.close(CLOSE_SECONDS if farewell else 0.0)
@@ -181,13 +182,14 @@ class GossipPeer:
             steps: agent decisions that this learner has done.
         """
         began = time.perf_counter()
-        hood = self._hood
+        own = self._own
         with self._condition:
             self._rule.begin(version)
-            hood.version = version
-            hood.known_progress[hood.rank] = max(steps, hood.known_progress.get(hood.rank, 0))
-            round = version // hood.plan.spec.gossip.every_updates
-            edges = hood.routes[round % len(hood.routes)]
+            own.version = version
+            own.known_progress[own.rank] = max(steps, own.known_progress.get(own.rank, 0))
+            round = version // own.plan.spec.gossip.every_updates
+            routes = self._hood.out_peers.routes
+            edges = routes[round % len(routes)]
             snapshot = self._pool.acquire() if self._rule.has_receiver(edges, version) else None
         if snapshot is not None:
             snapshot.buffer.copy_(_tensor(vector))
@@ -231,7 +233,7 @@ class GossipPeer:
     def _wait(self) -> None:
         began = time.perf_counter()
         self.is_waiting = True
-        if not self._transport.wait(self._condition, self._rule.has_all, self._hood.membership.timeout):
+        if not self._transport.wait(self._condition, self._rule.has_all, self._own.membership.timeout):
             with self._condition:
                 self._rule.excuse()
         self.is_waiting = False
@@ -255,22 +257,21 @@ class GossipPeer:
 
     def progress(self) -> dict[int, int]:
         """Agent decisions done by each rank, as far as this learner has heard."""
-        with self._condition:
-            return dict(self._hood.known_progress)
+        return self._own.progress()
 
     def global_steps(self) -> int:
         """Agent decisions done by all learners together, as far as this one has heard."""
         with self._condition:
-            return sum(self._hood.known_progress.values())
+            return sum(self._own.known_progress.values())
 
     def merge_progress(self, progress: Progress) -> None:
         """Adds what a checkpoint or a neighbour's state knows."""
-        self._hood.merge_progress(progress)
+        self._own.merge_progress(progress)
 
     @property
     def weight(self) -> float:
         """Push-sum weight that this learner owns, without what is on its way; 1.0 where the run averages."""
-        return self._hood.account.weight
+        return self._own.account.weight
 
     def stats(self) -> GossipStats:
         """A consistent picture of this moment."""
@@ -285,16 +286,16 @@ class GossipPeer:
                 staleness_seconds=last.staleness_seconds if last else 0.0,
                 disagreement=last.disagreement if last else 0.0,
                 relative_disagreement=last.relative_disagreement if last else 0.0,
-                in_peers=tuple(sorted(rank for rank, edge in self._hood.in_edges.items() if edge.session)),
-                out_peers=self._hood.out_peers,
+                in_peers=tuple(sorted(rank for rank, edge in self._hood.in_peers.edges.items() if edge.session)),
+                out_peers=self._hood.out_peers.ranks,
                 edges=self._hood.edge_stats(),
-                strangers=self._hood.journal.counts,
-                weight=self._hood.account.weight,
+                strangers=self._own.journal.counts,
+                weight=self._own.account.weight,
             )
 
     def events(self) -> list[dict[str, Any]]:
         """What has happened since the last call: peer-gone, peer-back, ring, refused; oldest first."""
-        return self._hood.journal.collect()
+        return self._own.journal.collect()
 
     def wait(self, predicate: Callable[[GossipStats], bool], seconds: float) -> bool:
         """Blocks until the gossip looks like this; False when it did not in time. For tests and launch scripts."""
@@ -309,7 +310,7 @@ class GossipPeer:
             measured = slice(self._num_parameters)
             self._distance = distance(vector[measured], [buffer[measured] for buffer in buffers])
         self._rule.blend_(vector, messages)
-        now, version = self._transport.now(), self._hood.version
+        now, version = self._transport.now(), self._own.version
         mixing = Mixing(
             peers=tuple(edge.rank for edge in edges),
             versions=tuple(message.version for message in messages),

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
 from gala.errors import GossipError, MessageError
 from gala_worker.gossip import codec
-from gala_worker.gossip.buffers import Buffers
 from gala_worker.gossip.codec import Reassembler
 from gala_worker.gossip.messages import (
     Ack,
@@ -19,14 +17,13 @@ from gala_worker.gossip.messages import (
     Hello,
     Leaving,
     Loan,
-    Precision,
-    Progress,
     Reason,
     Refusal,
     Welcome,
 )
 from gala_worker.gossip.shared_memory import Viewer
 from gala_worker.gossip.slots import Inbox, Received
+from gala_worker.gossip.standing import Standing
 from gala_worker.gossip.stats import EdgeCounters, EdgeStats
 from gala_worker.gossip.transport import Link
 
@@ -75,21 +72,8 @@ class InEdge:
 class ReceiverHost(Protocol):
     """What the receiver's side needs of its peer."""
 
-    @property
-    def lock(self) -> AbstractContextManager[object]:
-        """Guards the inbox."""
-
-    buffers: Buffers
-    """For messages, and the neighbours' view of them."""
-
-    push_sum: bool
-    """Whether messages carry weights, and what is not taken is not acknowledged."""
-
-    def progress(self) -> Progress:
-        """What this peer knows."""
-
-    def merge_progress(self, progress: Progress) -> None:
-        """What a neighbour knows."""
+    standing: Standing
+    """Its lock guards the inbox."""
 
     def admit(self, session: Receiving, hello: Hello, now: float) -> InEdge | Refusal:
         """May this one push to us?"""
@@ -97,20 +81,8 @@ class ReceiverHost(Protocol):
     def welcome(self, edge: InEdge, *, sees_memory: bool) -> Welcome:
         """The answer to one that may."""
 
-    def message_bytes(self) -> int:
-        """Size of every message."""
-
-    def precision(self) -> Precision:
-        """Number format of every message."""
-
     def arrived(self, edge: InEdge, now: float) -> None:
         """A message is complete and acceptable."""
-
-    def own_version(self) -> int:
-        """This learner's update count."""
-
-    def takes_weight(self, weight: float) -> bool:
-        """Whether an honest message may carry it."""
 
     def message_refused(self, edge: InEdge | None, reason: Reason, text: str) -> None:
         """Something was not acceptable."""
@@ -125,7 +97,7 @@ class ReceiverHost(Protocol):
 class Receiving:
     """A `Session`: somebody pushes to this peer."""
 
-    def __init__(self, host: ReceiverHost, link: Link, now: float, *, heartbeat: float) -> None:
+    def __init__(self, host: ReceiverHost, link: Link, now: float) -> None:
         self.link = link
         self.edge: InEdge | None = None
         """None for a stranger, who has not said a proper hello."""
@@ -133,9 +105,10 @@ class Receiving:
         self.finished = False
         self.rejected = False
         self._host = host
-        self._heartbeat = heartbeat
+        self._standing = host.standing
+        self._heartbeat = host.standing.membership.heartbeat
         self._said_at = now
-        self._reassembler = Reassembler[Header](host.message_bytes())
+        self._reassembler = Reassembler[Header](host.standing.membership.message_bytes)
         self._viewer: Viewer | None = None
         self._header: Header | None = None
         self._arriving: Tensor | None = None
@@ -168,9 +141,9 @@ class Receiving:
         if self.finished:
             return None
         unsaid = self._done > self._acknowledged
-        if self._leaving is not None and not (unsaid and self._host.push_sum):
+        if self._leaving is not None and not (unsaid and self._standing.push_sum):
             self.finished = True
-            return Farewell(self._leaving, self._host.progress()) if self.edge else None
+            return Farewell(self._leaving, self._standing.progress()) if self.edge else None
         if self.edge is None:
             return None
         if self._refused is not None:
@@ -181,8 +154,8 @@ class Receiving:
             self._acknowledged = self._done
             return Ack(self._done)
         if now - self._said_at >= self._heartbeat:
-            version = self._taken if self._host.push_sum else self._acknowledged
-            return Heartbeat(version, self._host.progress())
+            version = self._taken if self._standing.push_sum else self._acknowledged
+            return Heartbeat(version, self._standing.progress())
         return None
 
     def receive(self, frame: Frame, now: float) -> None:
@@ -204,10 +177,10 @@ class Receiving:
             case Heartbeat():
                 if self._reassembler.in_progress or frame.version > self._reassembler.number:
                     raise MessageError(f"message {frame.version} or a part of it was lost on the way")
-                self._host.merge_progress(frame.progress)
+                self._standing.merge_progress(frame.progress)
             case Farewell():
                 self.finished = True
-                self._host.merge_progress(frame.progress)
+                self._standing.merge_progress(frame.progress)
                 self._host.sender_left(edge, frame.why)
             case _:
                 raise MessageError(f"a sender said {type(frame).__name__}")
@@ -225,7 +198,7 @@ class Receiving:
             self._to_say = verdict
         else:
             self.edge = verdict
-            self._viewer = self._host.buffers.viewer(hello)
+            self._viewer = self._standing.buffers.viewer(hello)
             self._to_say = self._host.welcome(verdict, sees_memory=self._viewer is not None)
         self.link.wake()
 
@@ -235,7 +208,7 @@ class Receiving:
             self._header = self._reassembler.begin(chunk)
             self._check(edge, chunk.version, self._header)
             self._arriving_since = now
-            with self._host.lock:
+            with self._standing.lock:
                 try:
                     self._arriving = edge.inbox.begin()
                 except GossipError as error:
@@ -259,7 +232,7 @@ class Receiving:
         self._reassembler.skip(loan.version, loan.header.num_bytes)
         self._check(edge, loan.version, loan.header)
         try:
-            buffer = codec.view(self._viewer, loan, self._host.precision())
+            buffer = codec.view(self._viewer, loan, self._standing.membership.precision)
         except GossipError as error:
             raise MessageError(str(error)) from error
         edge.counters.bytes += loan.header.num_bytes
@@ -271,14 +244,14 @@ class Receiving:
             raise MessageError(f"message {version} before message {self._reassembler.number} was acknowledged")
 
     def _check(self, edge: InEdge, version: int, header: Header) -> None:
-        if self._host.push_sum and version <= edge.accepted:
+        if self._standing.push_sum and version <= edge.accepted:
             raise MessageError(f"message {version} after message {edge.accepted} on another stream")
-        if not self._host.takes_weight(header.weight):
+        if not self._standing.takes_weight(header.weight):
             raise MessageError(f"message {version} with a weight of {header.weight:g}")
 
     def _deliver(self, edge: InEdge, version: int, header: Header, buffer: Tensor, now: float, *, lent: bool) -> bool:
         """Hands a complete message to the learner; False if it is not acceptable."""
-        self._host.merge_progress(header.progress)
+        self._standing.merge_progress(header.progress)
         if not codec.is_finite(buffer):
             edge.counters.refused += 1
             self._done = version
@@ -295,11 +268,11 @@ class Receiving:
             header.weight,
             max(0.0, header.age_seconds),
             self._arriving_since,
-            self._host.own_version(),
+            self._standing.version,
             self._message_done,
             lent,
         )
-        with self._host.lock:
+        with self._standing.lock:
             edge.inbox.deliver(received)
         self._host.arrived(edge, now)
         return True
@@ -311,7 +284,7 @@ class Receiving:
 
     def _abandon(self) -> None:
         if self._arriving is not None and self.edge is not None:
-            with self._host.lock:
+            with self._standing.lock:
                 self.edge.inbox.abandon(self._arriving)
         self._arriving = None
 

@@ -6,7 +6,7 @@ weighs it. `peer` asks; all methods but `blend_` and `settle_` are called with t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -61,51 +61,52 @@ class Rule(Protocol):
 class _Patience:
     """What both rules share: who counts, and since when nothing has been mixed."""
 
-    def __init__(self, hood: Neighbourhood, now: Callable[[], float]) -> None:
-        self._hood = hood
-        self._now = now
+    def __init__(self, hood: Neighbourhood) -> None:
+        self._own = hood.standing
+        self._in_peers = hood.in_peers
+        self._out_peers = hood.out_peers
         self._mixed_version: int | None = None
         self._first = 0
         """The version from which staleness counts at the earliest."""
 
     @property
     def _bound(self) -> int | None:
-        return self._hood.plan.spec.gossip.max_staleness
+        return self._own.plan.spec.gossip.max_staleness
 
     @property
     def _is_synchronous(self) -> bool:
         """Whether every exchange is waited for."""
-        return self._bound is not None and self._bound < self._hood.plan.spec.gossip.every_updates
+        return self._bound is not None and self._bound < self._own.plan.spec.gossip.every_updates
 
     @property
     def _is_one_peer(self) -> bool:
         """In a time-varying topology an in-peer pushes here in some rounds only: whatever is there is mixed."""
-        return self._hood.plan.spec.topology.type == "OnePeerExponential"
+        return self._own.plan.spec.topology.type == "OnePeerExponential"
 
     def begin(self, version: int) -> None:
-        every = self._hood.plan.spec.gossip.every_updates
+        every = self._own.plan.spec.gossip.every_updates
         if self._mixed_version is None or version < self._mixed_version:
             self._mixed_version = self._first = version - every
 
     def counted(self) -> list[InEdge]:
         """The in-peers that matter: live, and not without a message for longer than the timeout."""
-        oldest = self._now() - self._hood.membership.timeout
+        oldest = self._own.now() - self._own.membership.timeout
         return [
             edge
-            for edge in self._hood.in_edges.values()
+            for edge in self._in_peers.edges.values()
             if edge.session is not None and (edge.inbox.is_fresh or edge.valid_at > oldest)
         ]
 
     def excuse(self) -> None:
         # In-peers need no excuse: who let us wait for the full time does not count any more.
-        for edges in self._hood.routes:
+        for edges in self._out_peers.routes:
             for edge in edges:
                 edge.outbox.excused = edge.outbox.is_waiting
 
     def _all_under_way(self) -> bool:
         """Synchronous: what the neighbour has not taken yet must not be replaced, or left out, by what follows."""
         return not self._is_synchronous or not any(
-            edge.outbox.is_waiting and not edge.outbox.excused for edges in self._hood.routes for edge in edges
+            edge.outbox.is_waiting and not edge.outbox.excused for edges in self._out_peers.routes for edge in edges
         )
 
 
@@ -122,7 +123,7 @@ class Average(_Patience):
         return carriers
 
     def is_ready(self) -> bool:
-        return self.has_all() and any(edge.inbox.is_fresh for edge in self._hood.in_edges.values())
+        return self.has_all() and any(edge.inbox.is_fresh for edge in self._in_peers.edges.values())
 
     def has_all(self) -> bool:
         counted = self.counted()
@@ -135,19 +136,19 @@ class Average(_Patience):
     def is_overdue(self) -> bool:
         if self._bound is None or self._mixed_version is None:
             return False
-        return self._hood.version - self._mixed_version > self._bound
+        return self._own.version - self._mixed_version > self._bound
 
     def take(self) -> Taken:
         if not self.has_all() and not self.is_overdue():
             return []
         edges = self.counted()
         if not edges:
-            self._mixed_version = self._hood.version  # staleness counts while there is somebody to mix with
+            self._mixed_version = self._own.version  # staleness counts while there is somebody to mix with
         taken = [(edge, edge.inbox.take()) for edge in edges]
         return [(edge, received) for edge, received in taken if received is not None]
 
     def mixed(self, taken: Taken) -> None:
-        self._mixed_version = self._hood.version
+        self._mixed_version = self._own.version
 
     def settle_(self, vector: Tensor) -> None:
         """Nothing comes back: a message that is lost is lost."""
@@ -164,10 +165,10 @@ class PushSum(_Patience):
 
     def hand_out(self, snapshot: Snapshot, edges: Sequence[OutEdge]) -> list[OutEdge]:
         carriers = self._free(edges, snapshot.version)
-        share = self._hood.account.share(len(carriers)) if carriers else None
+        share = self._own.account.share(len(carriers)) if carriers else None
         if share is None:
             return []
-        self._hood.account.weight = snapshot.weight = share
+        self._own.account.weight = snapshot.weight = share
         for edge in carriers:
             edge.outbox.put(snapshot)
         return carriers
@@ -191,7 +192,7 @@ class PushSum(_Patience):
         bound, since = self._bound, self._mixed_version
         if bound is None or since is None:
             return True
-        version, counted = self._hood.version, self.counted()
+        version, counted = self._own.version, self.counted()
         if self._is_one_peer:
             late = counted and version - since > bound and not any(edge.inbox.is_fresh for edge in counted)
         else:
@@ -199,7 +200,7 @@ class PushSum(_Patience):
         return not late and self._all_under_way()
 
     def _heard(self, edge: InEdge) -> int:
-        known = edge.mixed_version <= self._hood.version  # the learner may have gone back since
+        known = edge.mixed_version <= self._own.version  # the learner may have gone back since
         return max(edge.mixed_version, self._first) if known else self._first
 
     def is_overdue(self) -> bool:
@@ -207,29 +208,29 @@ class PushSum(_Patience):
 
     def take(self) -> Taken:
         taken = []
-        for edge in self._hood.in_edges.values():
+        for edge in self._in_peers.edges.values():
             received = edge.inbox.take() if edge.session is not None else None
             if received is not None:
-                edge.accepted, edge.mixed_version = received.version, self._hood.version
+                edge.accepted, edge.mixed_version = received.version, self._own.version
                 taken.append((edge, received))
         if not self.counted():
-            self._mixed_version = self._hood.version
+            self._mixed_version = self._own.version
         return taken
 
     def mixed(self, taken: Taken) -> None:
-        self._mixed_version = self._hood.version
+        self._mixed_version = self._own.version
 
     def settle_(self, vector: Tensor) -> None:
-        hood = self._hood
-        with hood.lock:
-            due = hood.account.collect()
+        own = self._own
+        with own.lock:
+            due = own.account.collect()
         if due:
-            hood.account.add_(vector, due)
-            with hood.lock:
-                hood.account.release(due)
+            own.account.add_(vector, due)
+            with own.lock:
+                own.account.release(due)
 
     def blend_(self, vector: Tensor, messages: Sequence[Received]) -> None:
-        account, members = self._hood.account, len(self._hood.membership.ranks)
+        account, members = self._own.account, len(self._own.membership.ranks)
         buffers, weights = [message.buffer for message in messages], [message.weight for message in messages]
         weight = push_sum_mix_(vector, account.weight, buffers, weights)
         account.weight = min(weight, most_weight(members))  # nobody can make this learner's messages unacceptable

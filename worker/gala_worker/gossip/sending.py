@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from typing import Protocol
 
 from gala.errors import MessageError
@@ -19,13 +18,13 @@ from gala_worker.gossip.messages import (
     Hello,
     Leaving,
     Loan,
-    Progress,
     Reason,
     Refusal,
     Welcome,
 )
 from gala_worker.gossip.ring import Backoff
 from gala_worker.gossip.slots import Outbox
+from gala_worker.gossip.standing import Standing
 from gala_worker.gossip.stats import EdgeCounters, EdgeStats
 from gala_worker.gossip.transport import Link
 
@@ -69,24 +68,14 @@ class OutEdge:
 class SenderHost(Protocol):
     """What the sender's side needs of its peer."""
 
-    @property
-    def lock(self) -> AbstractContextManager[object]:
-        """Guards the outbox."""
-
-    def progress(self) -> Progress:
-        """What this peer knows."""
-
-    def merge_progress(self, progress: Progress) -> None:
-        """What a neighbour knows."""
+    standing: Standing
+    """Its lock guards the outbox."""
 
     def welcomed(self, session: Sending, welcome: Welcome, now: float) -> None:
         """The receiver takes our messages."""
 
     def refused(self, session: Sending, refusal: Refusal) -> None:
         """The receiver does not."""
-
-    def acknowledged(self) -> None:
-        """An edge is ready for its next message."""
 
     def receiver_left(self, session: Sending, why: Leaving) -> None:
         """The receiver said farewell."""
@@ -98,19 +87,18 @@ class SenderHost(Protocol):
 class Sending:
     """A `Session`: this peer pushes to `rank`."""
 
-    def __init__(
-        self, host: SenderHost, link: Link, hello: Hello, outbox: Outbox, counters: EdgeCounters, *, heartbeat: float
-    ) -> None:
+    def __init__(self, host: SenderHost, link: Link, hello: Hello, outbox: Outbox, counters: EdgeCounters) -> None:
         self.rank = hello.receiver
         self.link = link
         self.state = SenderState.GREETING
         self.heard_at: float | None = None
         self.began_at: float | None = None
         self._host = host
+        self._standing = host.standing
         self._hello = hello
         self._outbox = outbox
         self._counters = counters
-        self._heartbeat = heartbeat
+        self._heartbeat = host.standing.membership.heartbeat
         self._said_at = 0.0
         self._greeted = False
         self._chunks: Iterator[Chunk] | None = None
@@ -146,9 +134,9 @@ class Sending:
         frame: Frame | None = self._next_piece(now)
         if frame is None and self._leaving is not None and self._may_go():
             self.state = SenderState.CLOSED
-            frame = Farewell(self._leaving, self._host.progress())
+            frame = Farewell(self._leaving, self._standing.progress())
         if frame is None and now - self._said_at >= self._heartbeat:
-            frame = Heartbeat(self._outbox.last_sent, self._host.progress())
+            frame = Heartbeat(self._outbox.last_sent, self._standing.progress())
         if frame is not None:
             self._said_at = now
         return frame
@@ -165,21 +153,21 @@ class Sending:
                 return chunk
             self._chunks = None
             self._counters.messages += 1
-            with self._host.lock:
+            with self._standing.lock:
                 self._outbox.sent()
         if self._leaving is not None:
             return None
-        with self._host.lock:
+        with self._standing.lock:
             snapshot = self._outbox.begin()
             segment = snapshot.segment if snapshot is not None and self._lends else None
             if segment is not None:
                 self._outbox.lend()
         if snapshot is None:
             return None
-        self._host.acknowledged()  # what was waiting is on its way
+        self._standing.notify()  # what was waiting is on its way
         payload = codec.window(snapshot.buffer)
         age = max(0.0, now - snapshot.taken_at)
-        header = Header(len(payload), snapshot.round, snapshot.weight, age, self._host.progress())
+        header = Header(len(payload), snapshot.round, snapshot.weight, age, self._standing.progress())
         if segment is not None:
             self._counters.bytes += len(payload)
             self._counters.messages += 1
@@ -199,7 +187,7 @@ class Sending:
                 self.state = SenderState.OPEN
                 self._lends = frame.sees_memory and self._hello.memory is not None
                 self._said_at = now
-                self._host.merge_progress(frame.progress)
+                self._standing.merge_progress(frame.progress)
                 self._host.welcomed(self, frame, now)
             case Refusal():
                 self.state = SenderState.CLOSED
@@ -210,11 +198,11 @@ class Sending:
                     self._counters.refused += 1
                     self._host.refused(self, Refusal(frame.refused))
             case Heartbeat() if self.state is SenderState.OPEN:
-                self._host.merge_progress(frame.progress)
+                self._standing.merge_progress(frame.progress)
                 self._done_with(frame.version)
             case Farewell():
                 self.state = SenderState.CLOSED
-                self._host.merge_progress(frame.progress)
+                self._standing.merge_progress(frame.progress)
                 self._host.receiver_left(self, frame.why)
             case _ if self.state is SenderState.CLOSED:
                 pass  # on its way when we said farewell
@@ -225,12 +213,12 @@ class Sending:
     def _done_with(self, version: int, refused: Reason | None = None) -> None:
         if version > self._outbox.last_sent:
             raise MessageError(f"an acknowledgement of message {version}, which was not sent")
-        with self._host.lock:
+        with self._standing.lock:
             if refused is None:
                 self._outbox.acknowledge(version)
             else:
                 self._outbox.refuse(version)
-        self._host.acknowledged()
+        self._standing.notify()
 
     def reject(self, problem: str) -> None:
         """The receiver makes no sense: close and try again later."""
@@ -242,6 +230,6 @@ class Sending:
         """The stream is closed."""
         self.state = SenderState.CLOSED
         self._chunks = None
-        with self._host.lock:
+        with self._standing.lock:
             self._outbox.reset(now)
         self._host.sender_ended(self, now, why)
