@@ -74,9 +74,10 @@ class Run:
         counters = Counters(steps=global_steps, wall_seconds=60.0 + rank, progress={0: global_steps})
         return model_file.export_model(self.learner(rank), self.flat, plan or self.plan, rank, counters, weight=weight)
 
-    def save_checkpoint(self, rank: int, offset: float, global_steps: int) -> None:
+    def save_checkpoint(self, rank: int, offset: float, global_steps: int, *, weight: Any = 1.0) -> None:
         saved = checkpoint.Checkpoint(
             tensors={checkpoint.VECTOR: self.start + offset},
+            counters={"weight": weight},
             schema_hash=self.flat.schema.hash,
             global_steps=global_steps,
         )
@@ -280,6 +281,26 @@ def test_an_unfinished_run_is_evaluated_by_the_average_of_its_newest_checkpoints
         source = evaluate.load_newest(player, run.directory, run.plan)
         assert torch.allclose(player._flat.vector, run.start + 0.75)
     assert source == "average of 2 of 3 learners' checkpoints at 240 steps"
+
+
+def test_the_checkpoint_of_a_learner_that_is_gone_for_long_does_not_count(tmp_path: Path) -> None:
+    run = Run(tmp_path, make_plan(checkpoint={"everySteps": 100}))
+    run.save_checkpoint(0, 0.5, 500)
+    run.save_checkpoint(1, 1.0, 300)
+    run.save_checkpoint(2, 9.0, 299)
+    with Player(run.plan.spec, 1) as player:
+        source = evaluate.load_newest(player, run.directory, run.plan)
+        assert torch.allclose(player._flat.vector, run.start + 0.75)
+    assert source == "average of 2 of 3 learners' checkpoints at 500 steps"
+
+
+def test_checkpoints_of_push_sum_are_averaged_by_their_weights(run: Run) -> None:
+    run.save_checkpoint(0, 0.0, 80, weight=0.5)
+    run.save_checkpoint(1, 0.25, 80, weight=0.5)
+    run.save_checkpoint(2, 0.5, 80, weight=2.0)
+    with Player(run.plan.spec, 1) as player:
+        evaluate.load_newest(player, run.directory, run.plan)
+        assert torch.allclose(player._flat.vector, run.start + (0.25 * 0.5 + 0.5 * 2.0) / 3)
 
 
 def test_a_run_with_nothing_to_evaluate_says_when_there_will_be(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

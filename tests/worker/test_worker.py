@@ -13,17 +13,20 @@ import torch
 from gala import names
 from gala.plan import Address, RunPlan, plan
 from gala.spec import parse
+from gala_worker import checkpoint
 from gala_worker import worker as module
 from gala_worker.algorithms.a2c import Update
 from gala_worker.algorithms.algorithm import Algorithm, Setup
 from gala_worker.config import WorkerConfig
 from gala_worker.gossip.stats import GossipStats
+from gala_worker.model_file import load_model
 from gala_worker.rollout import Collector
 from gala_worker.state import Counters
 from gala_worker.worker import Worker
 from ports import free_ports
 
 STEPS_PER_UPDATE = 10
+WEIGHT = 0.75
 
 
 class Led(Algorithm):
@@ -51,7 +54,7 @@ class Led(Algorithm):
         return None
 
     def stats(self) -> GossipStats:
-        return GossipStats()
+        return GossipStats(weight=WEIGHT)
 
     def close(self) -> None:
         self.closed = True
@@ -139,6 +142,15 @@ def test_a_worker_ends_when_its_algorithm_says_that_the_run_is_over_whatever_it_
     [end] = [event for event in bench.events() if event["event"] in ("finished", "stopped")]
     assert (end["event"], end["globalSteps"]) == ("finished", 3 * STEPS_PER_UPDATE)
     assert (bench.learner() / names.FINAL_DIRECTORY / names.MODEL_FILE).is_file()
+
+
+def test_a_checkpoint_and_the_final_model_say_how_much_the_learner_weighs(bench):
+    made = bench.write_plan()
+    assert bench.run(over_after(1))
+    model = load_model(bench.learner() / names.FINAL_DIRECTORY / names.MODEL_FILE)
+    kept = checkpoint.load_latest(bench.learner() / names.CHECKPOINTS_DIRECTORY, model.schema_hash)
+    assert (model.record["weight"], kept.counters["weight"]) == (WEIGHT, WEIGHT)
+    assert made.run_name == model.record["run"]
 
 
 @pytest.mark.parametrize(("environment", "expected"), [("CartPole-v1", 1), ("ALE/Pong-v5", 2)])

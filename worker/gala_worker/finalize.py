@@ -29,8 +29,6 @@ MODES: Final[tuple[Mode, ...]] = ("greedy", "sampled")
 LEFT_BEHIND: Final = 0.05
 """A learner that ended earlier than the furthest one by more than this share of its steps is left out of the average:
 its parameters are of another time."""
-MAX_WEIGHT: Final = float(names.MAX_LEARNERS)
-"""Push-sum's weights add up to the number of learners."""
 PACKAGES: Final = ("gala", "torch", "gymnasium", "ale_py", "numpy")
 
 Progress = Callable[[dict[str, Any]], None]
@@ -48,7 +46,9 @@ def finalize(run_dir: Path, *, progress: Progress = lambda line: None) -> dict[s
         models = collect(run_dir, plan, player.schema_hash, progress)
         progress({"event": "averaging", "ranks": sorted(models)})
         kept = [model for _, model in sorted(models.items())]
-        player.load(model_file.average([model.tensors for model in kept], [_weight(model) for model in kept]))
+        player.load(
+            model_file.average([model.tensors for model in kept], [model_file.share(model.record) for model in kept])
+        )
         results: dict[Mode, EvaluationResult] = {}
         for mode in MODES:
             progress({"event": "evaluating", "mode": mode, "episodes": plan.spec.evaluation.episodes})
@@ -147,12 +147,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _print(line: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(line) + "\n")
     sys.stdout.flush()
-
-
-def _weight(model: Model) -> float:
-    """Its share of the average. A file that says nonsense, or is older than the weights, counts like any other."""
-    weight = model.record.get("weight", 1.0)
-    return float(weight) if isinstance(weight, int | float) and 0 < weight < MAX_WEIGHT else 1.0
 
 
 def _steps(model: Model) -> int:

@@ -28,6 +28,8 @@ from gala_worker.flat import FlatState
 from gala_worker.state import Counters
 
 FORMAT: Final = "gala-model/1"
+MAX_WEIGHT: Final = float(names.MAX_LEARNERS)
+"""Push-sum's weights add up to the number of learners."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,6 +110,15 @@ def load_model(path: Path, schema_hash: str | None = None) -> Model:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"{path} holds values that are not finite, in {name}")
     return Model(tensors=tensors, schema_hash=found, record=record if isinstance(record, dict) else {})
+
+
+def share(record: Mapping[str, Any]) -> float:
+    """A learner's share of an average, from what is recorded beside its parameters: its push-sum weight.
+
+    A record that says nonsense, or is older than the weights, counts like any other.
+    """
+    weight = record.get("weight", 1.0)
+    return float(weight) if isinstance(weight, int | float) and 0 < weight < MAX_WEIGHT else 1.0
 
 
 def average(models: Sequence[Mapping[str, Tensor]], weights: Sequence[float] | None = None) -> dict[str, Tensor]:

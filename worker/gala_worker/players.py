@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 import torch
 from torch import Tensor
@@ -24,6 +24,10 @@ from gala_worker.evaluation import (
     make_evaluation_simulators,
 )
 from gala_worker.flat import FlatState
+
+MOST_CHECKPOINTS_BEHIND: Final = 2
+"""A learner whose newest checkpoint is older than that, by the others' count, has failed or been away: its parameters
+are of another time, and left out of an average of checkpoints."""
 
 
 class Player:
@@ -113,6 +117,8 @@ def evaluation_seed(plan: RunPlan) -> int:
 def load_newest(player: Player, run_dir: Path, plan: RunPlan) -> str:
     """Gives `player` the final model or, while the run is not finished, the average of the newest checkpoints.
 
+    With push-sum it is the weighted one, as of the final model.
+
     Returns:
         What was loaded, in words.
 
@@ -134,7 +140,10 @@ def load_newest(player: Player, run_dir: Path, plan: RunPlan) -> str:
             f"{run_dir} has nothing to evaluate yet: no final model and no checkpoint; the learners write one every "
             f"{plan.spec.checkpoint.every_steps:,} steps and when they are stopped"
         )
-    mean = model_file.average([{checkpoint.VECTOR: found.tensors[checkpoint.VECTOR]} for found in newest.values()])
-    player.load_vector(mean[checkpoint.VECTOR])
     steps = max(found.global_steps for found in newest.values())
-    return f"average of {len(newest)} of {len(plan.ranks)} learners' checkpoints at {steps:,} steps"
+    oldest = steps - MOST_CHECKPOINTS_BEHIND * plan.spec.checkpoint.every_steps
+    kept = [found for found in newest.values() if found.global_steps >= oldest]
+    models = [{checkpoint.VECTOR: found.tensors[checkpoint.VECTOR]} for found in kept]
+    mean = model_file.average(models, [model_file.share(found.counters) for found in kept])
+    player.load_vector(mean[checkpoint.VECTOR])
+    return f"average of {len(kept)} of {len(plan.ranks)} learners' checkpoints at {steps:,} steps"

@@ -49,8 +49,14 @@ def capture(
     optimizer_state: Mapping[str, Tensor],
     counters: Counters,
     generator: torch.Generator | None = None,
+    *,
+    weight: float = 1.0,
 ) -> Checkpoint:
-    """A copy of the learner's state; with `generator` it is a checkpoint, without it is what a joiner gets."""
+    """A copy of the learner's state; with `generator` it is a checkpoint, without it is what a joiner gets.
+
+    Args:
+        weight: push-sum's; for those who average checkpoints. A learner starts with 1.0 again.
+    """
     kept = {VECTOR: flat.vector, **optimizer_state}
     tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in kept.items()}
     if generator is not None:
@@ -64,6 +70,7 @@ def capture(
             "wallSeconds": counters.wall_seconds,
             "epoch": counters.epoch,
             "progress": {str(rank): steps for rank, steps in counters.progress.items()},
+            "weight": weight,
         },
         schema_hash=flat.schema.hash,
         global_steps=counters.global_steps,

@@ -358,7 +358,8 @@ class Worker:
     def _save(self) -> None:
         self._counters.wall_seconds = self._wall_seconds()
         generator = self._collector.generator if self._collector else torch.Generator()
-        content = capture(self._flat, self._algorithm.optimizer_state, self._counters, generator)
+        weight = self._algorithm.stats().weight
+        content = capture(self._flat, self._algorithm.optimizer_state, self._counters, generator, weight=weight)
         try:
             path = checkpoint.save(self._checkpoints, content, self._spec.checkpoint.keep)
         except CheckpointError as error:
