@@ -1,14 +1,17 @@
 """One look at a run: what is observed -> `decide` -> the API.
 
-Place in the flow: the workers of `queue` call `reconcile`. In the steady state nothing is written: `decide` asks only
-for what differs, and the status is sent only where it differs from what was last seen.
+Place in the flow: the workers of `queue` call `reconcile`. A look has two parts: what is to be done, and the status and
+the Events that tell of it. The second may wait while other runs miss a pod. In the steady state nothing is written:
+`decide` asks only for what differs, and the status is sent only where it differs from what was last seen.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
@@ -19,6 +22,7 @@ from gala_operator.kinds import POD, RUN
 from gala_operator.logs import run_context
 from gala_operator.metrics import Metrics
 from gala_operator.observed import Observed, RunObject
+from gala_operator.queue import Rest
 from gala_operator.records import Key, key_of
 from gala_operator.settings import OperatorSettings
 from gala_operator.status import with_problem
@@ -92,28 +96,43 @@ class Controller:
         """The run's resourceVersion after our last status, and that status: what the server prunes of it is not sent
         again and again."""
 
-    async def reconcile(self, key: Key) -> float | None:
-        """One look. Returns in how many seconds to look again although nothing has happened.
+    async def reconcile(self, key: Key) -> Rest:
+        """One look, but for what tells of it, which is the `Rest`.
 
         Raises:
-            ApiError: something could not be done; what was decided after it has not been tried.
+            ApiError: of both parts: something could not be done; what was decided after it has not been tried.
         """
-        with run_context(*key), self._metrics.reconcile_seconds.time():
+        began = time.perf_counter()
+        with self._error_counted(key):
+            tell = await self._act(key)
+        spent = time.perf_counter() - began
+
+        async def rest() -> float | None:
+            began = time.perf_counter()
+            with self._error_counted(key):
+                seconds = await tell()
+            self._metrics.reconcile_seconds.observe(spent + time.perf_counter() - began)
+            self._metrics.reconciles.labels("success").inc()
+            return seconds
+
+        return rest
+
+    @contextlib.contextmanager
+    def _error_counted(self, key: Key) -> Iterator[None]:
+        with run_context(*key):
             try:
-                seconds = await self._look(key)
+                yield
             except BaseException:
                 self._metrics.reconciles.labels("error").inc()
                 raise
-        self._metrics.reconciles.labels("success").inc()
-        return seconds
 
-    async def _look(self, key: Key) -> float | None:
+    async def _act(self, key: Key) -> Rest:
         run = self._cache.run(key)
         if run is None or run.deleting:
             # What it owned goes with it: the garbage collector's work, also while no operator runs.
             self._workers.watch(key, False)
             self._written.pop(key, None)
-            return None
+            return _nothing
         now = self._clock()
         actions = self._decide(run, self._cache.observed(key), now, self._settings)
         refusal, decided = None, actions.status
@@ -128,6 +147,11 @@ class Controller:
             self._events.post(run, RunEvent(type="Warning", reason=reason, message=error.message))
             decided = with_problem(decided, reason, error.message, generation=run.generation, now=now)
         self._workers.watch(key, actions.poll)
+        return lambda: self._tell(key, run, actions, decided, refusal)
+
+    async def _tell(
+        self, key: Key, run: RunObject, actions: Actions, decided: Mapping[str, Any], refusal: ApiError | None
+    ) -> float | None:
         if actions.delete_run:
             log.info("the run's time to live is over")
             await self._cluster.delete_run(run.namespace, run.name, run.uid)
@@ -143,7 +167,7 @@ class Controller:
             return SOON_SECONDS  # the answer to our write brought a new spec, whose own event is then no news
         if actions.requeue_at is None:
             return None
-        return max((actions.requeue_at - now).total_seconds(), SOON_SECONDS)
+        return max((actions.requeue_at - self._clock()).total_seconds(), SOON_SECONDS)
 
     async def _carry_out(self, key: Key, run: RunObject, actions: Actions) -> None:
         for manifest in actions.apply:
@@ -229,6 +253,10 @@ def without_nulls(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [without_nulls(item) for item in value]
     return value
+
+
+async def _nothing() -> None:
+    """Of a run that is no more, nothing is told."""
 
 
 async def _together(awaitables: Any) -> None:

@@ -2,7 +2,9 @@
 
 What is added twice is done once; what is added while it is being worked on is done again afterwards. What is missing (a
 pod is gone) comes before what has happened, and routine (answers of learners, resyncs) behind it, so that an operator
-with its hands full still replaces a pod at once.
+with its hands full still replaces a pod at once. What is left of a key's work may wait while others miss something: its
+`Rest`.
+
 Failures come back after a back-off of their own key; `add_after` is for deadlines. All of it belongs to one event loop.
 """
 
@@ -22,6 +24,11 @@ log = logging.getLogger(__name__)
 
 K = TypeVar("K", bound=Hashable)
 
+Rest = Callable[[], Awaitable[float | None]]
+"""What is left of a key's work, and can wait until nothing urgent does. Returns what a handler returns."""
+Handler = Callable[[K], Awaitable[float | Rest | None]]
+"""Works on a key. Returns in how many seconds to come back although nothing has happened, None for never; or a rest."""
+
 FIRST_BACK_OFF_SECONDS: Final = 0.25
 MAX_BACK_OFF_SECONDS: Final = 60.0
 FAIR_TURN: Final = 8
@@ -30,8 +37,9 @@ FAIR_TURN: Final = 8
 
 class _Urgency(enum.IntEnum):
     URGENT = 0
-    NEWS = 1
-    ROUTINE = 2
+    REST = 1
+    NEWS = 2
+    ROUTINE = 3
 
 
 class WorkQueue(Generic[K]):
@@ -54,6 +62,8 @@ class WorkQueue(Generic[K]):
         self._added: dict[K, tuple[float, _Urgency]] = {}
         """Keys to be done -> since when; also those whose turn comes only when their worker is done with them."""
         self._busy: set[K] = set()
+        self._rests: dict[K, tuple[float, Rest]] = {}
+        """Keys whose work is half done -> since when, and the other half. They are busy, and ready."""
         self._due: dict[K, float] = {}
         self._heap: list[tuple[float, int, K]] = []
         self._count = 0
@@ -63,7 +73,7 @@ class WorkQueue(Generic[K]):
 
     def __len__(self) -> int:
         """Keys that wait for a worker; those with a delay do not count."""
-        return len(self._added)
+        return len(self._added.keys() | self._rests.keys())
 
     @property
     def num_busy(self) -> int:
@@ -93,6 +103,11 @@ class WorkQueue(Generic[K]):
             return
         self._added[key] = since, urgency
         if key in self._busy:
+            if urgency is _Urgency.URGENT and key in self._ready[_Urgency.REST]:
+                # It has lost another pod: what it waits for itself must not be kept waiting by others.
+                del self._ready[_Urgency.REST][key]
+                self._ready[_Urgency.URGENT][key] = None
+                self._wake()
             return
         if known is not None:
             del self._ready[known][key]
@@ -142,9 +157,10 @@ class WorkQueue(Generic[K]):
                     self._wake()  # it was meant for one who does not come any more
                 raise
         key = self._next()
-        self._waited(asyncio.get_running_loop().time() - self._added.pop(key)[0])
-        self._due.pop(key, None)
-        self._busy.add(key)
+        if key not in self._rests:
+            self._waited(asyncio.get_running_loop().time() - self._added.pop(key)[0])
+            self._due.pop(key, None)
+            self._busy.add(key)
         return key
 
     def done(self, key: K) -> None:
@@ -154,36 +170,59 @@ class WorkQueue(Generic[K]):
             self._ready[self._added[key][1]][key] = None
             self._wake()
 
-    async def work(self, handle: Callable[[K], Awaitable[float | None]], *, workers: int) -> None:
+    async def work(self, handle: Handler[K], *, workers: int) -> None:
         """Until cancelled: hands every key to `handle`, so many at the same time.
 
-        `handle` returns in how many seconds to come back although nothing has happened, None for never. What it raises
-        is logged, and the key comes back after its back-off.
+        What it raises is logged, and the key comes back after its back-off.
         """
         async with asyncio.TaskGroup() as group:
             for number in range(workers):
                 group.create_task(self._worker(handle), name=f"reconcile-{number}")
 
-    async def _worker(self, handle: Callable[[K], Awaitable[float | None]]) -> None:
+    async def _worker(self, handle: Handler[K]) -> None:
         while True:
             key = await self.get()
+            rest: Rest | None = None
             try:
-                seconds = await handle(key)
+                outcome = await self._take_part(key, handle)
+                if callable(outcome):
+                    rest = outcome
+                else:
+                    self.forget(key)
+                    if outcome is not None:
+                        self.add_after(key, outcome)
             except Exception:
                 log.exception("%s failed, coming back in %.1f s", key, self.retry(key))
-            else:
-                self.forget(key)
-                if seconds is not None:
-                    self.add_after(key, seconds)
             finally:
-                self.done(key)
+                if rest is not None:
+                    self._put_off(key, rest)
+                else:
+                    self.done(key)
+
+    async def _take_part(self, key: K, handle: Handler[K]) -> float | Rest | None:
+        """What is left of the key's work, or all of it; a `Rest` if that has to wait."""
+        if key in self._rests:
+            return await self._rests.pop(key)[1]()
+        outcome = await handle(key)
+        return outcome if not callable(outcome) or self._ready[_Urgency.URGENT] else await outcome()
+
+    def _put_off(self, key: K, rest: Rest) -> None:
+        self._rests[key] = asyncio.get_running_loop().time(), rest
+        again = self._added.get(key)
+        is_urgent = again is not None and again[1] is _Urgency.URGENT
+        self._ready[_Urgency.URGENT if is_urgent else _Urgency.REST][key] = None
+        self._wake()
 
     def _next(self) -> K:
         self._turns += 1
-        foremost = [next(iter(keys)) for keys in self._ready.values() if keys]
-        key = min(foremost, key=self._added.__getitem__) if self._turns % FAIR_TURN == 0 else foremost[0]
-        del self._ready[self._added[key][1]][key]
+        foremost = [(urgency, next(iter(keys))) for urgency, keys in self._ready.items() if keys]
+        urgency, key = min(foremost, key=self._since) if self._turns % FAIR_TURN == 0 else foremost[0]
+        del self._ready[urgency][key]
         return key
+
+    def _since(self, candidate: tuple[_Urgency, K]) -> float:
+        key = candidate[1]
+        return (self._rests.get(key) or self._added[key])[0]
 
     def _has_ready(self) -> bool:
         return any(self._ready.values())

@@ -47,7 +47,12 @@ class Live:
     def look(self) -> list[tuple[str, str, str]]:
         """One pass; the requests that it waited for."""
         before = len(self.cluster.calls)
-        asyncio.run(self.controller.reconcile(KEY))
+
+        async def look() -> None:
+            tell = await self.controller.reconcile(KEY)
+            await tell()
+
+        asyncio.run(look())
         return self.cluster.calls[before:]
 
     def runs(self, rank: int) -> None:
@@ -92,6 +97,24 @@ def test_a_new_run_takes_one_request_for_each_child_and_pod_and_one_for_its_stat
         ("create", "Pod", "pong-1"),
         ("patch", "GalaRun/status", "pong"),
     ]
+
+
+def test_a_lost_pod_is_replaced_before_anything_is_told_of_it() -> None:
+    live = Live()
+    live.start()
+    live.cache.remove("Pod", live.cluster.objects.pop(("Pod", "lab", "pong-1")))
+    before = len(live.cluster.calls)
+
+    async def look() -> None:
+        tell = await live.controller.reconcile(KEY)
+        assert live.cluster.calls[before:] == [("create", "Pod", "pong-1")]
+        await tell()
+
+    asyncio.run(look())
+    assert live.cluster.calls[before + 1 :] == [("patch", "GalaRun/status", "pong")]
+    asyncio.run(live.events.flush(1.0))
+    told = [raw["reason"] for (kind, _, _), raw in live.cluster.objects.items() if kind == "Event"]
+    assert told.count("LearnerReplaced") == 1
 
 
 def test_a_deleted_pod_is_replaced_with_one_request_and_one_for_the_status_and_no_event_is_waited_for() -> None:

@@ -3,24 +3,11 @@
 import asyncio
 import itertools
 import logging
-from collections.abc import Awaitable, Callable
 
 import pytest
 
 from gala_operator.queue import FAIR_TURN, WorkQueue
-
-
-def run(scenario: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(scenario(), 20))
-
-
-async def working(queue: WorkQueue[str], handle: Callable[[str], Awaitable[float | None]], workers: int = 4):
-    return asyncio.create_task(queue.work(handle, workers=workers))
-
-
-async def stop(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+from queue_work import run, stop, working
 
 
 def test_a_key_added_many_times_is_worked_on_once() -> None:

@@ -61,7 +61,8 @@ class World:
 
         async def reconcile() -> float | None:
             try:
-                return await self.controller.reconcile(KEY)
+                tell = await self.controller.reconcile(KEY)
+                return await tell()
             finally:
                 await self.events.flush(1.0)
 
