@@ -228,14 +228,14 @@ def test_the_results_pod_finds_room_while_the_learners_hold_theirs() -> None:
     pod = results_of(run_with(**EVERYTHING))
     assert container_of(pod)["command"] == ["python", "-m", "gala_worker.results"]
     assert container_of(pod)["resources"] == {
-        "requests": {"cpu": "500m", "memory": "1Gi"},
+        "requests": {"cpu": "50m", "memory": "128Mi"},
         "limits": {"memory": "32Gi"},
     }
     assert set(pod["spec"]["affinity"]) == {"nodeAffinity"}
     assert "topologySpreadConstraints" not in pod["spec"]
     assert pod["spec"]["nodeSelector"] == {"pool": "gpu"}
-    small = results_of(run_with(worker={"resources": {"requests": {"cpu": "100m"}, "limits": {"memory": "512Mi"}}}))
-    assert container_of(small)["resources"]["requests"] == {"cpu": "100m", "memory": "512Mi"}
+    small = results_of(run_with(worker={"resources": {"requests": {"cpu": "20m"}, "limits": {"memory": "100Mi"}}}))
+    assert container_of(small)["resources"]["requests"] == {"cpu": "20m", "memory": "100Mi"}
     assert container_of(results_of(run_with()))["resources"] == {}
     assert pod["metadata"]["labels"][names.LABEL_ROLE] == names.ROLE_RESULTS
     assert names.ENV_RANK not in environment_of(pod)

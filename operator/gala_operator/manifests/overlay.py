@@ -27,8 +27,9 @@ SHARED_MEMORY_SIZE: Final = "1Gi"
 FILE_SYSTEM_GROUP: Final = 65532
 """Group that owns a claim's files when the run names none: a fresh volume belongs to root, and no learner is root."""
 
-RESULTS_REQUESTS: Final = {"cpu": "500m", "memory": "1Gi"}
-"""What the results pod asks for at most: it must find room while the learners still hold theirs."""
+RESULTS_REQUESTS: Final = {"cpu": "50m", "memory": "128Mi"}
+"""What the results pod asks for at most. It must find room while the learners, which wait for it without computing,
+still hold theirs: in a cluster full of learners that wait for such pods no room would ever become free."""
 
 
 def scheduling(worker: Worker, owner: Owner) -> dict[str, Any]:
