@@ -1,12 +1,12 @@
 """The operator at scale: hundreds of runs on a real API server and etcd, without kubelets.
 
     tests/cluster/node/install.sh                  # the binaries, once
-    python benchmarks/operator_scale.py [--runs 500] [--learners 4] [--delete 100] [--seconds 60] [--json]
+    python benchmarks/operator_scale.py [--runs 500] [--learners 4] [--delete 100] [--bursts 1] [--seconds 60] [--json]
 
 1. the floor: as many Jobs with as many pods each, made with kubectl, carried out by Kubernetes' own Job controller;
 2. the runs, made with kubectl at once: until all pods are there, until all runs say Running;
 3. `--seconds` of learners whose numbers stand still: what is written; and again of learners that train;
-4. `--delete` pods deleted at the same moment: how long until each has its successor;
+4. `--delete` pods deleted at the same moment, `--bursts` times: how long until each has its successor;
 5. the operator restarted: what it writes.
 
 One program plays all kubelets (bare_cluster.py); its work and the API server's share the machine with the operator.
@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=500)
     parser.add_argument("--learners", type=int, default=4)
     parser.add_argument("--delete", type=int, default=100)
+    parser.add_argument("--bursts", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=60.0, help="of steady state, and of training")
     parser.add_argument("--no-floor", action="store_true")
     parser.add_argument("--json", action="store_true")
@@ -133,18 +134,21 @@ async def measure(cluster: BareCluster, options: argparse.Namespace, figures: Fi
             figures[f"{what}: questions to learners"] = kubelets.questions - asked
             figures[f"{what}: CPU of the operator, s"] = usage(cluster, before)["the operator"]
 
-        frozen = kubelets.steps()
-        kubelets.steps = lambda: frozen
-        before = usage(cluster)
-        waits = await delete_pods(kubelets, options.delete)
-        for name, seconds in usage(cluster, before).items():
-            figures[f"deleted pods: CPU of {name}, s"] = seconds
-        for percent in (50, 99, 100):
-            figures[f"deleted pod replaced p{percent}, s"] = waits[math.ceil(percent / 100 * len(waits)) - 1]
-        figures["all runs Running again, s"] = await kubelets.until(
-            "all runs say Running again", lambda: all_running(kubelets, options.runs), LIMIT_SECONDS
-        )
-        await settled(port)
+        for burst in range(1, options.bursts + 1):
+            kubelets.steps = lambda: int(time.monotonic() * 1000)
+            await asyncio.sleep(QUIET_SECONDS)
+            frozen = kubelets.steps()
+            kubelets.steps = lambda frozen=frozen: frozen
+            before = usage(cluster)
+            waits = await delete_pods(kubelets, options.delete, seed=burst)
+            for name, seconds in usage(cluster, before).items():
+                figures[f"burst {burst}: CPU of {name}, s"] = seconds
+            for percent in (50, 99, 100):
+                figures[f"burst {burst}: pod replaced p{percent}, s"] = waits[math.ceil(percent / 100 * len(waits)) - 1]
+            figures[f"burst {burst}: all runs Running again, s"] = await kubelets.until(
+                "all runs say Running again", lambda: all_running(kubelets, options.runs), LIMIT_SECONDS
+            )
+            await settled(port)
         figures["peak memory of the operator, MiB"] = peak_mebibytes(operator.pid)
 
         cluster.stop("operator")
@@ -175,9 +179,9 @@ async def create(cluster: BareCluster, kubelets: Kubelets, manifest: Path, num_p
     return seconds[0], pods
 
 
-async def delete_pods(kubelets: Kubelets, count: int) -> list[float]:
+async def delete_pods(kubelets: Kubelets, count: int, *, seed: int) -> list[float]:
     """Deletes that many at the same moment; seconds from each one's deletion to its successor, sorted."""
-    victims = random.Random(1).sample(sorted(kubelets.pods), count)
+    victims = random.Random(seed).sample(sorted(kubelets.pods), count)
     before = {place: kubelets.pods[place].uid for place in victims}
     deleted: dict[tuple[str, str], float] = {}
 
