@@ -283,6 +283,17 @@ def test_an_unfinished_run_is_evaluated_by_the_average_of_its_newest_checkpoints
     assert source == "average of 2 of 3 learners' checkpoints at 240 steps"
 
 
+def test_who_has_the_steps_of_the_run_counts_however_far_others_have_gone_on(
+    tmp_path: Path, lines: list[dict[str, Any]]
+) -> None:
+    run = Run(tmp_path, make_plan(totalSteps=1000))
+    run.export(0, 0.5, global_steps=1000)
+    run.export(1, 1.0, global_steps=1100)
+    run.export(2, 9.0, global_steps=900)
+    assert finalized(run, lines)["averaged"] == [0, 1]
+    assert {"event": "refused", "rank": 2, "reason": "it ended at 900 of 1,000 steps"} in lines
+
+
 def test_the_checkpoint_of_a_learner_that_is_gone_for_long_does_not_count(tmp_path: Path) -> None:
     run = Run(tmp_path, make_plan(checkpoint={"everySteps": 100}))
     run.save_checkpoint(0, 0.5, 500)

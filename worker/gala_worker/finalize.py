@@ -27,8 +27,8 @@ from gala_worker.players import Player, evaluation_seed, open_plan
 
 MODES: Final[tuple[Mode, ...]] = ("greedy", "sampled")
 LEFT_BEHIND: Final = 0.05
-"""A learner that ended earlier than the furthest one by more than this share of its steps is left out of the average:
-its parameters are of another time."""
+"""A learner that ended before the run's steps were done, and earlier than the furthest one by more than this share of
+them, is left out of the average: its parameters are of another time."""
 PACKAGES: Final = ("gala", "torch", "gymnasium", "ale_py", "numpy")
 
 Progress = Callable[[dict[str, Any]], None]
@@ -82,7 +82,8 @@ def collect(run_dir: Path, plan: RunPlan, schema_hash: str, progress: Progress) 
             progress({"event": "refused", "rank": rank, "reason": str(error)})
     if not models:
         raise RunError(f"no learner of {run_dir} has left a model that can be used")
-    furthest = max(_steps(model) for model in models.values())
+    # Who has the run's steps has ended in time, however far others went on before they had heard of it.
+    furthest = min(max(_steps(model) for model in models.values()), plan.spec.total_steps)
     for rank, model in sorted(models.items()):
         if _steps(model) < furthest * (1 - LEFT_BEHIND):
             reason = f"it ended at {_steps(model):,} of {furthest:,} steps"
