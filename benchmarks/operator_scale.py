@@ -24,6 +24,7 @@ import re
 import time
 import urllib.request
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +138,7 @@ async def measure(cluster: BareCluster, options: argparse.Namespace, figures: Fi
         for burst in range(1, options.bursts + 1):
             kubelets.steps = lambda: int(time.monotonic() * 1000)
             await asyncio.sleep(QUIET_SECONDS)
-            frozen = kubelets.steps()
-            kubelets.steps = lambda frozen=frozen: frozen
+            kubelets.steps = standing_still(kubelets.steps())
             before = usage(cluster)
             waits = await delete_pods(kubelets, options.delete, seed=burst)
             for name, seconds in usage(cluster, before).items():
@@ -163,6 +163,11 @@ async def measure(cluster: BareCluster, options: argparse.Namespace, figures: Fi
         figures["restart: writes"] = dict(writes(metrics)) or 0
         figures["restart: CPU of the operator, s"] = cpu_seconds(operator.pid)
         figures["restart: peak memory of the operator, MiB"] = peak_mebibytes(operator.pid)
+
+
+def standing_still(steps: int) -> Callable[[], int]:
+    """Learners that report no more steps than these."""
+    return lambda: steps
 
 
 async def create(cluster: BareCluster, kubelets: Kubelets, manifest: Path, num_pods: int) -> tuple[float, float]:
