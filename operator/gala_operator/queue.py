@@ -2,8 +2,8 @@
 
 What is added twice is done once; what is added while it is being worked on is done again afterwards. What is missing (a
 pod is gone) comes before what has happened, and routine (answers of learners, resyncs) behind it, so that an operator
-with its hands full still replaces a pod at once. What is left of a key's work may wait while others miss something: its
-`Rest`.
+with its hands full still replaces a pod at once. While things go missing all else waits for a `Lull`, also what is left
+of a key's own work: its `Rest`.
 
 Failures come back after a back-off of their own key; `add_after` is for deadlines. All of it belongs to one event loop.
 """
@@ -19,6 +19,8 @@ import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Final, Generic, TypeVar
+
+from gala_operator.lull import Lull
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +72,7 @@ class WorkQueue(Generic[K]):
         self._failures: dict[K, int] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._wakeups: deque[asyncio.Future[None]] = deque()
+        self._lull = Lull(self._wake_all)
 
     def __len__(self) -> int:
         """Keys that wait for a worker; those with a delay do not count."""
@@ -90,7 +93,7 @@ class WorkQueue(Generic[K]):
         self._add(key, _Urgency.NEWS)
 
     def add_urgent(self, key: K) -> None:
-        """As `add`, but before all that is added there."""
+        """As `add`, but before all that is added there, which waits until nothing urgent has come for a moment."""
         self._add(key, _Urgency.URGENT)
 
     def add_routine(self, key: K) -> None:
@@ -204,7 +207,7 @@ class WorkQueue(Generic[K]):
         if key in self._rests:
             return await self._rests.pop(key)[1]()
         outcome = await handle(key)
-        return outcome if not callable(outcome) or self._ready[_Urgency.URGENT] else await outcome()
+        return await outcome() if callable(outcome) and self._is_calm() else outcome
 
     def _put_off(self, key: K, rest: Rest) -> None:
         self._rests[key] = asyncio.get_running_loop().time(), rest
@@ -218,6 +221,8 @@ class WorkQueue(Generic[K]):
         foremost = [(urgency, next(iter(keys))) for urgency, keys in self._ready.items() if keys]
         urgency, key = min(foremost, key=self._since) if self._turns % FAIR_TURN == 0 else foremost[0]
         del self._ready[urgency][key]
+        if urgency is _Urgency.URGENT:
+            self._lull.disturb()
         return key
 
     def _since(self, candidate: tuple[_Urgency, K]) -> float:
@@ -225,7 +230,15 @@ class WorkQueue(Generic[K]):
         return (self._rests.get(key) or self._added[key])[0]
 
     def _has_ready(self) -> bool:
-        return any(self._ready.values())
+        """Whether there is something for a worker to do: with nothing urgent at hand all else waits for a lull."""
+        return bool(self._ready[_Urgency.URGENT]) or (self._lull.is_now and any(self._ready.values()))
+
+    def _is_calm(self) -> bool:
+        return self._lull.is_now and not self._ready[_Urgency.URGENT]
+
+    def _wake_all(self) -> None:
+        for _ in range(len(self._wakeups)):
+            self._wake()
 
     def _wake(self) -> None:
         while self._wakeups:
