@@ -7,7 +7,8 @@ What a step is, `algorithms` says: for GALA one rollout, one update, one exchang
 A worker that has finished may have to hold: where its folder is its own, others fetch the result from it by HTTP.
 
 `__main__` makes a `Worker` and calls `run`. All of this happens on the learner thread; the network and HTTP live on an
-asyncio thread of their own (`gossip.loop_thread`), evaluations on a third (`evaluation`).
+asyncio thread of their own (`gossip.loop_thread`), evaluations on a third (`evaluation`). What is kept of all this,
+and when, is the `Keeper`'s.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import math
 import threading
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,15 +33,14 @@ from gala_worker.config import WorkerConfig
 from gala_worker.device import choose_compute_type, choose_device, choose_threads, prepare
 from gala_worker.downloads import Downloads
 from gala_worker.environments import make_simulators
-from gala_worker.evaluation import BackgroundEvaluator, EvaluationResult
 from gala_worker.flat import FlatState
 from gala_worker.gossip.loop_thread import LoopThread
 from gala_worker.health import Heartbeat
 from gala_worker.http import StatusServer
+from gala_worker.keeper import Keeper
 from gala_worker.metrics import MetricsWriter
 from gala_worker.model import make_policy
 from gala_worker.model.network import Nature32
-from gala_worker.model_file import export_model
 from gala_worker.plan_file import PlanFile
 from gala_worker.rollout import Collector
 from gala_worker.state import ACTION_GENERATOR, Counters, capture, restore_furthest
@@ -78,17 +77,19 @@ class Worker:
         self._plan_file = PlanFile(config.plan_file, config.rank)
         self._adopt(self._plan_file.plan)
         self._me = self._plan.learner(config.rank)
-        self._keeps = config.rank in self._plan.keepers
+        self._keeper: Keeper | None = None
+        """None where the parameters belong to another rank."""
         files.make_directory(config.learner_dir)
         self._stopping = False
         self._left = False
         self._released = threading.Event()
         self._counters = Counters(epoch=self._plan.epoch)
+        self._generator = torch.Generator()
+        """What actions are drawn with, where this rank acts."""
         self._generator_state: Tensor | None = None
         self._wall_before = 0.0
         self._training_since: float | None = None
         self._next_record = 0.0
-        self._next_checkpoint = self._next_evaluation = math.inf
         self._device = choose_device(config.rank, self._spec.worker.gpus)
         prepare(self._device)
 
@@ -175,6 +176,16 @@ class Worker:
         )
         self._loop.run(self._server.start())
         services.callback(lambda: self._loop.run(self._server.stop(), timeout_seconds=5.0))
+        if config.rank in plan.keepers:
+            self._keeper = Keeper(
+                plan,
+                config.rank,
+                config.learner_dir,
+                flat=self._flat,
+                algorithm=self._algorithm,
+                metrics=self._metrics,
+                telemetry=self._telemetry,
+            )
 
     def _listen(self, training: ExitStack) -> None:
         """From here on the other ranks are answered."""
@@ -187,7 +198,7 @@ class Worker:
         A learner that was away has an old checkpoint, and mixing it in would pull its neighbours back. After a stop of
         the whole run nobody is ahead of anybody, and every learner takes its own.
         """
-        own = checkpoint.load_latest(self._checkpoints, self._flat.schema.hash) if self._keeps else None
+        own = self._keeper.latest() if self._keeper else None
         states = (own, self._fetch())
         start = restore_furthest(states, self._config.rank, self._flat, self._algorithm.optimizer_state)
         event = "seeded"
@@ -212,15 +223,10 @@ class Worker:
             return None
 
     def _begin(self, training: ExitStack) -> None:
-        """Starts the simulators and the evaluator, and joins the others."""
+        """Starts the simulators, and joins the others."""
         self._collector = self._make_collector(training) if self._algorithm.acts else None
-        self._evaluator = BackgroundEvaluator(
-            self._spec,
-            schema_hash=self._flat.schema.hash,
-            seed=self._me.seed + names.MAX_SIMULATORS,
-            on_result=self._evaluated,
-        )
-        training.callback(self._evaluator.close)
+        if self._keeper:
+            training.callback(self._keeper.close)
         self._training_since = time.monotonic()
         self._algorithm.begin(self._collector, self._counters)
         self._telemetry.publish(self._counters, self._algorithm.stats())
@@ -232,7 +238,7 @@ class Worker:
         spec = self._spec
         clip = spec.hyperparameters.reward_clipping
         # Who keeps no state cannot tell its first life from a later one by its counters.
-        life = self._counters.updates if self._keeps else self._config.incarnation
+        life = self._counters.updates if self._keeper else self._config.incarnation
         training.callback(self._simulators.close)
         collector = Collector(
             self._simulators,
@@ -246,25 +252,24 @@ class Worker:
             record=self._algorithm.records,
             observe=self._algorithm.observes,
         )
+        self._generator = collector.generator
         if self._generator_state is not None:
-            collector.generator.set_state(self._generator_state)
+            self._generator.set_state(self._generator_state)
         return collector
 
     def _train(self) -> None:
         """Until the run has its steps, this rank is no longer in the plan, or somebody says stop."""
         counters, algorithm = self._counters, self._algorithm
         next_tick = 0.0
-        self._schedule()
+        if self._keeper:
+            self._keeper.follow(self._plan, counters)
         while not (self._stopping or self._left or self._reached):
             update = algorithm.step(counters, measure=counters.updates % MEASURE_EVERY_UPDATES == 0)
             self._telemetry.note_update(update, self._collector.pop_episodes() if self._collector else (), counters)
             algorithm.answer_joiners(self._state_for_joiner)
-            if counters.global_steps >= self._next_evaluation:
-                self._evaluate(self._next_evaluation)
-                self._next_evaluation = _next_multiple(self._spec.evaluation.every_steps, counters.global_steps)
-            if counters.global_steps >= self._next_checkpoint:
-                self._save()
-                self._next_checkpoint = _next_multiple(self._spec.checkpoint.every_steps, counters.global_steps)
+            counters.wall_seconds = self._wall_seconds()
+            if self._keeper:
+                self._keeper.attend(counters, self._generator)
             self._heartbeat.beat()
             if (now := time.monotonic()) >= next_tick:
                 next_tick = now + TICK_SECONDS
@@ -276,23 +281,15 @@ class Worker:
         """Whether the run has its steps."""
         return self._algorithm.is_over or self._counters.global_steps >= self._spec.total_steps
 
-    def _schedule(self) -> None:
-        """The next evaluation and the next checkpoint."""
-        steps = self._counters.global_steps
-        if not self._keeps:
-            return
-        self._next_checkpoint = _next_multiple(self._spec.checkpoint.every_steps, steps)
-        self._next_evaluation = _next_multiple(self._spec.evaluation.every_steps, steps)
-
     def _finish(self) -> None:
         """Checkpoint and final model."""
         reached = self._reached
         self._telemetry.state = "finished" if reached else "stopping"
         with self._heartbeat.paused("saving", seconds=60.0):
-            if self._keeps:
-                self._save()
+            if self._keeper:
+                self._keeper.save(self._counters, self._generator)
                 if reached:
-                    self._export()
+                    self._keeper.export(self._counters)
             self._tick(math.inf)
             self._metrics.event("finished" if reached else "stopped", globalSteps=self._counters.global_steps)
 
@@ -315,7 +312,6 @@ class Worker:
         for event in self._algorithm.events():
             self._metrics.event(**event)
         stats = self._algorithm.stats()
-        self._counters.wall_seconds = self._wall_seconds()
         self._telemetry.publish(self._counters, stats)
         if now >= self._next_record:
             self._next_record = now + RECORD_SECONDS
@@ -329,7 +325,8 @@ class Worker:
         self._adopt(plan)
         self._counters.epoch = plan.epoch
         self._telemetry.total_steps = plan.spec.total_steps
-        self._schedule()
+        if self._keeper:
+            self._keeper.follow(plan, self._counters)
         self._left = self._config.rank not in plan.ranks
         if not self._left:
             self._algorithm.set_plan(plan)
@@ -339,41 +336,8 @@ class Worker:
     def _adopt(self, plan: RunPlan) -> None:
         self._plan, self._spec = plan, plan.spec
 
-    def _evaluate(self, milestone: float) -> None:
-        """Evaluation number k is the job of the k-th rank that has the parameters, round and round."""
-        ranks = self._plan.keepers
-        number = int(milestone // (self._spec.evaluation.every_steps or milestone))
-        if ranks[number % len(ranks)] == self._config.rank:
-            self._evaluator.submit(self._flat.vector, global_steps=self._counters.global_steps)
-
-    def _evaluated(self, result: EvaluationResult, global_steps: int) -> None:
-        """On the evaluation's thread."""
-        self._metrics.evaluation(result, global_steps=global_steps)
-        self._telemetry.evaluation = {
-            "globalSteps": global_steps,
-            "mode": result.mode,
-            "meanReturn": result.mean_return,
-        }
-
-    def _save(self) -> None:
-        self._counters.wall_seconds = self._wall_seconds()
-        generator = self._collector.generator if self._collector else torch.Generator()
-        weight = self._algorithm.stats().weight
-        content = capture(self._flat, self._algorithm.optimizer_state, self._counters, generator, weight=weight)
-        try:
-            path = checkpoint.save(self._checkpoints, content, self._spec.checkpoint.keep)
-        except CheckpointError as error:
-            # A full disk must not end the training of a learner that is otherwise well.
-            log.error("%s; training goes on without it", error)
-            return
-        self._metrics.event("checkpoint", globalSteps=self._counters.global_steps, path=path.name)
-
     def _state_for_joiner(self) -> bytes:
         return checkpoint.dumps(capture(self._flat, self._algorithm.optimizer_state, self._counters))
-
-    def _export(self) -> None:
-        weight = self._algorithm.stats().weight
-        export_model(self._config.learner_dir, self._flat, self._plan, self._config.rank, self._counters, weight=weight)
 
     def _status(self) -> dict[str, Any]:
         """The answer to /status; on the asyncio thread."""
@@ -387,12 +351,3 @@ class Worker:
         if self._training_since is None:
             return self._wall_before
         return self._wall_before + time.monotonic() - self._training_since
-
-    @property
-    def _checkpoints(self) -> Path:
-        return self._config.learner_dir / names.CHECKPOINTS_DIRECTORY
-
-
-def _next_multiple(every: int | None, steps: int) -> float:
-    """The first multiple of `every` above `steps`; infinity where there is no `every`."""
-    return math.inf if every is None else (steps // every + 1) * every
