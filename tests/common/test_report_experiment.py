@@ -306,6 +306,15 @@ def test_an_experiment_that_has_just_begun_says_so(tmp_path: Path) -> None:
     assert "2 waiting" in source
 
 
+def test_a_folder_of_a_run_that_is_to_be_started_over_is_not_drawn(tmp_path: Path) -> None:
+    made = SyntheticExperiment(tmp_path, algorithms=("GALA-A2C",), figures=("curves",), seeds=3)
+    made.index["runs"][0]["state"] = "waiting"
+    made.save()
+    write(made)
+    (line,) = summary(made)["curves-cartpole-v1-decisions"]["lines"]
+    assert line["runs"] == 2
+
+
 def test_tables_are_written_in_markdown(cartpole: SyntheticExperiment) -> None:
     content = (cartpole.directory / "figures" / "tables.md").read_text()
     assert "## Final scores, CartPole-v1" in content

@@ -17,6 +17,8 @@ from gala.report.read import Record, Run, integer, mapping, number, objects, rea
 
 ENDED = frozenset({"finished", "failed"})
 """States of runs that will not go on."""
+WAITING = "waiting"
+"""The state of a run that has not started. A folder of its name is of an earlier definition, to be started over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +118,7 @@ def _entry(directory: Path, record: Record) -> Entry | None:
     # A name becomes a path: it must stay within the experiment.
     if not name or name != Path(name).name or name == "..":
         return None
+    state = text(record, "state")
     return Entry(
         name=name,
         factors={factor: _level(level) for factor, level in mapping(record, "factors").items()},
@@ -126,9 +129,9 @@ def _entry(directory: Path, record: Record) -> Entry | None:
         total_simulators=integer(record, "totalSimulators") or 0,
         total_steps=integer(record, "totalSteps") or 0,
         seed=integer(record, "seed") or 0,
-        state=text(record, "state"),
+        state=state,
         side_by_side=integer(record, "sideBySide") or 0,
-        run=_run(directory / name),
+        run=_run(directory / name) if state != WAITING else None,
     )
 
 
