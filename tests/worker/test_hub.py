@@ -231,6 +231,15 @@ def test_a_hub_that_comes_back_is_adopted_also_backwards_and_old_contributions_a
     assert [event["event"] for event in client.events()] == ["peer-gone", "peer-back"]
 
 
+def test_a_hub_that_starts_after_its_actors_has_not_been_gone(hub_star):
+    made = hub_star()
+    client = made.actor(1)
+    eventually(lambda: client._attendance._backoff._failures >= 2)
+    made.hub()
+    eventually(lambda: client.connected)
+    assert client.events() == []
+
+
 def test_after_a_broken_stream_every_contribution_arrives_once_and_in_order(hub_star):
     made = hub_star()
     server, client = made.hub(), made.actor(1)

@@ -233,7 +233,8 @@ class Attendance:
             self.lock.notify_all()
         if not session.is_leaving:
             self._backoff.failed(now)
-            if not self._gone and not self.finished:
+            # One that has never been there is only not there yet: an actor may start before it.
+            if self.lineage is not None and not self._gone and not self.finished:
                 self._gone = True
                 self.journal.note("peer-gone", peer=HUB_RANK, reason=why)
         self.dial()
