@@ -285,6 +285,8 @@ def main() -> None:
     parser.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--output", type=Path, help="where to write everything as JSON")
     options = parser.parse_args()
+    if reason := throughput.excuse(options.only):
+        parser.error(reason)
     size = Size(options.environment, options.simulators, options.precision, options.seconds)
     results = compare(options.only, options.rounds, size)
     tell(results)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import math
 import os
@@ -207,6 +208,14 @@ def stable_baselines3(vectorisation: str) -> Callable[[float], float]:
     return measure
 
 
+def excuse(names: list[str]) -> str | None:
+    """Why these contenders cannot be run here, if they cannot."""
+    asked = any(name.startswith("Stable-Baselines3") for name in names)
+    if not asked or importlib.util.find_spec("stable_baselines3") is not None:
+        return None
+    return "Stable-Baselines3 is not installed: pip install -e '.[benchmark]', or leave it out with --only"
+
+
 def run_stable_baselines3(seconds: float, vectorisation: str) -> float:
     """Decisions per second of a training of so many seconds, after a warm-up."""
     import ale_py
@@ -318,6 +327,8 @@ def main() -> None:
         print(bare_network(options.seconds, options.precision))
     elif options.sb3:
         print(run_stable_baselines3(options.seconds, options.sb3))
+    elif reason := excuse(options.only):
+        parser.error(reason)
     else:
         compare(options.only, options.rounds, options.seconds)
 
