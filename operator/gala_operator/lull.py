@@ -20,16 +20,8 @@ MAX_UNREST_SECONDS: Final = 2.0
 class Lull:
     """Belongs to one event loop; `came` is called when it has become calm."""
 
-    def __init__(
-        self,
-        came: Callable[[], None],
-        *,
-        seconds: float = LULL_SECONDS,
-        max_unrest_seconds: float = MAX_UNREST_SECONDS,
-    ) -> None:
+    def __init__(self, came: Callable[[], None]) -> None:
         self._came = came
-        self._seconds = seconds
-        self._max_unrest_seconds = max_unrest_seconds
         self._began = self._last = -math.inf
         self._timer: asyncio.TimerHandle | None = None
 
@@ -37,7 +29,7 @@ class Lull:
         """Something urgent is begun now."""
         loop = asyncio.get_running_loop()
         now = loop.time()
-        if now - self._last >= self._seconds:
+        if now - self._last >= LULL_SECONDS:
             self._began = now
         self._last = now
         if self._timer is None and not self.is_now:
@@ -50,7 +42,7 @@ class Lull:
 
     @property
     def _calm_at(self) -> float:
-        return min(self._last + self._seconds, self._began + self._max_unrest_seconds)
+        return min(self._last + LULL_SECONDS, self._began + MAX_UNREST_SECONDS)
 
     def _look(self) -> None:
         self._timer = None
