@@ -21,7 +21,7 @@ from gala_worker.config import WorkerConfig
 from gala_worker.gossip.stats import GossipStats
 from gala_worker.model_file import load_model
 from gala_worker.rollout import Collector
-from gala_worker.state import Counters
+from gala_worker.state import ACTION_GENERATOR, Counters
 from gala_worker.worker import Worker
 from ports import free_ports
 
@@ -33,6 +33,7 @@ class Led(Algorithm):
     """Counts, and calls the test after every step."""
 
     after_step: Callable[[Led, Counters], None]
+    collector: Collector | None = None
     over = False
     closed = False
 
@@ -44,7 +45,7 @@ class Led(Algorithm):
         pass
 
     def begin(self, collector: Collector | None, counters: Counters) -> None:
-        pass
+        self.collector = collector
 
     def step(self, counters: Counters, *, measure: bool) -> Update | None:
         counters.updates += 1
@@ -151,6 +152,20 @@ def test_a_checkpoint_and_the_final_model_say_how_much_the_learner_weighs(bench)
     kept = checkpoint.load_latest(bench.learner() / names.CHECKPOINTS_DIRECTORY, model.schema_hash)
     assert (model.record["weight"], kept.counters["weight"]) == (WEIGHT, WEIGHT)
     assert made.run_name == model.record["run"]
+
+
+def test_a_checkpoint_holds_the_time_in_training_and_the_state_that_actions_are_drawn_with_and_both_go_on(bench):
+    bench.write_plan()
+    assert bench.run(over_after(2))
+    state = bench.algorithm.collector.generator.get_state()
+    model = load_model(bench.learner() / names.FINAL_DIRECTORY / names.MODEL_FILE)
+    kept = checkpoint.load_latest(bench.learner() / names.CHECKPOINTS_DIRECTORY, model.schema_hash)
+    assert torch.equal(kept.tensors[ACTION_GENERATOR], state)
+    assert kept.counters["wallSeconds"] > 0
+    assert bench.run(over_after(3))
+    assert torch.equal(bench.algorithm.collector.generator.get_state(), state)
+    later = checkpoint.load_latest(bench.learner() / names.CHECKPOINTS_DIRECTORY, model.schema_hash)
+    assert later.counters["wallSeconds"] > kept.counters["wallSeconds"]
 
 
 @pytest.mark.parametrize(("environment", "expected"), [("CartPole-v1", 1), ("ALE/Pong-v5", 2)])
