@@ -10,6 +10,9 @@ FILE ?= examples/quickstart.yaml
 TORCH ?= torch==2.13.0
 # Files of tests that run side by side. Tests of real runs start up to six processes each, so not one for every core.
 TEST_JOBS ?= 2
+# Tests on a Kubernetes that run side by side, each job on a node of its own: more jobs than cores, since they wait a lot.
+# The cluster that GALA_TEST_KUBECONFIG names is one for all.
+CLUSTER_JOBS ?= $(if $(GALA_TEST_KUBECONFIG),1,4)
 # Folders named operator/ and worker/ must never shadow a module, whatever the current directory is.
 export PYTHONSAFEPATH := 1
 
@@ -38,8 +41,10 @@ install-dev: $(VENV)/installed-dev ## install what the tests need too
 run: $(VENV)/installed-run ## train: a ring of actor-learners learns FILE (default examples/quickstart.yaml)
 	$(BIN)/gala run $(FILE)
 
-test: $(VENV)/installed-dev check ## install, check and test everything
-	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
+test: check test-local test-cluster ## install, check and test everything
+
+test-local: $(VENV)/installed-dev ## test all that needs no Kubernetes
+	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile --no-loadscope-reorder --ignore tests/cluster
 
 check: $(VENV)/installed-dev ## formatting, lint, types, layering
 	$(BIN)/ruff format --check .
@@ -78,10 +83,10 @@ images: | $(BIN)/python ## build both images and load them into that Kubernetes,
 deploy: ## install the operator with these images by its chart
 	@$(NODE)/deploy.sh
 
-test-cluster: $(VENV)/installed-dev ## test on a real Kubernetes only
-	GALA_CLUSTER_TESTS=1 $(BIN)/python -m pytest tests/cluster
+test-cluster: $(VENV)/installed-dev ## test on a real Kubernetes, which is built and started for it
+	GALA_CLUSTER_TESTS=1 $(BIN)/python -m pytest --numprocesses $(CLUSTER_JOBS) --dist load --maxschedchunk 1 tests/cluster
 
 clean: ## remove the virtual environment and caches (runs/ stays)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help install install-dev run test check format proto manifests cluster-up cluster-down images deploy test-cluster clean
+.PHONY: help install install-dev run test test-local check format proto manifests cluster-up cluster-down images deploy test-cluster clean

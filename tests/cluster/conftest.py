@@ -4,6 +4,9 @@
 installed and started if it is not up, and then ended with the session. Where neither can be had, every test here is
 skipped with one line that says why.
 
+With pytest-xdist every worker is a lane of its own: a node beside the others' that nobody else's test can disturb, and
+that always ends with the session. The tests that take longest come first, so that no lane is left with one at the end.
+
 A test gets a `namespace` of its own and an `operator` that watches only that one: in the node as a process of this
 checkout's code, elsewhere as the chart's pod. `deployed` is always the chart's.
 """
@@ -21,10 +24,11 @@ from typing import Any
 
 import pytest
 
-from live_cluster import NODE, PROJECT, Cluster, Namespace, Object, Operator, wait_for
+from live_cluster import NODE, PROJECT, Cluster, Namespace, Object, Operator, api_port, wait_for
 
 HERE = Path(__file__).parent
 TEST_SECONDS = 300.0
+CRD = "galaruns.gala.dev"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,6 +38,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if item.get_closest_marker("timeout") is None:
                 # of the test alone: the first one's fixtures may install a Kubernetes
                 item.add_marker(pytest.mark.timeout(TEST_SECONDS, func_only=True))
+    items.sort(key=longest_first)
+
+
+def longest_first(item: pytest.Item) -> float:
+    """By what each test is allowed; what needs no cluster afterwards, in its order."""
+    timeout = item.get_closest_marker("timeout")
+    return -timeout.args[0] if timeout and item.get_closest_marker("cluster") else 0.0
 
 
 @pytest.hookimpl(wrapper=True)
@@ -75,6 +86,25 @@ def bash(*command: str) -> str:
     return done.stdout
 
 
+def settings(*names: str) -> list[str]:
+    """Of the node, as its env.sh has them."""
+    return bash("bash", "-c", f'. {NODE}/env.sh; for name; do echo "${{!name}}"; done', "env", *names).splitlines()
+
+
+@contextlib.contextmanager
+def ended_with_this_process() -> Iterator[None]:
+    """Whatever becomes of the process: another one ends the node as soon as nobody writes to it any more."""
+    command = ["bash", "-c", 'cat && exec "$0"', str(NODE / "down.sh")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as ending:
+        assert ending.stdin is not None
+        try:
+            yield
+        finally:
+            ending.stdin.close()
+            status = ending.wait(60)
+    assert status == 0, f"down.sh ended with {status}"
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     reason = why_not()
@@ -91,14 +121,19 @@ def cluster() -> Iterator[Cluster]:
         yield cluster
         return
     bash(str(NODE / "install.sh"))
-    state, tools, kubeconfig = bash(
-        "bash", "-c", f". {NODE}/env.sh; echo $GALA_STATE; echo $GALA_TOOLS; echo $GALA_KUBECONFIG"
-    ).split()
-    was_up = Path(state, "run/node-ready").exists()
-    bash(str(NODE / "up.sh"))
-    try:
+    lane = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if lane:
+        os.environ["GALA_STATE"] = f"{settings('GALA_STATE')[0]}-{lane}"
+        os.environ["GALA_API_PORT"] = str(api_port())
+        os.environ["GALA_CPU_SHARES"] = "2048"  # so that pods that train leave their share to the tests of all lanes
+    state, tools, kubeconfig = settings("GALA_STATE", "GALA_TOOLS", "GALA_KUBECONFIG")
+    bash(str(NODE / "images/gala.sh"), "--stock")
+    was_up = not lane and Path(state, "run/node-ready").exists()
+    with contextlib.nullcontext() if was_up else ended_with_this_process():
+        bash(str(NODE / "up.sh"))
         operator_image, worker_image = bash(str(NODE / "images/gala.sh"), "--load").split()
         environment = os.environ | {
+            "GALA_STATE": state,
             "PATH": f"{tools}:{os.environ['PATH']}",
             "PYTHONSAFEPATH": "1",
             **{f"HELM_{kind}_HOME": f"{state}/helm" for kind in ("CACHE", "CONFIG", "DATA")},
@@ -109,9 +144,6 @@ def cluster() -> Iterator[Cluster]:
         cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(PROJECT / "crds/galarun.yaml"))
         cluster.kubectl("wait", "--for=condition=Established", "crd/galaruns.gala.dev", "--timeout=30s")
         yield cluster
-    finally:
-        if not was_up:
-            bash(str(NODE / "down.sh"))
 
 
 @pytest.fixture
@@ -129,6 +161,18 @@ def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Name
         namespace.kubectl("delete", "galaruns", "--all", "--wait=false", check=False)
         namespace.kubectl("delete", "pods", "--all", "--grace-period=1", "--wait=false", check=False)
         cluster.kubectl("delete", "namespace", namespace.name, "--wait=false")
+
+
+@pytest.fixture
+def bare(cluster: Cluster) -> Iterator[None]:
+    """The cluster without GALA: neither its resource definition nor any GalaRun. Restored afterwards."""
+    if not cluster.node:
+        pytest.skip("would delete the GalaRuns of a cluster that is not the tests' own")
+    cluster.kubectl("delete", "crd", CRD, "--ignore-not-found", "--timeout=60s")
+    yield
+    cluster.kubectl("delete", "crd", CRD, "--ignore-not-found", "--timeout=60s")
+    cluster.kubectl("apply", "--server-side", "-f", str(PROJECT / "crds/galarun.yaml"))
+    cluster.kubectl("wait", "--for=condition=Established", f"crd/{CRD}", "--timeout=30s")
 
 
 @pytest.fixture

@@ -91,7 +91,10 @@ def test_a_run_outlives_the_killing_of_random_learners_and_of_the_operator(names
         pytest.skip("needs the inside of the node")
     deployed("controller.restartSecondsMax=4")
     checkpoints = {"everySteps": 500, "volume": {"size": "1Gi"}}
-    namespace.apply(slow_pole(RUN, learners=LEARNERS, checkpoint=checkpoints, runPolicy={"backoffLimit": 100}))
+    pace = {"STEP_SECONDS": "0.02"}
+    namespace.apply(
+        slow_pole(RUN, env=pace, learners=LEARNERS, checkpoint=checkpoints, runPolicy={"backoffLimit": 100})
+    )
     namespace.wait_state(RUN, "Running", seconds=240)
     ring, chance = Ring(namespace), random.Random(5)
 

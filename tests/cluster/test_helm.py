@@ -1,4 +1,7 @@
-"""The chart on a real cluster with the real helm: from nothing to a trained agent, upgrade, uninstall, both modes."""
+"""The chart on a real cluster with the real helm: upgrade, uninstallation, confined to a namespace.
+
+From nothing to a trained agent it is `test_documentation.py` that installs it.
+"""
 
 import shutil
 from pathlib import Path
@@ -9,18 +12,6 @@ import yaml
 PROJECT = Path(__file__).parents[2]
 CHART = PROJECT / "charts/gala-operator"
 CRD = "galaruns.gala.dev"
-
-
-@pytest.fixture
-def bare(cluster):
-    """The cluster without GALA: neither its resource definition nor any GalaRun. Restored afterwards."""
-    if not cluster.node:
-        pytest.skip("would delete the GalaRuns of a cluster that is not the tests' own")
-    cluster.kubectl("delete", "crd", CRD, "--ignore-not-found", "--timeout=60s")
-    yield
-    cluster.kubectl("delete", "crd", CRD, "--ignore-not-found", "--timeout=60s")
-    cluster.kubectl("apply", "--server-side", "-f", str(PROJECT / "crds/galarun.yaml"))
-    cluster.kubectl("wait", "--for=condition=Established", f"crd/{CRD}", "--timeout=30s")
 
 
 @pytest.fixture
@@ -39,20 +30,6 @@ def release(cluster, namespace):
 
     yield helm
     cluster.helm("uninstall", "gala", "-n", namespace.name, "--ignore-not-found", "--wait", check=False)
-
-
-@pytest.mark.usefixtures("bare")
-@pytest.mark.timeout(600, func_only=True)
-def test_from_nothing_to_a_pole_that_is_balanced(namespace, release):
-    release("install", CHART)
-    namespace.kubectl("apply", "-f", str(PROJECT / "examples/cluster/cartpole.yaml"))
-    namespace.kubectl(
-        "wait", "--for=condition=Succeeded", "--timeout=300s", "galarun/cartpole", seconds=320
-    )  # as the handbook says
-    status = namespace.status("cartpole")
-    assert status["finalModel"]["meanReturn"] >= 475
-    assert status["finalModel"]["averaged"] == [0, 1, 2]
-    assert status["finalModel"]["globalSteps"] >= 400_000
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The rights that the chart gives, held against what the operator asked for by the API server's own record."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +40,9 @@ def granted(cluster, namespace: str) -> set[Right]:
     }
 
 
-def requests(namespace: str) -> list[dict[str, Any]]:
+def requests(state: str, namespace: str) -> list[dict[str, Any]]:
     """What the operator's account asked for, but for what every account may (which versions there are)."""
-    log = Path(os.environ.get("GALA_STATE", "/var/tmp/galacluster"), "log/audit.log")
+    log = Path(state, "log/audit.log")
     account = f"system:serviceaccount:{namespace}:gala-operator"
     records = [json.loads(line) for line in log.read_text().splitlines() if account in line]
     return [record for record in records if record["user"]["username"] == account and "objectRef" in record]
@@ -98,7 +97,7 @@ def test_the_operator_has_the_rights_that_it_uses_and_no_others(cluster, namespa
     rights = granted(cluster, namespace.name)
     namespace.kubectl("scale", "deployment/gala-operator", "--replicas=0")
     until("the operators are gone", lambda: not namespace.items("pods", "app.kubernetes.io/name=gala-operator"))
-    made = requests(namespace.name)
+    made = requests(cluster.environment["GALA_STATE"], namespace.name)
     refused = [record for record in made if record.get("responseStatus", {}).get("code") == 403]
     assert not refused
     elsewhere = [record for record in made if record["objectRef"].get("namespace") != namespace.name]

@@ -91,7 +91,7 @@ def test_pods_are_cleaned_up_by_the_policy_and_a_low_score_fails_the_run(namespa
 
 
 @pytest.mark.usefixtures("operator")
-def test_a_run_deleted_while_it_starts_is_made_anew_under_its_name_at_once(namespace, slow_pole):
+def test_a_run_deleted_while_it_starts_is_made_anew_under_its_name_at_once(namespace, slow_pole, until):
     run = slow_pole("pole")
     namespace.apply(run)
     namespace.wait("pods", "pole-1", lambda pod: pod["metadata"]["uid"], 30)
@@ -104,12 +104,15 @@ def test_a_run_deleted_while_it_starts_is_made_anew_under_its_name_at_once(names
     assert second != first
 
     namespace.wait_state("pole", "Running")
+
+    def owners() -> set[str]:
+        """Of all that carries the run's label."""
+        found = [namespace.get(*child.split("/")) for child in namespace.children("pole")]
+        return {owner["uid"] for child in found if child for owner in child["metadata"]["ownerReferences"]}
+
+    until("what the first run had made is gone", lambda: owners() == {second})
     [learner] = namespace.pods("pole").values()
     assert learner["metadata"]["labels"]["gala.dev/run-uid"] == second
-    for child in namespace.children("pole"):
-        plural, name = child.split("/")
-        owners = [owner["uid"] for owner in namespace.get(plural, name)["metadata"]["ownerReferences"]]
-        assert owners == [second], child
     assert namespace.status("pole")["learnerStatuses"][0]["failures"] == 0
 
     namespace.kubectl("delete", "galarun", "pole", "--timeout=20s")

@@ -11,14 +11,15 @@ from typing import Any
 import gymnasium
 from gymnasium.envs.classic_control import CartPoleEnv
 
+STEP_SECONDS = float(os.environ.get("STEP_SECONDS", "0.01"))
 BREAKS = os.environ.get("BREAKS", "nobody") == os.environ.get("GALA_RANK")
 
 
 class SlowPole(CartPoleEnv):
-    """Each step of a simulator takes five milliseconds."""
+    """Each step of a simulator takes STEP_SECONDS."""
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        time.sleep(0.005)
+        time.sleep(STEP_SECONDS)
         if BREAKS:
             raise RuntimeError("the pole broke")
         if Path("/tmp/take-memory").exists():

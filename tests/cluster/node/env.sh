@@ -7,6 +7,7 @@
 #   GALA_CACHE     where install.sh keeps what it builds (content-keyed folders)
 #   GALA_STATE     everything one running cluster owns; one folder = one cluster
 #   GALA_API_PORT  port on 127.0.0.1 through which this machine reaches the API
+#   GALA_CPU_SHARES  the node's weight where it shares the cores with others
 #   GALA_GPUS      how many nvidia.com/gpu the node advertises (0: none)
 #
 # Two clusters can run side by side: give each its own GALA_STATE and
@@ -16,6 +17,7 @@
 : "${GALA_STATE:=/var/tmp/galacluster}"
 : "${GALA_API_PORT:=16443}"
 : "${GALA_GPUS:=4}"
+: "${GALA_CPU_SHARES:=8192}"           # the node's weight for the cores; a process of this machine has 1024
 : "${GALA_NODE:=gala-node}"
 : "${GALA_BUILD_PARALLEL:=2}"          # go build -p
 : "${GALA_PYTHON:=python3}"            # runs the DNS server and the relay
@@ -40,6 +42,7 @@ _key() { cat "$@" | sha256sum | cut -c1-12; }
 : "${GALA_K8S_BIN:=$GALA_CACHE/kubernetes-$GALA_K8S_VERSION-$(_key "$GALA_HOME/lib/build-kubernetes.sh")}"
 GALA_TOOLS=$GALA_CACHE/$GALA_KUBECTL_PKG-$GALA_KUBECTL_PKG_VERSION
 GALA_NODE_TOOLS=$GALA_CACHE/node-tools-$(_key "$GALA_HOME/lib/pause.c" "$GALA_HOME/lib/requirements.txt")
+GALA_MADE_FOLDERS=/run/galacluster-folders # on this machine, for all its nodes to mount over
 GALA_KUBECONFIG=$GALA_STATE/kubeconfig # for this machine, through GALA_API_PORT
 export GALA_CACHE GALA_STATE GALA_API_PORT GALA_GPUS GALA_NODE GALA_PYTHON
 
@@ -52,6 +55,15 @@ die() { log "error: $*"; exit 1; }
 GALA_IMAGE_STORE=$GALA_CACHE/containers
 export CONTAINERS_STORAGE_CONF=$GALA_IMAGE_STORE/storage.conf BUILDAH_ISOLATION=chroot
 GALA_BASE_IMAGE=localhost/python:3.11-slim-bookworm
+GALA_STOCK=$GALA_CACHE/stock           # a containerd's root: the images that a node has from its start
+
+# link_stock FOLDER: the stock under another name, with files of its own only where containerd writes in place.
+# Fails, and leaves nothing, if there is none or it lies on another file system.
+link_stock() {
+	cp -al "$GALA_STOCK" "$1" 2>/dev/null &&
+		(cd "$GALA_STOCK" && find . -maxdepth 2 -name '*.db' -exec cp -a --parents --remove-destination -t "$1" {} +) ||
+		{ rm -rf "$1"; return 1; }
+}
 
 if [ "$0" = "${BASH_SOURCE[0]}" ]; then # run, not sourced
 	printf 'export KUBECONFIG=%q PATH=%q:$PATH\n' "$GALA_KUBECONFIG" "$GALA_TOOLS"

@@ -29,11 +29,14 @@ rm -f "$GALA_STATE"/log/*.log
 trap 'code=$?; [ $code = 0 ] || { log "up failed: see $GALA_STATE/log"; "$GALA_HOME/down.sh" || true; exit $code; }' EXIT
 
 "$GALA_HOME/lib/pki.sh"
+link_stock "$GALA_STATE/containerd" || true # then load-image.sh loads all of them
 
-# Places that must exist for the node to mount its own folders over them.
-# down.sh removes those that were made here.
+# Places that must exist for the node to mount its own folders over them. The node's
+# first process keeps the lock, by which down.sh knows whether another node needs them.
+exec 8<"${GALA_MADE_FOLDERS%/*}"
+flock -s 8
 for d in /var/lib/kubelet /var/log/pods /var/log/containers /var/lib/cni /tmp/hostpath_pv /run/containerd; do
-	[ -d "$d" ] || { mkdir -p "$d"; echo "$d" >>"$GALA_STATE/run/made-folders"; }
+	[ -d "$d" ] || { mkdir -p "$d"; echo "$d" >>"$GALA_MADE_FOLDERS"; }
 done
 
 # A cgroup of its own in every hierarchy: $cg/system for the services, $cg/kubepods
@@ -50,7 +53,7 @@ for h in /sys/fs/cgroup/*/; do
 		fi
 	done
 	# By default the whole node weighs as much as a single process of this machine.
-	[ ! -e "$h$cg/cpu.shares" ] || echo 8192 >"$h$cg/cpu.shares"
+	[ ! -e "$h$cg/cpu.shares" ] || echo "$GALA_CPU_SHARES" >"$h$cg/cpu.shares"
 done
 
 # The namespaces. The unshare process enters the cgroups first, so that all that
@@ -75,6 +78,7 @@ pgrep -P "$outer" >"$GALA_STATE/run/init.pid" || true
 init=$(cat "$GALA_STATE/run/init.pid")
 
 # The services, started from within; then the way in from this machine.
+exec 8<&-
 "$GALA_HOME/svc.sh" start-all
 setsid "$GALA_PYTHON" "$GALA_HOME/lib/relay.py" "$init" \
 	"$GALA_API_PORT=127.0.0.1:6443" </dev/null >"$GALA_STATE/log/relay.log" 2>&1 &

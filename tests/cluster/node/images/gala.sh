@@ -2,6 +2,7 @@
 # Builds the project's two images for the test cluster and prints their names:
 #     gala.sh              localhost/gala-operator:<key> and localhost/gala-worker:<key>, a line each
 #     gala.sh --load       and loads them into the node, if there is one
+#     gala.sh --stock      and puts them into the stock, for nodes that start later
 #     gala.sh --names      prints the names of those built last
 # The key is a hash of what goes into the image, so an image that is there already is not built again,
 # and a pod of another key is another program. torch is the CPU build.
@@ -47,6 +48,8 @@ if ! buildah inspect --type image "$worker" >/dev/null 2>&1; then
 	if "$GALA_PYTHON" -m pip install -q --dry-run --no-deps --ignore-installed "$torch" >/dev/null 2>&1; then index=; fi
 	build "$worker" worker --build-arg "TORCH=$torch" --build-arg "TORCH_INDEX=$index"
 fi
+[ "${1:-}" != --stock ] || "$GALA_HOME/load-image.sh" --stock "$operator" "$worker" >&2
+flock -u 9 # several nodes may load them at once
 if [ "${1:-}" = --load ]; then
 	if [ -e "$GALA_STATE/run/node-ready" ]; then
 		"$GALA_HOME/load-image.sh" --buildah "$operator" "$worker" >&2
