@@ -10,7 +10,7 @@ FILE ?= examples/quickstart.yaml
 TORCH ?= torch==2.13.0
 # Files of tests that run side by side. Tests of real runs start up to six processes each, so not one for every core.
 TEST_JOBS ?= 2
-# Tests on a Kubernetes that run side by side, each job on a node of its own: more jobs than cores, since they wait a lot.
+# Tests on a Kubernetes that run side by side, each job on a node of its own: more than two cores, since they wait a lot.
 # The cluster that GALA_TEST_KUBECONFIG names is one for all.
 CLUSTER_JOBS ?= $(if $(GALA_TEST_KUBECONFIG),1,4)
 # Folders named operator/ and worker/ must never shadow a module, whatever the current directory is.

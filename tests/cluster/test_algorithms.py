@@ -17,7 +17,7 @@ def example(algorithm: str) -> dict[str, Any]:
     return document
 
 
-@pytest.mark.timeout(600, func_only=True)
+@pytest.mark.timeout(400, func_only=True)
 @pytest.mark.usefixtures("operator")
 @pytest.mark.parametrize("algorithm", ["a2c", "ppo", "a3c", "impala"])
 def test_an_example_trains_cartpole_from_apply_to_its_full_score(namespace, algorithm):
@@ -25,7 +25,7 @@ def test_an_example_trains_cartpole_from_apply_to_its_full_score(namespace, algo
     assert run["spec"]["worker"]["gpus"] == 0
     name, learners = run["metadata"]["name"], run["spec"]["learners"]
     namespace.kubectl("apply", "-f", str(EXAMPLES / f"cartpole-{algorithm}.yaml"))
-    status = namespace.wait_state(name, "Succeeded", "Failed", seconds=540)
+    status = namespace.wait_state(name, "Succeeded", "Failed", seconds=360)
 
     assert status["state"] == "Succeeded", status["message"]
     assert status["finalModel"]["meanReturn"] >= 475

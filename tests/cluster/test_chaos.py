@@ -16,6 +16,7 @@ RUN = "pole"
 LEARNERS = 4
 SECONDS = float(os.environ.get("GALA_CHAOS_SECONDS", "180"))
 SECONDS_BETWEEN = 10.0
+SECONDS_BETWEEN_LOOKS = 0.5
 
 
 @dataclass
@@ -85,7 +86,7 @@ def operator_pod(namespace) -> str:
     return name
 
 
-@pytest.mark.timeout(900, func_only=True)
+@pytest.mark.timeout(1200, func_only=True)
 def test_a_run_outlives_the_killing_of_random_learners_and_of_the_operator(namespace, slow_pole, deployed, until):
     if not namespace.cluster.node:
         pytest.skip("needs the inside of the node")
@@ -107,6 +108,7 @@ def test_a_run_outlives_the_killing_of_random_learners_and_of_the_operator(names
         if kill_operator_at and time.monotonic() >= kill_operator_at[0]:
             kill_operator_at.pop(0)
             namespace.kubectl("delete", "pod", operator_pod(namespace), "--force", "--grace-period=0", "--wait=false")
+        time.sleep(SECONDS_BETWEEN_LOOKS)
     assert not kill_operator_at
     assert sum(ring.killed) + sum(ring.deleted) >= 0.8 * SECONDS / SECONDS_BETWEEN
 

@@ -52,7 +52,7 @@ def wait_for(what: str, condition: Callable[[], T | None], seconds: float = 60.0
         if value:
             return value
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}; at the end: {value!r}"
-        time.sleep(0.2)
+        time.sleep(0.3)
 
 
 @dataclass
