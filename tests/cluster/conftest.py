@@ -76,7 +76,7 @@ def why_not() -> str:
         return "without GALA_TEST_KUBECONFIG they need cgroup v1 (or hybrid)"
     namespaces = subprocess.run(["unshare", "--mount", "--net", "--pid", "--fork", "true"], capture_output=True)
     if namespaces.returncode != 0 or not os.access("/sys/fs/cgroup/memory", os.W_OK):
-        return "without GALA_TEST_KUBECONFIG they need a machine or a privileged container: no namespaces or cgroups here"
+        return "without GALA_TEST_KUBECONFIG they need namespaces and cgroups: a machine, or a privileged container"
     if platform.machine() != "x86_64":
         return "without GALA_TEST_KUBECONFIG they need an x86-64 machine"
     return ""
