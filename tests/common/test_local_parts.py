@@ -150,9 +150,13 @@ class TestProcesses:
         os.close(child)
 
     def test_only_processes_of_this_run_are_cleared_away(self, tmp_path: Path) -> None:
-        ours = self.run(tmp_path, "import time; time.sleep(600)", GALA_OUTPUT_DIR="/runs/ours")
-        theirs = self.run(tmp_path, "import time; time.sleep(600)", GALA_OUTPUT_DIR="/runs/theirs")
+        code = "import os, time; print(os.environ['GALA_OUTPUT_DIR'], flush=True); time.sleep(600)"
+        ours = self.run(tmp_path / "ours", code, GALA_OUTPUT_DIR="/runs/ours")
+        theirs = self.run(tmp_path / "theirs", code, GALA_OUTPUT_DIR="/runs/theirs")
         try:
+            # Popen returns while the kernel is still setting up the new program: /proc has no environment yet.
+            while not (ours.last_line() and theirs.last_line()):
+                assert (ours.exit_code(), theirs.exit_code()) == (None, None)
             gone = 2**22 + 1  # above the kernel's largest pid
             assert clear_leftovers([ours.pid, theirs.pid, gone], {"GALA_OUTPUT_DIR": "/runs/ours"}, 0.1) == [ours.pid]
             assert ours.wait() == -9

@@ -76,7 +76,7 @@ def test_a_run_goes_on_after_the_death_and_the_freezing_of_a_rank_and_all_end_wi
         run.until(lambda: run.status(victim).get("updates", 0) > 0, f"rank {victim} trains", 90)  # noqa: B023
         goes_on(run, survivor)
         assert run.pid(survivor) == pid, "the survivor was restarted"
-        assert run.status(victim)["globalSteps"] > progress
+        run.until(lambda: run.status(victim).get("globalSteps", 0) > progress, f"rank {victim} has gone on too", 30)  # noqa: B023
         assert run.events(survivor, "parted")
 
     frozen = run.pid(1)
