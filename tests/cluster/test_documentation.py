@@ -71,7 +71,7 @@ def shell(cluster, namespace, tmp_path, request):
     cluster.kubectl("delete", "namespace", "gala-system", "--ignore-not-found", "--wait=false")
 
 
-@pytest.mark.timeout(1200, func_only=True)
+@pytest.mark.timeout(800, func_only=True)
 def test_the_handbook_can_be_followed_from_the_installation_to_the_end(shell, namespace):
     environment, folder = shell
     said = {block: type_in(block, environment, folder) for block in blocks("docs/operator.md")}
