@@ -145,7 +145,7 @@ def cluster() -> Iterator[Cluster]:
         other = cluster.kubectl("get", "deployments", "-n", "gala-system", "-o", "name")
         assert not other, f"{other.strip()} of `make deploy` would interfere: helm uninstall -n gala-system gala"
         cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(PROJECT / "crds/galarun.yaml"))
-        cluster.kubectl("wait", "--for=condition=Established", "crd/galaruns.gala.dev", "--timeout=30s")
+        cluster.kubectl("wait", "--for=condition=Established", f"crd/{CRD}", "--timeout=30s")
         yield cluster
 
 

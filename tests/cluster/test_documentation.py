@@ -21,7 +21,7 @@ from live_cluster import api_port
 PROJECT = Path(__file__).parents[2]
 HELM = """#!/bin/sh
 case "$1" in
-install|upgrade) exec {helm} "$@" --take-ownership --force-conflicts {values} ;;
+install|upgrade) exec {helm} "$@" {values} ;;
 *) exec {helm} "$@" ;;
 esac
 """
@@ -44,6 +44,9 @@ def shell(cluster, namespace, tmp_path, request):
     """(environment, folder) of one who follows the handbook from the root of a checkout."""
     if cluster.node:
         request.getfixturevalue("bare")
+        take = ""
+    else:
+        take = " --take-ownership --force-conflicts"  # of the resource definition that is there for the other tests
     tools = tmp_path / "bin"
     tools.mkdir()
     helm = shutil.which("helm", path=cluster.environment["PATH"])
@@ -51,7 +54,7 @@ def shell(cluster, namespace, tmp_path, request):
         image.rsplit(":", 1) for image in (cluster.operator_image, cluster.worker_image)
     )
     values = f"--set image.repository={operator},image.tag={tag}"
-    values += f" --set worker.image.repository={worker},worker.image.tag={worker_tag}"
+    values += f" --set worker.image.repository={worker},worker.image.tag={worker_tag}{take}"
     (tools / "helm").write_text(HELM.format(helm=helm, values=values))
     (tools / "helm").chmod(0o755)
     kubeconfig = tmp_path / "kubeconfig"
