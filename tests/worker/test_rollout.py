@@ -49,10 +49,10 @@ class ScriptedSimulators:
 
 
 def make(
-    *, clip: bool = False, seed: int = 1, recurrent: bool = False
+    *, clip: bool = False, seed: int = 1, recurrent: bool = False, normalise: bool = False, record: bool = False
 ) -> tuple[Collector, ScriptedSimulators, ActorCritic]:
     simulators = ScriptedSimulators()
-    spec = Policy(normalize_observations=False, recurrent=recurrent)
+    spec = Policy(normalize_observations=normalise, recurrent=recurrent)
     policy = make_policy(simulators.observation_space, simulators.action_space, spec, seed=1)
     collector = Collector(
         simulators,
@@ -62,6 +62,7 @@ def make(
         compute_type=torch.float32,
         device=torch.device("cpu"),
         seed=seed,
+        record=record,
     )
     return collector, simulators, policy
 
@@ -107,6 +108,23 @@ def test_replayed_values_are_those_of_acting_and_the_last_is_the_bootstrap(recur
         torch.testing.assert_close(rollout.values[-1], policy(last).value)
     else:
         assert first_state is not None
+
+
+def test_observation_statistics_stand_still_in_a_rollout_and_take_it_in_before_the_next() -> None:
+    """Else who looks at a rollout again computes other probabilities than those that it acted with."""
+    collector, simulators, policy = make(normalise=True, record=True)
+    collector.collect()
+    assert policy.normalisation is not None
+    assert policy.normalisation.count == 0
+
+    recording = collector.collect().recording
+    shown = torch.from_numpy(np.concatenate([step.observations for step in simulators.said[:T]]))
+    assert policy.normalisation.count == T * B
+    torch.testing.assert_close(policy.normalisation.mean, shown.mean(0))
+    torch.testing.assert_close(policy.normalisation.variance, shown.var(0, correction=0))
+    assert recording is not None
+    again = policy(recording.observations[:-1].flatten(0, 1)).parameters
+    torch.testing.assert_close(again.reshape(recording.parameters.shape), recording.parameters)
 
 
 def test_equal_seeds_give_equal_actions_and_others_do_not() -> None:

@@ -73,7 +73,8 @@ class Collector:
         """Resets the simulators. Equal seeds and parameters give equal rollouts.
 
         Args:
-            observe: let the policy's observation statistics take in what the simulators show.
+            observe: let the policy's observation statistics take in what the simulators show, a rollout at a time: the
+                next one begins with it, so that who computes forward passes again has the statistics that acted.
             record: keep what it takes to compute the forward passes again, for those who learn from a rollout later or
                 more than once.
         """
@@ -81,7 +82,8 @@ class Collector:
         self._simulators = simulators
         self._policy = policy
         self._clip_rewards = clip_rewards
-        self._observe = observe
+        self._observe = observe and policy.normalisation is not None
+        self._shown: list[Tensor] = []
         self._device = device
         self._tape = Tape(policy, *shape, compute_type)
         self.generator = torch.Generator(device).manual_seed(seed)
@@ -100,6 +102,9 @@ class Collector:
         actions, values, parameters = [], [], []
         first_state = self._state
         terminated, truncated, valid = self._flags
+        if self._shown:
+            self._policy.observe(torch.cat(self._shown))
+            self._shown.clear()
         self._tape.begin()
         for t in range(len(self._rewards)):
             self._note(t)
@@ -118,7 +123,7 @@ class Collector:
             if output.state is not None or self._seen is not None:
                 self._starts = self._to_device(step.starts)
             if self._observe:
-                self._policy.observe(self._observations)
+                self._shown.append(self._observations)
         self._note(len(self._rewards))
         values.append(self._tape.bootstrap(self._observations, self._starts))
         on_device = self._to_device(self._flags)
