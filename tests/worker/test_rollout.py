@@ -110,18 +110,21 @@ def test_replayed_values_are_those_of_acting_and_the_last_is_the_bootstrap(recur
         assert first_state is not None
 
 
-def test_observation_statistics_stand_still_in_a_rollout_and_take_it_in_before_the_next() -> None:
-    """Else who looks at a rollout again computes other probabilities than those that it acted with."""
+def test_observation_statistics_follow_the_first_rollout_and_then_stand_still_while_acting() -> None:
+    """Else nothing would be normalised at first, and later who looks at a rollout again would see it otherwise."""
     collector, simulators, policy = make(normalise=True, record=True)
+    statistics = policy.normalisation
+    assert statistics is not None
     collector.collect()
-    assert policy.normalisation is not None
-    assert policy.normalisation.count == 0
+    assert statistics.count == T * B
+    collector.collect()
+    assert statistics.count == T * B
 
     recording = collector.collect().recording
-    shown = torch.from_numpy(np.concatenate([step.observations for step in simulators.said[:T]]))
-    assert policy.normalisation.count == T * B
-    torch.testing.assert_close(policy.normalisation.mean, shown.mean(0))
-    torch.testing.assert_close(policy.normalisation.variance, shown.var(0, correction=0))
+    shown = torch.from_numpy(np.concatenate([step.observations for step in simulators.said[: 2 * T]]))
+    assert statistics.count == 2 * T * B
+    torch.testing.assert_close(statistics.mean, shown.mean(0))
+    torch.testing.assert_close(statistics.variance, shown.var(0, correction=0))
     assert recording is not None
     again = policy(recording.observations[:-1].flatten(0, 1)).parameters
     torch.testing.assert_close(again.reshape(recording.parameters.shape), recording.parameters)

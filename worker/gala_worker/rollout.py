@@ -73,8 +73,9 @@ class Collector:
         """Resets the simulators. Equal seeds and parameters give equal rollouts.
 
         Args:
-            observe: let the policy's observation statistics take in what the simulators show, a rollout at a time: the
-                next one begins with it, so that who computes forward passes again has the statistics that acted.
+            observe: let the policy's observation statistics take in what the simulators show. The first rollout is
+                taken in step by step, since nothing is known before of the scale; a later one at the beginning of the
+                next, so that who computes forward passes again has the statistics that acted.
             record: keep what it takes to compute the forward passes again, for those who learn from a rollout later or
                 more than once.
         """
@@ -83,6 +84,7 @@ class Collector:
         self._policy = policy
         self._clip_rewards = clip_rewards
         self._observe = observe and policy.normalisation is not None
+        self._is_first = True
         self._shown: list[Tensor] = []
         self._device = device
         self._tape = Tape(policy, *shape, compute_type)
@@ -122,8 +124,11 @@ class Collector:
             self._observations = self._to_device(step.observations)
             if output.state is not None or self._seen is not None:
                 self._starts = self._to_device(step.starts)
-            if self._observe:
+            if self._observe and self._is_first:
+                self._policy.observe(self._observations)
+            elif self._observe:
                 self._shown.append(self._observations)
+        self._is_first = False
         self._note(len(self._rewards))
         values.append(self._tape.bootstrap(self._observations, self._starts))
         on_device = self._to_device(self._flags)
