@@ -22,7 +22,7 @@ def test_three_ppo_learners_reach_475_on_the_pole(live_run: Callable[..., LiveRu
     run = live_run(yaml.safe_load((EXAMPLES / "cartpole-ppo.yaml").read_text()))
     assert run.process.wait(500) == 0, run.log.read_text()
     card = run.card()
-    assert card["globalSteps"] >= 300_000
+    assert card["globalSteps"] >= 200_000
     assert sorted(card["averaged"]) == [0, 1, 2]
     for rank in range(3):
         assert run.records(rank, "train")[-1]["gossip"]["mixes"] > 20
