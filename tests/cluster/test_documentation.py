@@ -84,7 +84,7 @@ def test_the_handbook_can_be_followed_from_the_installation_to_the_end(shell, na
     model = json.loads(answer[answer.index("{") :])
     assert model["meanReturn"] >= 475
     assert model["averaged"] == [0, 1, 2]
-    assert model["globalSteps"] >= 400_000
+    assert model["globalSteps"] >= 200_000
     assert (folder / "runs/cartpole/final/model.safetensors").exists()
     namespace.wait_gone("cartpole")
 

@@ -33,7 +33,7 @@ def test_three_learners_reach_475_on_the_pole(live_run: Callable[..., LiveRun]) 
     run = live_run(yaml.safe_load((EXAMPLES / "cartpole.yaml").read_text()))
     assert run.process.wait(240) == 0, run.log.read_text()
     card = run.card()
-    assert card["globalSteps"] >= 400_000
+    assert card["globalSteps"] >= 200_000
     assert sorted(card["averaged"]) == [0, 1, 2]
     for rank in range(3):
         last = run.records(rank, "train")[-1]

@@ -125,7 +125,7 @@ def test_two_synchronous_ranks_reach_475_on_the_pole(live_run: Callable[..., Liv
     run = live_run(yaml.safe_load((EXAMPLES / "cartpole-a2c.yaml").read_text()))
     assert run.process.wait(500) == 0, run.log.read_text()
     assert_equal_final_models(run, range(2))
-    assert run.card()["globalSteps"] >= 300_000
+    assert run.card()["globalSteps"] >= 200_000
     run.assert_learned(475, kept=150)
 
 
