@@ -7,7 +7,8 @@ take turns, every round in another order, so that a machine that others use too 
 figures to quote are the ratios of the medians. Needs `pip install -e '.[benchmark]'`.
 
 The roofline is what would remain if everything but the emulator and the network's arithmetic cost nothing:
-1 / (emulator time + network time), both from bare loops, as many at once as there are learners.
+1 / (emulator time + network time), both from bare loops, as many at once as there are learners. "In turn" is one bare
+loop of both, step by step as a learner has them: what each leaves of the caches for the other is in it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -113,11 +115,11 @@ def running(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
             process.wait()
 
 
-def roofline(precision: str) -> Callable[[float], float]:
-    """Bare loops of the emulator and of the network, one after the other."""
+def roofline(precision: str, *loops: str) -> Callable[[float], float]:
+    """Bare loops, one after the other."""
 
     def measure(seconds: float) -> float:
-        times = [bare(name, precision, seconds / 2) for name in ("emulator", "network")]
+        times = [bare(name, precision, seconds / len(loops)) for name in loops]
         return LEARNERS * SIMULATORS * ROLLOUT / sum(times)
 
     return measure
@@ -130,8 +132,25 @@ def bare(name: str, precision: str, seconds: float) -> float:
     return statistics.mean(float(loop.communicate()[0]) for loop in loops)
 
 
-def bare_emulator(seconds: float) -> float:
-    """Random actions, nothing else."""
+def bare_loop(name: str, precision: str) -> Callable[[], None]:
+    """One update's work of the emulator, of the network, or of both in turn as a learner has it."""
+    step = None if name == "network" else bare_emulator()
+    network = None if name == "emulator" else BareNetwork(precision)
+
+    def update() -> None:
+        for t in range(ROLLOUT):
+            if network:
+                network.act(t)
+            if step:
+                step()
+        if network:
+            network.learn()
+
+    return update
+
+
+def bare_emulator() -> Callable[[], None]:
+    """A step of random actions, nothing else."""
     import numpy as np
 
     from gala.spec import Environment
@@ -139,60 +158,63 @@ def bare_emulator(seconds: float) -> float:
 
     simulators = make_simulators(Environment(id="ALE/Pong-v5"), SIMULATORS)
     simulators.reset(1)
-    actions = np.random.default_rng(1).integers(0, 6, (1000, SIMULATORS))
+    actions = itertools.cycle(np.random.default_rng(1).integers(0, 6, (1000, SIMULATORS)))
 
-    def update(i: int) -> None:
-        for t in range(ROLLOUT):
-            simulators.step(actions[(i * ROLLOUT + t) % len(actions)])
+    def step() -> None:
+        simulators.step(next(actions))
 
-    return time_per_call(update, seconds)
+    return step
 
 
-def bare_network(seconds: float, precision: str) -> float:
+class BareNetwork:
     """Forward passes to act and to bootstrap, one backward pass, one optimiser step, on random images."""
-    import gymnasium
-    import numpy as np
-    import torch
 
-    from gala.spec import Hyperparameters, Policy
-    from gala_worker.algorithms.rmsprop import RMSprop
-    from gala_worker.device import prepare
-    from gala_worker.flat import FlatState
-    from gala_worker.model import Tape, make_policy
+    def __init__(self, precision: str) -> None:
+        import gymnasium
+        import numpy as np
+        import torch
 
-    prepare(torch.device("cpu"))
-    torch.set_num_threads(1)
-    images = gymnasium.spaces.Box(0, 255, (4, 84, 84), np.uint8)
-    policy = make_policy(images, gymnasium.spaces.Discrete(6), Policy(), seed=1)
-    flat = FlatState(policy, policy.gossiped_buffers())
-    hyper = Hyperparameters()
-    optimizer = RMSprop(flat.trainable, decay=hyper.rms_prop_decay, epsilon=hyper.rms_prop_epsilon)
-    tape = Tape(policy, ROLLOUT, SIMULATORS, getattr(torch, precision))
-    observations = torch.randint(0, 255, (ROLLOUT + 1, SIMULATORS, 4, 84, 84), dtype=torch.uint8)
-    starts = torch.zeros(SIMULATORS, dtype=torch.bool)
+        from gala.spec import Hyperparameters, Policy
+        from gala_worker.algorithms.rmsprop import RMSprop
+        from gala_worker.device import prepare
+        from gala_worker.flat import FlatState
+        from gala_worker.model import Tape, make_policy
 
-    def update(_: int) -> None:
-        tape.begin()
-        for t in range(ROLLOUT):
-            tape.act(observations[t], starts)
-        tape.bootstrap(observations[-1], starts)
-        parameters, values = tape.replay()
-        flat.gradient.zero_()
+        prepare(torch.device("cpu"))
+        torch.set_num_threads(1)
+        images = gymnasium.spaces.Box(0, 255, (4, 84, 84), np.uint8)
+        policy = make_policy(images, gymnasium.spaces.Discrete(6), Policy(), seed=1)
+        self._flat = FlatState(policy, policy.gossiped_buffers())
+        hyper = Hyperparameters()
+        self._optimizer = RMSprop(self._flat.trainable, decay=hyper.rms_prop_decay, epsilon=hyper.rms_prop_epsilon)
+        self._tape = Tape(policy, ROLLOUT, SIMULATORS, getattr(torch, precision))
+        self._observations = torch.randint(0, 255, (ROLLOUT + 1, SIMULATORS, 4, 84, 84), dtype=torch.uint8)
+        self._starts = torch.zeros(SIMULATORS, dtype=torch.bool)
+
+    def act(self, t: int) -> None:
+        """The forward pass of step t; a rollout begins with t = 0."""
+        if t == 0:
+            self._tape.begin()
+        self._tape.act(self._observations[t], self._starts)
+
+    def learn(self) -> None:
+        """The bootstrap and the update."""
+        self._tape.bootstrap(self._observations[-1], self._starts)
+        parameters, values = self._tape.replay()
+        self._flat.gradient.zero_()
         (parameters.square().mean() + values.square().mean()).backward()  # type: ignore[no-untyped-call]
-        optimizer.step(flat.gradient, learning_rate=1e-6, max_gradient_norm=0.5)
-
-    return time_per_call(update, seconds)
+        self._optimizer.step(self._flat.gradient, learning_rate=1e-6, max_gradient_norm=0.5)
 
 
-def time_per_call(function: Callable[[int], None], seconds: float) -> float:
+def time_per_call(function: Callable[[], None], seconds: float) -> float:
     """Seconds per call, after a tenth of the time to warm up."""
     calls = 0
     warm = time.perf_counter() + seconds / 10
     while time.perf_counter() < warm:
-        function(0)
+        function()
     started = time.perf_counter()
     while (elapsed := time.perf_counter() - started) < seconds:
-        function(calls)
+        function()
         calls += 1
     return elapsed / calls
 
@@ -277,10 +299,12 @@ def run_stable_baselines3(seconds: float, vectorisation: str) -> float:
 CONTENDERS: dict[str, Callable[[float], float]] = {
     "GALA-A2C bfloat16": gala("bfloat16", 1),
     "GALA-A2C bfloat16, no gossip": gala("bfloat16", NO_GOSSIP),
-    "roofline bfloat16": roofline("bfloat16"),
+    "in turn bfloat16": roofline("bfloat16", "both"),
+    "roofline bfloat16": roofline("bfloat16", "emulator", "network"),
     "GALA-A2C float32": gala("float32", 1),
     "GALA-A2C float32, no gossip": gala("float32", NO_GOSSIP),
-    "roofline float32": roofline("float32"),
+    "in turn float32": roofline("float32", "both"),
+    "roofline float32": roofline("float32", "emulator", "network"),
     "Stable-Baselines3 A2C, in one process": stable_baselines3("dummy"),
     "Stable-Baselines3 A2C, subprocesses": stable_baselines3("subprocess"),
 }
@@ -304,6 +328,7 @@ def compare(names: list[str], rounds: int, seconds: float) -> None:
         others = {
             "Stable-Baselines3 (the faster one)": yardstick,
             "itself without gossip": medians.get(f"GALA-A2C {precision}, no gossip"),
+            "emulator and network in turn": medians.get(f"in turn {precision}"),
             "the roofline": medians.get(f"roofline {precision}"),
         }
         for label, other in others.items():
@@ -317,14 +342,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20.0, help="measured, of each contender in each round")
     parser.add_argument("--only", nargs="*", default=list(CONTENDERS), choices=list(CONTENDERS), metavar="NAME")
-    parser.add_argument("--bare", choices=["emulator", "network"], help=argparse.SUPPRESS)
+    parser.add_argument("--bare", choices=["emulator", "network", "both"], help=argparse.SUPPRESS)
     parser.add_argument("--precision", default="float32", help=argparse.SUPPRESS)
     parser.add_argument("--sb3", choices=["dummy", "subprocess"], help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.bare == "emulator":
-        print(bare_emulator(options.seconds))
-    elif options.bare == "network":
-        print(bare_network(options.seconds, options.precision))
+    if options.bare:
+        print(time_per_call(bare_loop(options.bare, options.precision), options.seconds))
     elif options.sb3:
         print(run_stable_baselines3(options.seconds, options.sb3))
     elif reason := excuse(options.only):
