@@ -8,13 +8,9 @@ from typing import Any
 
 import pytest
 
+from live_cluster import is_ready
+
 RUN = "pole"
-
-
-def is_ready(pod: dict[str, Any]) -> bool:
-    """Of a pod that stays."""
-    conditions = {c["type"]: c["status"] for c in pod["status"].get("conditions", [])}
-    return conditions.get("Ready") == "True" and "deletionTimestamp" not in pod["metadata"]
 
 
 @dataclass

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from live_cluster import is_ready
+
 
 def steps(namespace, pod: str) -> int:
     """Of this learner, by its own account; 0 while it does not answer."""
@@ -16,6 +18,11 @@ def steps(namespace, pod: str) -> int:
 def wait_rising(namespace, pod: str, wait: Callable[..., Any]) -> None:
     before = wait(f"{pod} answers", lambda: steps(namespace, pod))
     wait(f"{pod} makes steps", lambda: steps(namespace, pod) > before, 30)
+
+
+def wait_replaced(namespace, pod: str, before: dict[str, tuple[str, int]]) -> None:
+    """Until another one is ready: before that, the run's state may still be the one of the time before the loss."""
+    namespace.wait("pods", pod, lambda found: found["metadata"]["uid"] != before[pod][0] and is_ready(found), 180)
 
 
 @pytest.mark.timeout(420, func_only=True)
@@ -32,8 +39,8 @@ def test_an_operator_that_was_killed_away_and_changed_finds_its_run_and_disturbs
     assert namespace.lives("pole") == {"pole-0": before["pole-0"]}, "nobody is there to replace it"
 
     operator.start()
-    namespace.wait("pods", "pole-1", lambda pod: pod["metadata"]["uid"] != before["pole-1"][0])
-    status = namespace.wait_state("pole", "Running", seconds=180)
+    wait_replaced(namespace, "pole-1", before)
+    status = namespace.wait_state("pole", "Running")
     assert [learner["failures"] for learner in status["learnerStatuses"]] == [0, 0]
     assert namespace.lives("pole")["pole-0"] == before["pole-0"]
     assert status["steps"] > 0
@@ -75,8 +82,8 @@ def test_an_api_server_that_is_away_is_waited_for_and_then_caught_up_with(
     assert namespace.lives("pole") == before
     # Its watches work again, too.
     namespace.kubectl("delete", "pod", "pole-1", "--grace-period=1", "--timeout=60s")
-    namespace.wait("pods", "pole-1", lambda pod: pod["metadata"]["uid"] != before["pole-1"][0])
-    namespace.wait_state("pole", "Running", seconds=180)
+    wait_replaced(namespace, "pole-1", before)
+    namespace.wait_state("pole", "Running")
     assert namespace.lives("pole")["pole-0"] == before["pole-0"]
     assert operator.process is process
     assert process.poll() is None, "the operator itself was not restarted"
@@ -134,8 +141,8 @@ def test_of_two_operators_one_works_and_the_other_takes_over(namespace, slow_pol
     first.kill()
     until("the second has taken over", lambda: leads(second), 30)
     namespace.kubectl("delete", "pod", "pole-1", "--grace-period=1", "--timeout=60s")
-    namespace.wait("pods", "pole-1", lambda pod: pod["metadata"]["uid"] != before["pole-1"][0])
-    namespace.wait_state("pole", "Running", seconds=180)
+    wait_replaced(namespace, "pole-1", before)
+    namespace.wait_state("pole", "Running")
     first.start()
     assert not leads(first)
 

@@ -55,6 +55,12 @@ def wait_for(what: str, condition: Callable[[], T | None], seconds: float = 60.0
         time.sleep(0.3)
 
 
+def is_ready(pod: Object) -> bool:
+    """Of a pod that stays."""
+    conditions = {c["type"]: c["status"] for c in pod["status"].get("conditions", [])}
+    return conditions.get("Ready") == "True" and "deletionTimestamp" not in pod["metadata"]
+
+
 @dataclass
 class Cluster:
     """An API server to test against. `node` is true if it is the one of node/, whose insides can be reached."""
