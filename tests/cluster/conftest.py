@@ -167,23 +167,6 @@ def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Name
 
 
 @pytest.fixture
-def gala(namespace: Namespace, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs the command line as a user would, in `tmp_path`; returns the completed process."""
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-P", "-m", "gala", *arguments],
-            capture_output=True,
-            text=True,
-            timeout=280,
-            cwd=tmp_path,
-            env=namespace.cluster.environment,
-        )
-
-    return run
-
-
-@pytest.fixture
 def bare(cluster: Cluster) -> Iterator[None]:
     """The cluster without GALA: neither its resource definition nor any GalaRun. Restored afterwards."""
     if not cluster.node:

@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 import yaml
 
-from learned import assert_learned
-
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RUN = "pole"
 RESUMED = re.compile(r"resumed at ([\d,]+) global steps")
@@ -22,7 +20,7 @@ def example(algorithm: str) -> dict[str, Any]:
 @pytest.mark.timeout(400, func_only=True)
 @pytest.mark.usefixtures("operator")
 @pytest.mark.parametrize("algorithm", ["a2c", "ppo", "a3c", "impala"])
-def test_an_example_trains_cartpole_from_apply_to_its_full_score(namespace, gala, tmp_path, algorithm):
+def test_an_example_trains_cartpole_from_apply_to_its_full_score(namespace, algorithm):
     run = example(algorithm)
     assert run["spec"]["worker"]["gpus"] == 0
     name, learners = run["metadata"]["name"], run["spec"]["learners"]
@@ -30,9 +28,7 @@ def test_an_example_trains_cartpole_from_apply_to_its_full_score(namespace, gala
     status = namespace.wait_state(name, "Succeeded", "Failed", seconds=360)
 
     assert status["state"] == "Succeeded", status["message"]
-    fetched = gala("fetch", name, "-n", namespace.name)
-    assert fetched.returncode == 0, fetched.stdout + fetched.stderr
-    assert_learned(tmp_path / "runs" / name, 475, kept=150)
+    assert status["finalModel"]["meanReturn"] >= 475
     assert status["finalModel"]["globalSteps"] >= run["spec"]["totalSteps"]
     centred = algorithm in ("a3c", "impala")
     assert status["finalModel"]["averaged"] == ([0] if centred else list(range(learners)))

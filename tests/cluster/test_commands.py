@@ -1,6 +1,8 @@
 """`gala submit | status | logs | fetch` and the CronJob of examples/ci on a real cluster."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,23 @@ def small(document: dict[str, Any], **evaluation: Any) -> dict[str, Any]:
     spec |= {"learners": 2, "totalSteps": 20_000, "worker": {"gpus": 0, "resources": requests}}
     spec["evaluation"] = {"episodes": 2, **evaluation}
     return document
+
+
+@pytest.fixture
+def gala(namespace, tmp_path):
+    """Run the command line as a user would; returns the completed process."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-P", "-m", "gala", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=280,
+            cwd=tmp_path,
+            env=namespace.cluster.environment,
+        )
+
+    return run
 
 
 @pytest.mark.usefixtures("operator")

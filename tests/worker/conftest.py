@@ -22,7 +22,6 @@ from gala_worker.gossip.loop_thread import LoopThread
 from gala_worker.gossip.memory import MemoryNetwork
 from grpc_ring import Ring
 from hub_star import Star
-from learned import assert_learned
 from ports import free_ports
 from waiting import eventually
 
@@ -86,8 +85,20 @@ class LiveRun:
         return content
 
     def assert_learned(self, score: float, kept: float) -> None:
-        """See `learned.assert_learned`."""
-        assert_learned(self.directory, score, kept=kept, otherwise=self.log.read_text())
+        """An evaluation of the run, greedy, has reached `score`, and the final model plays to `kept` at least.
+
+        Two numbers, since training is random, no two asynchronous runs are alike, and one in some dozens falls back
+        shortly before its end (docs/results/comparison.md): that is not what these tests are to find.
+        """
+        greedy = [
+            record["meanReturn"]
+            for learner in self.plan()["learners"]
+            for record in self.records(learner["rank"], "evaluation")
+            if record["mode"] == "greedy"
+        ]
+        final = self.card()["evaluation"]["greedy"]["meanReturn"]
+        assert max([*greedy, final]) >= score, self.log.read_text()
+        assert final >= kept, (greedy, final)
 
     def pid(self, rank: int) -> int:
         """Of the worker that runs now."""
