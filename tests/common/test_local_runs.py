@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from local_machine import Machine, alive
+from local_machine import Machine, alive, frozen, ignores_sigterm
 from waiting import eventually
 
 pytestmark = pytest.mark.processes
@@ -124,12 +124,6 @@ def test_a_second_ctrl_c_kills_workers_that_do_not_stop(machine: Machine) -> Non
     machine.ends(launcher, 130)
     assert not alive(machine.pid(0))
     assert machine.record()["state"] == "stopped"
-
-
-def ignores_sigterm(pid: int) -> bool:
-    status = Path(f"/proc/{pid}/status").read_text()
-    ignored = next(line.split()[1] for line in status.splitlines() if line.startswith("SigIgn"))
-    return bool(int(ignored, 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def test_a_crashed_worker_is_restarted_while_the_others_go_on(machine: Machine) -> None:
@@ -356,15 +350,31 @@ def test_workers_stop_when_their_launcher_is_killed_and_the_run_resumes(machine:
     machine.ends(launcher, 130)
 
 
+def test_a_frozen_worker_of_a_killed_launcher_stops_as_the_others_do(machine: Machine) -> None:
+    launcher = machine.gala()
+    machine.started(0, 1)
+    pids = [machine.pid(0), machine.pid(1)]
+    os.kill(pids[0], signal.SIGSTOP)
+    eventually(lambda: frozen(pids[0]))
+    launcher.kill()
+    launcher.wait()
+    os.kill(pids[0], signal.SIGCONT)  # the kernel's too, with a SIGHUP before it, unless this session has a subreaper
+    eventually(lambda: not any(alive(pid) for pid in pids))
+    assert [len(machine.notes(rank, "stopped")) for rank in (0, 1)] == [1, 1]
+
+
 def test_a_hanging_worker_of_a_killed_launcher_is_cleared_away_by_the_next(machine: Machine) -> None:
     launcher = machine.gala()
     machine.started(0, 1)
     hanging = machine.pid(0)
     eventually(lambda: hanging in machine.record()["workerPids"])
-    os.kill(hanging, signal.SIGSTOP)
+    machine.script(0, "deaf")
+    eventually(lambda: ignores_sigterm(hanging))
     launcher.kill()
     launcher.wait()
+    os.kill(hanging, signal.SIGSTOP)
     assert alive(hanging)
+    machine.script(0, "")
     launcher = machine.gala()
     machine.started(0, times=2)
     assert not alive(hanging)

@@ -92,6 +92,17 @@ def alive(pid: int) -> bool:
         return False
 
 
+def frozen(pid: int) -> bool:
+    """Whether a process is stopped by SIGSTOP."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def ignores_sigterm(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    ignored = next(line.split()[1] for line in status.splitlines() if line.startswith("SigIgn"))
+    return bool(int(ignored, 16) >> (signal.SIGTERM - 1) & 1)
+
+
 def end_all(launchers: Sequence[subprocess.Popen[str]], folder: Path) -> None:
     """Kills launchers, and the fake workers that they have left behind anywhere below a folder."""
     for launcher in launchers:

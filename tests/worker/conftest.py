@@ -87,8 +87,8 @@ class LiveRun:
     def assert_learned(self, score: float, kept: float) -> None:
         """An evaluation of the run, greedy, has reached `score`, and the final model plays to `kept` at least.
 
-        Two numbers, since training is random, no two asynchronous runs are alike, and one in some dozens falls back
-        shortly before its end (docs/results/comparison.md): that is not what these tests are to find.
+        Two numbers, since training is random and no two asynchronous runs are alike: one that falls back shortly
+        before its end (docs/results/README.md) is not what these tests are to find.
         """
         greedy = [
             record["meanReturn"]

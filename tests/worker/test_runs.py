@@ -38,7 +38,7 @@ def test_three_learners_reach_475_on_the_pole(live_run: Callable[..., LiveRun]) 
     for rank in range(3):
         last = run.records(rank, "train")[-1]
         # of hundreds of updates: each takes some milliseconds only, and cores are fewer than threads
-        assert last["gossip"]["mixes"] > 25
+        assert last["gossip"]["mixes"] > 50
         assert last["gossip"]["relativeDisagreement"] < 0.5
     periodic = [record for rank in range(3) for record in run.records(rank, "evaluation")]
     assert {record["mode"] for record in periodic} == {"greedy", "sampled"}

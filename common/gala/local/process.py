@@ -1,4 +1,8 @@
-"""One worker as a subprocess: started in a session of its own, logged to a file, stopped by signals."""
+"""One worker as a subprocess: started in a process group of its own, logged to a file, stopped by signals.
+
+Not in a session of its own: Linux (`sched_autogroup`) shares the cores out among sessions first, and does so badly
+where they are more than the cores: half as many messages were mixed then (docs/performance.md).
+"""
 
 from __future__ import annotations
 
@@ -35,7 +39,7 @@ class WorkerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,
+                process_group=0,  # Ctrl-C in a terminal is for the launcher
             )
 
     @property
