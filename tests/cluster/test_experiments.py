@@ -72,7 +72,7 @@ def test_an_experiment_fills_the_cluster_outlives_its_command_and_is_fetched_who
         second.kill()
         second.wait()
     assert STARTS in log.read_text(), "the last one when there was room"
-    until("what is fetched is deleted from the cluster", lambda: not namespace.items("galaruns"), 60)
+    until("what is fetched is deleted from the cluster", lambda: not namespace.items("galaruns"))
 
     folder = tmp_path / "runs/poles"
     entries = json.loads((folder / "experiment.json").read_text())["runs"]

@@ -44,7 +44,12 @@ def api_port() -> int:
             return port
 
 
-def wait_for(what: str, condition: Callable[[], T | None], seconds: float = 60.0) -> T:
+PATIENCE_SECONDS = 90.0
+"""How long the slow things take at most: a kubelet looks once a minute for containers that had ended before their pod
+was deleted, tells the API server of them every ten seconds, and what owns the pod is gone after that."""
+
+
+def wait_for(what: str, condition: Callable[[], T | None], seconds: float = PATIENCE_SECONDS) -> T:
     """The first true value of `condition`, asked again and again for so long; AssertionError with the last one."""
     deadline = time.monotonic() + seconds
     while True:
@@ -205,7 +210,7 @@ class Namespace:
             for item in self.items(plural, f"gala.dev/run={run}")
         ]
 
-    def wait_gone(self, run: str, seconds: float = 90.0) -> None:
+    def wait_gone(self, run: str, seconds: float = PATIENCE_SECONDS) -> None:
         """Until nothing carries the run's label any more."""
         left: list[list[str]] = [[]]
 
