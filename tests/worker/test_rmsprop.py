@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from gala_worker.algorithms.rmsprop import RMSprop
+from gala_worker.algorithms.rmsprop import BLOCK, RMSprop, square_root
 
 SIZE = 1000
 DECAY, EPSILON = 0.99, 1e-5
@@ -36,6 +36,23 @@ def test_a_hundred_steps_equal_torch_rmsprop_with_norm_clipping(max_norm: float,
         assert step.gradient_norm == pytest.approx(float(norm), rel=1e-5)
     torch.testing.assert_close(ours, theirs.detach(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(optimizer.square_average, reference.state[theirs]["square_avg"], rtol=1e-4, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 7])
+def test_blocks_cover_every_parameter_once(size: int) -> None:
+    parameters, gradient = torch.zeros(size), torch.ones(size)
+    step = RMSprop(parameters, decay=0.0, epsilon=1.0).step(
+        gradient, learning_rate=1.0, max_gradient_norm=1e9, measure_update=True
+    )
+    assert torch.equal(parameters, torch.full((size,), -0.5))
+    assert step.update_norm == pytest.approx(0.5 * math.sqrt(size), rel=1e-5)
+
+
+def test_square_roots_are_those_of_torch_also_of_zeros_and_tiny_numbers() -> None:
+    squares = torch.tensor([0.0, 1e-38, 1e-12, 0.25, 1.0, 3e38] * 100)
+    out = torch.empty_like(squares)
+    assert square_root(squares, out=out) is out
+    torch.testing.assert_close(out, squares.sqrt(), rtol=1e-6, atol=0.0)
 
 
 def test_epsilon_is_outside_of_the_square_root() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gala_worker.algorithms.rmsprop import SQUARE_AVERAGE, Step
+from gala_worker.algorithms.rmsprop import SQUARE_AVERAGE, Step, square_root
 
 AVERAGE = "optimizer.average"
 STEPS = "optimizer.steps"
@@ -67,7 +67,7 @@ class Adam:
         )
         correction = (1.0 - SQUARE_AVERAGE_DECAY**steps) ** 0.5
         rate = learning_rate / (1.0 - AVERAGE_DECAY**steps)
-        update = torch.sqrt(self._square_average, out=self._scratch).div_(correction).add_(self._epsilon)
+        update = square_root(self._square_average, out=self._scratch).div_(correction).add_(self._epsilon)
         if not measure_update:
             self._parameters.addcdiv_(self._average, update, value=-rate)
             return Step(norm, None)
