@@ -105,12 +105,12 @@ def gala(algorithm: str, *, centre: bool = False, slowed: bool = False) -> Conte
                 straggler = Straggler(worker_pid(directory, learners - 1)) if slowed else contextlib.nullcontext()
                 with straggler:
                     time.sleep(throughput.WARM_UP_SECONDS)
-                    before, started = global_steps(urls), time.perf_counter()
+                    before = throughput.fresh(lambda: global_steps(urls))
                     time.sleep(size.seconds)
-                    after, elapsed = global_steps(urls), time.perf_counter() - started
+                    after = throughput.fresh(lambda: global_steps(urls))
                 if isinstance(straggler, Straggler):
                     result.stopped_share.append(straggler.stopped_share)
-        result.decisions_per_second.append((after - before) / elapsed)
+        result.decisions_per_second.append(throughput.rate(before, after))
 
     return measure
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib.util
 import itertools
 import json
@@ -30,6 +31,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 LEARNERS = 2
 SIMULATORS = 16
@@ -66,11 +68,12 @@ def gala(precision: str, every: int) -> Callable[[float], float]:
             command = [sys.executable, "-P", "-m", "gala", "run", str(file), "--output", folder]
             with running(command) as process:
                 statuses = wait_for_training(process, Path(folder) / "throughput" / "plan.json")
+                counts = [functools.partial(steps, url) for url in statuses]
                 time.sleep(WARM_UP_SECONDS)
-                before, started = [steps(url) for url in statuses], time.perf_counter()
+                before = [fresh(count) for count in counts]
                 time.sleep(seconds)
-                after, elapsed = [steps(url) for url in statuses], time.perf_counter() - started
-        return (sum(after) - sum(before)) / elapsed
+                after = [fresh(count) for count in counts]
+        return sum(map(rate, before, after))
 
     return measure
 
@@ -98,6 +101,26 @@ def status(url: str) -> dict[str, object]:
 def steps(url: str) -> int:
     """Decisions that a learner has made."""
     return int(str(status(url).get("steps", 0)))
+
+
+class Reading(NamedTuple):
+    """Decisions made until a moment, in seconds of `time.perf_counter`."""
+
+    decisions: int
+    at: float
+
+
+def fresh(count: Callable[[], int]) -> Reading:
+    """What `count` says as soon as it says something new: a worker renews its /status about once a second only."""
+    old = count()
+    while (new := count()) == old:
+        time.sleep(0.005)
+    return Reading(new, time.perf_counter())
+
+
+def rate(before: Reading, after: Reading) -> float:
+    """Decisions per second between two readings."""
+    return (after.decisions - before.decisions) / (after.at - before.at)
 
 
 @contextlib.contextmanager
