@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gala.spec import Policy
 from gala_worker.flat import FlatState
-from gala_worker.model import ActorCritic, Tape, make_policy
+from gala_worker.model import ActorCritic, Tape, convolution_tape, make_policy
 
 ATARI = spaces.Box(0, 255, (4, 84, 84), np.uint8)
 VECTOR = spaces.Box(-math.inf, math.inf, (5,), np.float32)
@@ -100,6 +100,25 @@ def test_gradients_equal_autograd(space: spaces.Box, recurrent: bool) -> None:
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-3, atol=1e-4 * scale, msg=name)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_backward_pass_in_pieces_equals_one_over_all(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, flat = build(ATARI)
+    observations, starts = rollout(ATARI)
+    gradients = []
+    for images in (STEPS * BATCH, 5, 1):  # of 12
+        monkeypatch.setattr(convolution_tape, "PIECE_BYTES", images * 21 * 21 * 64 * dtype.itemsize)
+        tape = Tape(policy, STEPS, BATCH, dtype)
+        act(tape, observations, starts)
+        flat.gradient.zero_()
+        loss_of(*tape.replay()).backward()
+        gradients.append(flat.gradient.clone())
+    whole, *others = gradients
+    tolerance = 1e-5 if dtype is torch.float32 else 1e-2
+    for other in others:
+        assert (other - whole).norm() < tolerance * whole.norm()
+        assert not torch.equal(other, whole)
+
+
 @pytest.mark.parametrize("recurrent", [False, True])
 def test_bfloat16_gradients_point_where_float32_ones_do(recurrent: bool) -> None:
     policy, flat = build(ATARI, recurrent=recurrent)
@@ -146,8 +165,9 @@ def test_memory_goes_on_into_the_next_rollout_but_gradients_do_not() -> None:
 
 
 @POLICIES
-def test_observation_arrays_may_be_reused_after_each_step(space: spaces.Box, recurrent: bool) -> None:
-    policy, flat = build(space, recurrent=recurrent)
+@pytest.mark.parametrize("normalises", [True, False])
+def test_observation_arrays_may_be_reused_after_each_step(space: spaces.Box, recurrent: bool, normalises: bool) -> None:
+    policy, flat = build(space, recurrent=recurrent, normalize_observations=normalises and space is VECTOR)
     observations, starts = rollout(space)
     gradients = []
     for reuse in (False, True):

@@ -93,6 +93,7 @@ class Collector:
         self._flags = np.empty((3, *shape), np.bool_)
         self._starts = torch.ones(shape[1], dtype=torch.bool, device=device)
         self._observations = self._to_device(simulators.reset(seed))
+        self._new_frames: int | None = None
         self._state = policy.initial_state(shape[1])
         self._seen: Tensor | None = None
         if record:
@@ -110,7 +111,7 @@ class Collector:
         self._tape.begin()
         for t in range(len(self._rewards)):
             self._note(t)
-            output = self._tape.act(self._observations, self._starts)
+            output = self._tape.act(self._observations, self._starts, self._new_frames)
             self._state = output.state
             action = self._policy.actions.sample(output.parameters, self.generator)
             values.append(output.value)
@@ -121,16 +122,18 @@ class Collector:
             terminated[t] = step.terminated
             truncated[t] = step.truncated
             valid[t] = step.valid
-            self._observations = self._to_device(step.observations)
+            self._observations = self._to_device(step.observations, copy=False)
+            self._new_frames = step.new_frames
             if output.state is not None or self._seen is not None:
                 self._starts = self._to_device(step.starts)
             if self._observe and self._is_first:
                 self._policy.observe(self._observations)
             elif self._observe:
-                self._shown.append(self._observations)
+                self._shown.append(self._observations.clone())
         self._is_first = False
         self._note(len(self._rewards))
-        values.append(self._tape.bootstrap(self._observations, self._starts))
+        values.append(self._tape.bootstrap(self._observations, self._starts, self._new_frames))
+        self._new_frames = 0  # the next rollout begins with the observation that this one ends with
         on_device = self._to_device(self._flags)
         rewards = self._to_device(np.clip(self._rewards, -1.0, 1.0) if self._clip_rewards else self._rewards)
         return Rollout(
@@ -156,11 +159,11 @@ class Collector:
         """Real episodes that ended since the last call."""
         return self._simulators.pop_episodes()
 
-    def _to_device(self, array: npt.NDArray[Any]) -> Tensor:
-        """A copy: simulators and the next rollout may reuse `array`.
+    def _to_device(self, array: npt.NDArray[Any], *, copy: bool = True) -> Tensor:
+        """`array` on the learner's device; a copy, unless `copy` is False and it is there already.
 
         On a GPU it goes through pinned memory, which torch's allocator caches, so that the host does not wait for it.
         """
         if self._device.type == "cuda":
             return torch.from_numpy(array).pin_memory(self._device).to(self._device, non_blocking=True)
-        return torch.tensor(array)
+        return torch.tensor(array) if copy else torch.from_numpy(array)

@@ -105,6 +105,7 @@ class AtariSimulators:
         self._forced = self._none
         self._pressing = self._none
         self._starting = self._none
+        self._resets = False
 
     def reset(self, seed: int) -> Observations:
         """Starts B new games, `[B, 4, 84, 84]`. About 0.1 s a game: seeding reloads the ROM."""
@@ -113,6 +114,7 @@ class AtariSimulators:
         observations, info = env.reset(seed=seeds)
         self._lives = info["lives"]
         self._forced = self._pressing = self._starting = self._none
+        self._resets = False
         self._log.restart()
         return observations  # type: ignore[no-any-return]
 
@@ -127,9 +129,16 @@ class AtariSimulators:
         self._log.record(rewards)
         valid = self._all if self._forced is self._none else ~self._forced
         transition = Transition(
-            observations, rewards.astype(np.float32), terminated, truncated, valid, starts=self._starting
+            observations,
+            rewards.astype(np.float32),
+            terminated,
+            truncated,
+            valid,
+            starts=self._starting,
+            new_frames=None if self._resets else 1,
         )
         self._forced = self._pressing = self._starting = self._none
+        self._resets = False
         ended = terminated | truncated
         lives = info["lives"]
         if self._watches_lives:
@@ -174,6 +183,7 @@ class AtariSimulators:
         transition.truncated = transition.truncated & ~transition.terminated
         self._forced = self._forced | ended
         self._starting = self._starting | ended
+        self._resets = True
 
     def _fire_action(self) -> int | None:
         """The index of FIRE among the game's actions, if it is one."""

@@ -41,6 +41,9 @@ class Transition:
     simulators made for evaluation, False only for a dummy step: then the rewards of valid steps add up to the score."""
     starts: Flags
     """bool `[B]`: this step's observation is the first of an episode for the learner: recurrent state starts anew."""
+    new_frames: int | None = None
+    """Of stacked frames: as many last ones of each observation are new, the others are those of the observation before,
+    moved to the front. None: nothing of the kind is known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,6 +100,13 @@ class Nature32(nn.Module):
             cast(self.full),
         )
 
+    def gradients(self, weights: NatureWeights) -> tuple[Tensor, ...]:
+        """Of the parameters, in their order, float32: from those of `weights(dtype)`, as `NatureWeights`."""
+        out, channels = self.conv1.weight.shape[:2]
+        first = weights.conv1.to(torch.float32).reshape(out, channels, _PATCH, _PATCH, 2, 2)
+        first = first.permute(0, 1, 4, 2, 5, 3).reshape(out, channels, 2 * _PATCH, 2 * _PATCH) * self._scale
+        return (first, *(gradient.to(torch.float32) for gradient in weights[1:]))
+
     def forward(self, observations: Tensor) -> Tensor:
         """[B, C, 84, 84] -> [B, 512] in autocast's type."""
         dtype = compute_type(observations.device)

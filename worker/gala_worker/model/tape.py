@@ -59,19 +59,23 @@ class Tape:
             self._images.load_weights()
 
     @torch.no_grad()
-    def act(self, observations: Tensor, starts: Tensor) -> PolicyOutput:
-        """One remembered step. Shapes: observations [B, ...], starts bool [B]."""
+    def act(self, observations: Tensor, starts: Tensor, new_frames: int | None = None) -> PolicyOutput:
+        """One remembered step; the arguments may change afterwards. Shapes: observations [B, ...], starts bool [B].
+
+        `new_frames` is what `environments.Transition` says of these observations and those of the last call; 0 where
+        they are the same.
+        """
         slot = slice(self._step * self._batch, (self._step + 1) * self._batch)
         self._starts[self._step] = starts
-        output = self._forward(observations, starts, slot)
+        output = self._forward(observations, starts, slot, new_frames)
         self._state = output.state
         self._step += 1
         return output
 
     @torch.no_grad()
-    def bootstrap(self, observations: Tensor, starts: Tensor) -> Tensor:
-        """Values [B] of the observations after the last step; nothing is remembered."""
-        return self._forward(observations, starts, None).value
+    def bootstrap(self, observations: Tensor, starts: Tensor, new_frames: int | None = None) -> Tensor:
+        """Values [B] of the observations after the last step; nothing is remembered. Arguments as of `act`."""
+        return self._forward(observations, starts, None, new_frames).value
 
     def replay(self) -> Replay:
         """The remembered steps as one differentiable batch."""
@@ -103,14 +107,17 @@ class Tape:
             outputs.append(output)
         return torch.cat([o.parameters for o in outputs]), torch.cat([o.value for o in outputs])
 
-    def _forward(self, observations: Tensor, starts: Tensor, slot: slice | None) -> PolicyOutput:
+    def _forward(
+        self, observations: Tensor, starts: Tensor, slot: slice | None, new_frames: int | None
+    ) -> PolicyOutput:
         policy = self._policy
         with self._autocast():
             if self._images is not None:
-                return policy.decide(self._images.forward(observations, slot), None, self._state, starts)
+                features = self._images.forward(observations, slot, new_frames)
+                return policy.decide(features, None, self._state, starts)
             inputs = policy.prepare(observations)
             if slot is not None:
-                self._vectors.append(inputs)
+                self._vectors.append(inputs if policy.normalisation is not None else inputs.clone())
             judged = None if policy.critic_trunk is None else policy.critic_trunk(inputs)
             return policy.decide(policy.trunk(inputs), judged, self._state, starts)
 
