@@ -103,7 +103,7 @@ def test_a_run_goes_on_after_the_death_and_the_freezing_of_a_rank_and_all_end_wi
 
 
 def test_a_rank_that_waits_for_a_frozen_one_stops_when_it_is_told_to(live_run: Callable[..., LiveRun]) -> None:
-    run = live_run(document(gossip={"peerTimeoutSeconds": 60}))
+    run = live_run(document(gossip={"peerTimeoutSeconds": 30}))
     run.until(lambda: all(run.status(rank).get("updates", 0) > 20 for rank in range(2)), "both train")
     frozen, waiting = run.pid(1), run.pid(0)
     os.kill(frozen, signal.SIGSTOP)
@@ -112,7 +112,7 @@ def test_a_rank_that_waits_for_a_frozen_one_stops_when_it_is_told_to(live_run: C
         began = time.monotonic()
         os.kill(waiting, signal.SIGTERM)
         run.until(lambda: not Path(f"/proc/{waiting}/environ").exists(), "it has gone", 60)
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 20, "it has waited for the peer timeout"
     finally:
         os.kill(frozen, signal.SIGCONT)
     run.until(lambda: run.status(0).get("updates", 0) > 0, "it is started again, and goes on", 90)
