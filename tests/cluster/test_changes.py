@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from live_cluster import PATIENCE_SECONDS
+
 RUN = "pole"
 STARTED = re.compile(r"(?P<how>resumed|joined|seeded) at (?P<steps>[\d,]+) global steps")
 
@@ -15,6 +17,7 @@ def epoch(learner: dict[str, Any]) -> int:
 
 
 @pytest.mark.usefixtures("operator")
+@pytest.mark.timeout(420, func_only=True)
 def test_a_ring_is_scaled_and_edited_without_a_restart_and_refuses_what_it_must(namespace, slow_pole, until):
     namespace.apply(slow_pole(RUN))
     namespace.wait_condition(RUN, "RingFormed", "Formed", 120)
@@ -41,9 +44,9 @@ def test_a_ring_is_scaled_and_edited_without_a_restart_and_refuses_what_it_must(
             formed = {c["type"]: c["status"] for c in status["conditions"]}["RingFormed"] == "True"
             return (status["state"], status["ready"], formed) == ("Running", f"{learners}/{learners}", True)
 
-        namespace.wait("galaruns", RUN, is_so, 90, f"{learners} learners train")
+        namespace.wait("galaruns", RUN, is_so, 2 * PATIENCE_SECONDS, f"{learners} learners train")
         names = {f"{RUN}-{rank}" for rank in range(learners)}
-        until("no other pods", lambda: set(namespace.pods(RUN)) == names, 60)
+        until("no other pods", lambda: set(namespace.pods(RUN)) == names)
         lives = namespace.lives(RUN)
         assert {name: lives[name] for name in started} == started
 
@@ -115,5 +118,5 @@ def test_a_suspended_run_goes_on_from_its_checkpoints_where_it_stopped(namespace
     assert {c["metadata"]["name"]: c["metadata"]["uid"] for c in namespace.items("persistentvolumeclaims")} == claims
     assert {c["type"]: c["status"] for c in status["conditions"]}["Suspended"] == "False"
 
-    namespace.kubectl("delete", "galarun", RUN, "--timeout=20s")
+    namespace.delete("galarun", RUN)
     namespace.wait_gone(RUN)

@@ -118,7 +118,7 @@ def test_a_run_outlives_the_killing_of_random_learners_and_of_the_operator(names
 
     # The last to be killed, too, and with its failure in the status.
     until("every learner that was killed has a successor", replaced)
-    status = namespace.wait_state(RUN, "Running", seconds=180)
+    status = namespace.wait_state(RUN, "Running")
     ring.look()
     # Every learner has lived once more than it was killed, and no death was counted that was not its own.
     assert [len(lives) - 1 for lives in ring.lives] == [a + b for a, b in zip(ring.killed, ring.deleted, strict=True)]
@@ -130,7 +130,7 @@ def test_a_run_outlives_the_killing_of_random_learners_and_of_the_operator(names
 
     total = status["steps"] + 1
     namespace.patch(RUN, totalSteps=total)
-    status = namespace.wait_state(RUN, "Succeeded", "Failed", seconds=180)
+    status = namespace.wait_state(RUN, "Succeeded", "Failed")
     assert status["state"] == "Succeeded", status["message"]
     assert status["finalModel"]["globalSteps"] >= total
     assert status["finalModel"]["averaged"] == list(range(LEARNERS))

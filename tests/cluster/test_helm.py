@@ -76,7 +76,7 @@ def test_a_run_trains_through_upgrade_uninstallation_and_installation_anew(
     cluster.helm("test", "gala", "-n", namespace.name, "--timeout", "120s", seconds=150)
 
     namespace.apply(slow_pole("pole"))
-    namespace.wait_state("pole", "Running", seconds=180)
+    namespace.wait_state("pole", "Running")
     before, old = namespace.lives("pole"), operator_pod(namespace)
     assert {pod["spec"]["containers"][0]["image"] for pod in namespace.pods("pole").values()} == {worker}
 
@@ -91,10 +91,10 @@ def test_a_run_trains_through_upgrade_uninstallation_and_installation_anew(
     cluster.helm("test", "gala", "-n", namespace.name, "--timeout", "120s", seconds=150)
 
     # A learner that is replaced now is the new version's, and trains with the one that is not.
-    namespace.kubectl("delete", "pod", "pole-1", "--grace-period=1", "--timeout=60s")
+    namespace.delete("pod", "pole-1", "--grace-period=1")
     pod = namespace.wait("pods", "pole-1", lambda pod: pod if pod["metadata"]["uid"] != before["pole-1"][0] else None)
     assert pod["spec"]["containers"][0]["image"] == cluster.worker_image
-    namespace.wait_state("pole", "Running", seconds=180)
+    namespace.wait_state("pole", "Running")
     assert namespace.lives("pole")["pole-0"] == before["pole-0"]
     before = namespace.lives("pole")
 
@@ -108,7 +108,7 @@ def test_a_run_trains_through_upgrade_uninstallation_and_installation_anew(
     release("install", CHART, *quick)
     progresses()
     assert namespace.lives("pole") == before
-    namespace.kubectl("delete", "galarun", "pole", "--timeout=60s")
+    namespace.delete("galarun", "pole")
     namespace.wait_gone("pole")
 
 

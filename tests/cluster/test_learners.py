@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from live_cluster import is_ready
+from live_cluster import PATIENCE_SECONDS, is_ready
 
 RUN = "pole"
 
@@ -54,7 +54,11 @@ class Ring:
         """It has another pod under its name, which is ready and began with a neighbour's state; its log."""
         name = f"{RUN}-{rank}"
         self.namespace.wait(
-            "pods", name, lambda pod: is_ready(pod) and pod["metadata"]["uid"] != self.uids[rank], 90, f"another {name}"
+            "pods",
+            name,
+            lambda pod: is_ready(pod) and pod["metadata"]["uid"] != self.uids[rank],
+            2 * PATIENCE_SECONDS,
+            f"another {name}",
         )
         log: str = self.namespace.kubectl("logs", name)
         assert "joined at " in log, log
@@ -70,6 +74,7 @@ class Ring:
 
 
 @pytest.mark.usefixtures("operator")
+@pytest.mark.timeout(600, func_only=True)
 def test_a_learner_that_ends_for_whatever_reason_is_replaced_and_the_others_go_on(namespace, slow_pole):
     namespace.apply(slow_pole(RUN, learners=3))
     namespace.wait_condition(RUN, "RingFormed", "Formed", 120)
@@ -129,7 +134,7 @@ def test_a_learner_that_ends_for_whatever_reason_is_replaced_and_the_others_go_o
     node = namespace.get("pods", f"{RUN}-2")["spec"]["nodeName"]
     first = f"--pod-selector=gala.dev/run={RUN},gala.dev/rank=0"
     try:
-        namespace.cluster.kubectl("drain", node, first, "--delete-emptydir-data", "--timeout=90s")
+        namespace.cluster.kubectl("drain", node, first, "--delete-emptydir-data", f"--timeout={PATIENCE_SECONDS:g}s")
         stuck = namespace.wait_condition(RUN, "PodsReady", "Unschedulable")
         assert stuck["message"].startswith(f"{RUN}-0: ")
         assert namespace.status(RUN)["state"] == "Degraded"
@@ -171,7 +176,7 @@ def test_a_learner_that_fails_too_often_is_left_out_and_the_run_fails_with_too_f
     namespace.patch(RUN, runPolicy={"minLearners": 2})
     namespace.wait_condition(RUN, "Failed", "TooFewLearners", 20)
     assert namespace.status(RUN)["state"] == "Failed"
-    namespace.wait("galaruns", RUN, lambda _: list(namespace.pods(RUN)) == [f"{RUN}-1"], 60, "the learner is stopped")
+    namespace.wait("galaruns", RUN, lambda _: list(namespace.pods(RUN)) == [f"{RUN}-1"], what="the learner is stopped")
 
 
 def parsed(time: str) -> datetime:

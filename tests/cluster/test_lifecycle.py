@@ -39,5 +39,5 @@ def test_a_run_trains_to_its_end_and_leaves_nothing_when_it_is_deleted(namespace
     assert [learner["failures"] for learner in status["learnerStatuses"]] == [0, 0]
     namespace.kubectl("wait", "--for=condition=Succeeded", "galarun/pole", "--timeout=5s")
 
-    namespace.kubectl("delete", "galarun", "pole", "--timeout=60s")
+    namespace.delete("galarun", "pole")
     namespace.wait_gone("pole")

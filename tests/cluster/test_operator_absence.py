@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from live_cluster import is_ready
+from live_cluster import PATIENCE_SECONDS, is_ready
 
 
 def steps(namespace, pod: str) -> int:
@@ -22,7 +22,9 @@ def wait_rising(namespace, pod: str, wait: Callable[..., Any]) -> None:
 
 def wait_replaced(namespace, pod: str, before: dict[str, tuple[str, int]]) -> None:
     """Until another one is ready: before that, the run's state may still be the one of the time before the loss."""
-    namespace.wait("pods", pod, lambda found: found["metadata"]["uid"] != before[pod][0] and is_ready(found), 180)
+    namespace.wait(
+        "pods", pod, lambda found: found["metadata"]["uid"] != before[pod][0] and is_ready(found), 2 * PATIENCE_SECONDS
+    )
 
 
 @pytest.mark.timeout(420, func_only=True)
@@ -30,11 +32,11 @@ def test_an_operator_that_was_killed_away_and_changed_finds_its_run_and_disturbs
     namespace, slow_pole, operator, until
 ):
     namespace.apply(slow_pole("pole"))
-    namespace.wait_state("pole", "Running", seconds=180)
+    namespace.wait_state("pole", "Running")
     before = namespace.lives("pole")
 
     operator.kill()
-    namespace.kubectl("delete", "pod", "pole-1", "--grace-period=1", "--timeout=60s")
+    namespace.delete("pod", "pole-1", "--grace-period=1")
     wait_rising(namespace, "pole-0", until)
     assert namespace.lives("pole") == {"pole-0": before["pole-0"]}, "nobody is there to replace it"
 
@@ -61,7 +63,7 @@ def test_an_api_server_that_is_away_is_waited_for_and_then_caught_up_with(
     cluster, namespace, slow_pole, operator, until
 ):
     namespace.apply(slow_pole("pole"))
-    namespace.wait_state("pole", "Running", seconds=180)
+    namespace.wait_state("pole", "Running")
     before = namespace.lives("pole")
     process, address = operator.process, namespace.pods("pole")["pole-0"]["status"]["podIP"]
 
@@ -81,7 +83,7 @@ def test_an_api_server_that_is_away_is_waited_for_and_then_caught_up_with(
     namespace.wait("galaruns", "pole", lambda run: run["status"]["steps"] > seen, 90, "the steps rise in the status")
     assert namespace.lives("pole") == before
     # Its watches work again, too.
-    namespace.kubectl("delete", "pod", "pole-1", "--grace-period=1", "--timeout=60s")
+    namespace.delete("pod", "pole-1", "--grace-period=1")
     wait_replaced(namespace, "pole-1", before)
     namespace.wait_state("pole", "Running")
     assert namespace.lives("pole")["pole-0"] == before["pole-0"]
@@ -108,7 +110,7 @@ def test_a_run_that_ends_while_the_operator_is_away_is_brought_to_its_end_afterw
     namespace.wait("pods", "pole-results", lambda pod: pod["status"]["phase"] == "Running")
     operator.stop(signal.SIGKILL)  # and amid the making of the final model
     operator.start()
-    status = namespace.wait_state("pole", "Succeeded", "Failed", seconds=180)
+    status = namespace.wait_state("pole", "Succeeded", "Failed")
     assert status["state"] == "Succeeded", status["message"]
     assert status["finalModel"]["averaged"] == [0, 1]
     after = namespace.lives("pole")
@@ -131,7 +133,7 @@ def test_of_two_operators_one_works_and_the_other_takes_over(namespace, slow_pol
     until("the first leads", lambda: leads(first))
     second.start()
     namespace.apply(slow_pole("pole"))
-    namespace.wait_state("pole", "Running", seconds=180)
+    namespace.wait_state("pole", "Running")
     assert leads(first)
     assert not leads(second)
     assert reconciles(first) > 0
@@ -140,7 +142,7 @@ def test_of_two_operators_one_works_and_the_other_takes_over(namespace, slow_pol
 
     first.kill()
     until("the second has taken over", lambda: leads(second), 30)
-    namespace.kubectl("delete", "pod", "pole-1", "--grace-period=1", "--timeout=60s")
+    namespace.delete("pod", "pole-1", "--grace-period=1")
     wait_replaced(namespace, "pole-1", before)
     namespace.wait_state("pole", "Running")
     first.start()

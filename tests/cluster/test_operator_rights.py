@@ -74,7 +74,7 @@ def test_the_operator_has_the_rights_that_it_uses_and_no_others(cluster, namespa
 
     until("the name that is taken is told again", repeated)
     namespace.kubectl("delete", "configmap", "pole-plan")
-    namespace.wait_state("pole", "Running", seconds=180)
+    namespace.wait_state("pole", "Running")
     squatter = {"name": "sleep", "image": cluster.operator_image, "command": ["sleep", "600"]}
     namespace.apply(
         {
@@ -86,10 +86,10 @@ def test_the_operator_has_the_rights_that_it_uses_and_no_others(cluster, namespa
     )
     namespace.patch("pole", learners=2)
     until("the pod's name is taken", lambda: any("pole-1" in e["message"] for e in namespace.items("events")))
-    namespace.kubectl("delete", "pod", "pole-1", "--grace-period=1", "--timeout=60s")
-    namespace.wait_state("pole", "Running", seconds=180)
+    namespace.delete("pod", "pole-1", "--grace-period=1")
+    namespace.wait_state("pole", "Running")
     namespace.patch("pole", learners=1)
-    until("the second learner has left", lambda: list(namespace.pods("pole")) == ["pole-0"], 90)
+    until("the second learner has left", lambda: list(namespace.pods("pole")) == ["pole-0"])
     namespace.patch("pole", totalSteps=1)
     until("the run has finished and is gone", lambda: not namespace.items("galaruns"), 180)
 

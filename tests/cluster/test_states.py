@@ -46,13 +46,13 @@ def test_a_run_that_is_stuck_says_why_and_goes_on_when_the_reason_is_gone(namesp
     # A run that never came to life has its deadline too, and takes its pods with it.
     status = namespace.wait_state("no-gpus", "Failed")
     assert {c["type"]: c["reason"] for c in status["conditions"]}["Failed"] == "DeadlineExceeded"
-    namespace.wait("galaruns", "no-gpus", lambda _: not namespace.pods("no-gpus"), 30, "its pods are gone")
+    namespace.wait("galaruns", "no-gpus", lambda _: not namespace.pods("no-gpus"), what="its pods are gone")
 
     # One that learns as well; and when its time is over, it goes.
     namespace.patch("no-secret", runPolicy={"activeDeadlineSeconds": 1, "cleanPodPolicy": "None"})
     status = namespace.wait_state("no-secret", "Failed", seconds=20)
     assert status["learnerStatuses"][0]["steps"] > 0
-    namespace.wait("galaruns", "no-secret", lambda _: not namespace.pods("no-secret"), 60, "its pods are gone")
+    namespace.wait("galaruns", "no-secret", lambda _: not namespace.pods("no-secret"), what="its pods are gone")
     namespace.patch("no-secret", runPolicy={"ttlSecondsAfterFinished": 1})
     namespace.wait_gone("no-secret")
     assert namespace.get("galaruns", "no-secret") is None
@@ -86,17 +86,18 @@ def test_pods_are_cleaned_up_by_the_policy_and_a_low_score_fails_the_run(namespa
 
     for run in ("none", "running"):
         left = {f"{run}-0": "Succeeded", f"{run}-results": "Running"}
-        namespace.wait("galaruns", run, lambda _, run=run, left=left: phases(run) == left, 40, f"{run}: {left}")
-    namespace.wait("galaruns", "all", lambda _: not phases("all"), 60, "all: no pods")
+        namespace.wait("galaruns", run, lambda _, run=run, left=left: phases(run) == left, what=f"{run}: {left}")
+    namespace.wait("galaruns", "all", lambda _: not phases("all"), what="all: no pods")
 
 
 @pytest.mark.usefixtures("operator")
+@pytest.mark.timeout(420, func_only=True)
 def test_a_run_deleted_while_it_starts_is_made_anew_under_its_name_at_once(namespace, slow_pole, until):
     run = slow_pole("pole")
     namespace.apply(run)
     namespace.wait("pods", "pole-1", lambda pod: pod["metadata"]["uid"], 30)
     first = namespace.get("galaruns", "pole")["metadata"]["uid"]
-    namespace.kubectl("delete", "galarun", "pole", "--timeout=20s")
+    namespace.delete("galarun", "pole")
     run["spec"]["learners"] = 1
     run["spec"]["seed"] = 2
     namespace.apply(run)
@@ -115,5 +116,5 @@ def test_a_run_deleted_while_it_starts_is_made_anew_under_its_name_at_once(names
     assert learner["metadata"]["labels"]["gala.dev/run-uid"] == second
     assert namespace.status("pole")["learnerStatuses"][0]["failures"] == 0
 
-    namespace.kubectl("delete", "galarun", "pole", "--timeout=20s")
+    namespace.delete("galarun", "pole")
     namespace.wait_gone("pole")

@@ -132,6 +132,10 @@ class Namespace:
     def apply(self, *documents: Object, **options: Any) -> str:
         return self.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(documents), **options)
 
+    def delete(self, kind: str, name: str, *options: str) -> None:
+        """Returns when it is gone."""
+        self.kubectl("delete", kind, name, f"--timeout={PATIENCE_SECONDS:g}s", *options)
+
     def path(self, plural: str) -> str:
         return PATHS.get(plural, f"/api/v1/namespaces/{{}}/{plural}").format(self.name)
 
@@ -143,7 +147,12 @@ class Namespace:
         return listed["items"] if listed else []
 
     def wait(
-        self, plural: str, name: str, condition: Callable[[Object], T | None], seconds: float = 60.0, what: str = ""
+        self,
+        plural: str,
+        name: str,
+        condition: Callable[[Object], T | None],
+        seconds: float = PATIENCE_SECONDS,
+        what: str = "",
     ) -> T:
         """Until the object is there and fulfils the condition; its value. The failure shows the object's status."""
         seen: list[Object | None] = [None]
@@ -157,8 +166,8 @@ class Namespace:
         except AssertionError as error:
             raise AssertionError(f"{error}\n{json.dumps(seen[0] and seen[0].get('status'), indent=1)}") from None
 
-    def wait_state(self, run: str, *states: str, seconds: float = 120.0) -> Object:
-        """Until the GalaRun is in one of the states; its status."""
+    def wait_state(self, run: str, *states: str, seconds: float = 2 * PATIENCE_SECONDS) -> Object:
+        """Until the GalaRun is in one of the states, with pods in place of former ones if need be; its status."""
         return self.wait(
             "galaruns",
             run,
@@ -167,7 +176,9 @@ class Namespace:
             f"GalaRun {run} is {' or '.join(states)}",
         )
 
-    def wait_condition(self, run: str, type_: str, reason: str, seconds: float = 60.0, *, says: str = "") -> Object:
+    def wait_condition(
+        self, run: str, type_: str, reason: str, seconds: float = PATIENCE_SECONDS, *, says: str = ""
+    ) -> Object:
         """Until a condition of the GalaRun has that reason, and these words in its message; the condition."""
         return self.wait(
             "galaruns",
