@@ -224,8 +224,7 @@ class BareNetwork:
         """The bootstrap and the update."""
         self._tape.bootstrap(self._observations[-1], self._starts)
         parameters, values = self._tape.replay()
-        self._flat.gradient.zero_()
-        (parameters.square().mean() + values.square().mean()).backward()  # type: ignore[no-untyped-call]
+        self._flat.differentiate(parameters.square().mean() + values.square().mean())
         self._optimizer.step(self._flat.gradient, learning_rate=1e-6, max_gradient_norm=0.5)
 
 

@@ -38,14 +38,23 @@ def test_a_change_of_the_vector_changes_the_module_and_back() -> None:
     assert torch.equal(flat.vector[8:], torch.full((4,), 9.0))
 
 
-def test_backward_adds_to_the_flat_gradient() -> None:
+def test_a_gradient_replaces_the_one_before_and_is_zero_where_nothing_depends() -> None:
     net = Net()
+    net.aside = nn.Parameter(torch.ones(3))  # the first of the parameters
     flat = FlatState(net)
     inputs = torch.randn(5, 3)
-    for _ in range(2):
-        net.layer(inputs).sum().backward()
-    expected = torch.cat([inputs.sum(0).repeat(2), torch.full((2,), 5.0)])
-    torch.testing.assert_close(flat.gradient, 2 * expected)
+    for factor in (1.0, 2.0):
+        flat.differentiate(factor * net.layer(inputs).sum())
+        expected = torch.cat([torch.zeros(3), inputs.sum(0).repeat(2), torch.full((2,), 5.0)])
+        torch.testing.assert_close(flat.gradient, factor * expected)
+
+
+def test_gradients_are_taken_in_the_order_of_their_elements_however_they_lie_in_memory() -> None:
+    net = nn.Conv2d(2, 3, 2)
+    flat = FlatState(net)
+    weights = torch.arange(24.0).view(3, 2, 2, 2)
+    flat.differentiate((net.weight.to(memory_format=torch.channels_last) * weights).sum())
+    assert torch.equal(flat.gradient, torch.cat([torch.arange(24.0), torch.zeros(3)]))
 
 
 def test_tensors_are_named_copies() -> None:

@@ -232,10 +232,8 @@ def gradient_of_the_first_step(learner: Learner, rollout: Rollout) -> Tensor:
     if hyper.normalize_advantages:
         advantages = (advantages - chosen.mean()) / chosen.std()
     loss = -(log_prob * advantages)[valid].mean() + hyper.value_coefficient * (returns - values)[valid].square().mean()
-    (loss - hyper.entropy_coefficient * family.entropy(parameters)[valid].mean()).backward()
-    gradient = learner.flat.gradient.clone()
-    learner.flat.gradient.zero_()
-    return gradient
+    learner.flat.differentiate(loss - hyper.entropy_coefficient * family.entropy(parameters)[valid].mean())
+    return learner.flat.gradient.clone()
 
 
 def test_equal_seeds_give_equal_updates_and_the_recorded_rollout_stays_as_it_is() -> None:

@@ -42,7 +42,7 @@ class FlatState:
     Attributes:
         vector: `[N]`, everything that neighbours mix.
         trainable: `[P]`, the first P elements: what the optimiser changes.
-        gradient: `[P]`; `parameter.grad` of every parameter is a window into it, so backward passes add to it.
+        gradient: `[P]`, in the order of `trainable`: what `differentiate` left there.
     """
 
     def __init__(self, module: nn.Module, gossiped_buffers: Iterable[str] = ()) -> None:
@@ -63,16 +63,20 @@ class FlatState:
         self.vector = torch.empty(self.schema.num_elements, device=device)
         self.trainable = self.vector[:num_trainable]
         self.gradient = torch.zeros(num_trainable, device=device)
+        self._parameters = tuple(parameters.values())
         offset = 0
         with torch.no_grad():
-            for name, tensor in chosen.items():
+            for tensor in chosen.values():
                 window = slice(offset, offset + tensor.numel())
                 offset = window.stop
                 view = self.vector[window].view(tensor.shape)
                 view.copy_(tensor)
                 tensor.data = view
-                if name in parameters:
-                    tensor.grad = self.gradient[window].view(tensor.shape)
+
+    def differentiate(self, loss: Tensor) -> None:
+        """`gradient` becomes that of `loss`, a scalar; zeros where a parameter has no part in it."""
+        parts = torch.autograd.grad(loss, self._parameters, allow_unused=True, materialize_grads=True)
+        torch.cat([part.flatten() for part in parts], out=self.gradient)
 
     def tensors(self, vector: Tensor | None = None) -> dict[str, Tensor]:
         """Copies of the named tensors of `vector` (default: the current one), on the CPU."""

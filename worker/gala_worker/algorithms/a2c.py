@@ -68,8 +68,7 @@ class A2C:
             entropy_coefficient=hyper.entropy_coefficient,
             reduction=hyper.loss_reduction,
         )
-        self._flat.gradient.zero_()
-        loss.total.backward()  # type: ignore[no-untyped-call]
+        self._flat.differentiate(loss.total)
         return loss
 
     def apply(self, loss: A2CLoss, progress: float, *, measure_update: bool = False) -> Update:

@@ -71,8 +71,7 @@ class Impala:
             entropy_coefficient=hyper.entropy_coefficient,
             reduction=hyper.loss_reduction,
         )
-        self._flat.gradient.zero_()
-        loss.total.backward()  # type: ignore[no-untyped-call]
+        self._flat.differentiate(loss.total)
         learning_rate = scheduled_learning_rate(hyper, progress)
         step = self.optimizer.step(
             self._flat.gradient,

@@ -146,8 +146,7 @@ class PPO:
         losses, norms = [], []
         for batch in self._minibatches(rollout, wanted):
             loss = self._loss(batch)
-            self._flat.gradient.zero_()
-            loss.total.backward()  # type: ignore[no-untyped-call]
+            self._flat.differentiate(loss.total)
             step = self.optimizer.step(
                 self._flat.gradient, learning_rate=learning_rate, max_gradient_norm=hyper.max_gradient_norm
             )
