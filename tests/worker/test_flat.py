@@ -1,4 +1,4 @@
-"""The flat vector: parameters and gradients are windows into it."""
+"""The flat vector: parameters are windows into it, gradients have its order."""
 
 import pytest
 import torch
