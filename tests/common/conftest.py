@@ -1,4 +1,5 @@
-"""`gala`: the command as a user calls it. `cluster`: an API server for it, which KUBECONFIG leads to."""
+"""`gala`: the command as a user calls it. `cluster`: an API server for it, which KUBECONFIG leads to. `machine`: where
+`gala run` runs, with workers that are played."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from gala import cli
+from local_machine import Machine
 from remote_cluster import SPEC, FakeCluster, Gala
 
 
@@ -43,3 +45,11 @@ def file(tmp_path: Path) -> str:
     path = tmp_path / "pole.yaml"
     path.write_text(yaml.safe_dump(document))
     return str(path)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    """One with nothing on it yet; what still runs on it in the end is killed."""
+    made = Machine(tmp_path)
+    yield made
+    made.clean_up()

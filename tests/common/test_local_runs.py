@@ -1,4 +1,4 @@
-"""`gala run` from the outside: a real launcher process with fake workers, killed, stopped, resumed and rescaled."""
+"""`gala run` from the outside: a real launcher process with fake workers, stopped, resumed and rescaled."""
 
 from __future__ import annotations
 
@@ -7,22 +7,13 @@ import json
 import os
 import pty
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from local_machine import Machine, alive, frozen, ignores_sigterm
+from local_machine import Machine, alive, ignores_sigterm
 from waiting import eventually
 
 pytestmark = pytest.mark.processes
-
-
-@pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
-    made = Machine(tmp_path)
-    yield made
-    made.clean_up()
 
 
 def test_a_run_that_reaches_its_steps_ends_with_scores_and_hints(machine: Machine) -> None:
@@ -332,54 +323,6 @@ def test_a_run_past_its_deadline_fails(machine: Machine) -> None:
     assert code == 2
     assert "raise it to resume" in error
     assert len(machine.notes(0, "started")) == 1
-
-
-def test_workers_stop_when_their_launcher_is_killed_and_the_run_resumes(machine: Machine) -> None:
-    launcher = machine.gala()
-    machine.started(0, 1)
-    pids = [machine.pid(0), machine.pid(1)]
-    uid = machine.record()["uid"]
-    launcher.kill()
-    launcher.wait()
-    eventually(lambda: not any(alive(pid) for pid in pids))
-    assert [len(machine.notes(rank, "stopped")) for rank in (0, 1)] == [1, 1]
-    launcher = machine.gala()
-    machine.started(0, 1, times=2)
-    assert machine.record()["uid"] == uid
-    launcher.send_signal(signal.SIGINT)
-    machine.ends(launcher, 130)
-
-
-def test_a_frozen_worker_of_a_killed_launcher_stops_as_the_others_do(machine: Machine) -> None:
-    launcher = machine.gala()
-    machine.started(0, 1)
-    pids = [machine.pid(0), machine.pid(1)]
-    os.kill(pids[0], signal.SIGSTOP)
-    eventually(lambda: frozen(pids[0]))
-    launcher.kill()
-    launcher.wait()
-    os.kill(pids[0], signal.SIGCONT)  # the kernel's too, with a SIGHUP before it, unless this session has a subreaper
-    eventually(lambda: not any(alive(pid) for pid in pids))
-    assert [len(machine.notes(rank, "stopped")) for rank in (0, 1)] == [1, 1]
-
-
-def test_a_hanging_worker_of_a_killed_launcher_is_cleared_away_by_the_next(machine: Machine) -> None:
-    launcher = machine.gala()
-    machine.started(0, 1)
-    hanging = machine.pid(0)
-    eventually(lambda: hanging in machine.record()["workerPids"])
-    machine.script(0, "deaf")
-    eventually(lambda: ignores_sigterm(hanging))
-    launcher.kill()
-    launcher.wait()
-    os.kill(hanging, signal.SIGSTOP)
-    assert alive(hanging)
-    machine.script(0, "")
-    launcher = machine.gala()
-    machine.started(0, times=2)
-    assert not alive(hanging)
-    launcher.send_signal(signal.SIGINT)
-    machine.ends(launcher, 130)
 
 
 def test_a_failing_final_evaluation_is_an_error_that_the_same_command_repeats(machine: Machine) -> None:
