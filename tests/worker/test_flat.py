@@ -52,8 +52,8 @@ def test_a_gradient_replaces_the_one_before_and_is_zero_where_nothing_depends() 
 def test_gradients_are_taken_in_the_order_of_their_elements_however_they_lie_in_memory() -> None:
     net = nn.Conv2d(2, 3, 2)
     flat = FlatState(net)
-    weights = torch.arange(24.0).view(3, 2, 2, 2)
-    flat.differentiate((net.weight.to(memory_format=torch.channels_last) * weights).sum())
+    weights = torch.arange(24.0).view(3, 2, 2, 2).to(memory_format=torch.channels_last)
+    flat.differentiate((net.weight * weights).sum())
     assert torch.equal(flat.gradient, torch.cat([torch.arange(24.0), torch.zeros(3)]))
 
 
