@@ -9,15 +9,18 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 
 if TYPE_CHECKING:
     from conftest import LiveRun
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
 
+EXAMPLE = Path(__file__).parents[2] / "examples/cartpole.yaml"
 PEER_TIMEOUT_SECONDS = 4.0
 # One poll of /status, and what a busy machine adds: a pause that the ring causes would last the peer timeout or more.
 SLACK_SECONDS = 2.0
@@ -31,15 +34,8 @@ def document(**changes: Any) -> dict[str, Any]:
         "environment": {"id": "CartPole-v1", "simulators": 4},
         "learners": 4,
         "totalSteps": 1_000_000_000,
-        # Those of examples/cartpole.yaml: with the default ones a ring falls back now and then, without any accident.
-        "hyperparameters": {
-            "learningRate": 2e-2,
-            "rmsPropEpsilon": 0.1,
-            "rolloutLength": 8,
-            "discount": 0.98,
-            "gaeLambda": 0.9,
-            "entropyCoefficient": 0,
-        },
+        # With the default ones a ring falls back now and then, without any accident.
+        "hyperparameters": yaml.safe_load(EXAMPLE.read_text())["spec"]["hyperparameters"],
         "gossip": {"peerTimeoutSeconds": PEER_TIMEOUT_SECONDS},
         "worker": {"gpus": 0},
         "evaluation": {"everySteps": None},
