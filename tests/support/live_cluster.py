@@ -44,9 +44,12 @@ def api_port() -> int:
             return port
 
 
-PATIENCE_SECONDS = 90.0
-"""How long the slow things take at most: a kubelet looks once a minute for containers that had ended before their pod
-was deleted, tells the API server of them every ten seconds, and what owns the pod is gone after that."""
+PATIENCE_SECONDS = 100.0
+"""How long the slow things take at most. A pod goes when its containers are removed; where that is not done at their
+end (they ended before their pod was deleted, or an event of theirs came late), the kubelet does it once a minute. It
+tells the API server of it every ten seconds, and what owns the pod is gone after that. Before all that, a pod that
+was deleted while its containers started is stopped at the kubelet's next look, within 8 seconds (syncFrequency in
+node/lib/node.sh)."""
 
 
 def wait_for(what: str, condition: Callable[[], T | None], seconds: float = PATIENCE_SECONDS) -> T:
@@ -134,7 +137,8 @@ class Namespace:
 
     def delete(self, kind: str, name: str, *options: str) -> None:
         """Returns when it is gone."""
-        self.kubectl("delete", kind, name, f"--timeout={PATIENCE_SECONDS:g}s", *options)
+        timeout = f"--timeout={PATIENCE_SECONDS:g}s"
+        self.kubectl("delete", kind, name, timeout, *options, seconds=PATIENCE_SECONDS + 20)
 
     def path(self, plural: str) -> str:
         return PATHS.get(plural, f"/api/v1/namespaces/{{}}/{plural}").format(self.name)
