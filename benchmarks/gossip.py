@@ -202,7 +202,7 @@ def gossip_side(
             version += 1
             peer.offer(vector, version=version, steps=version)
             peer._transport.wait(peer._condition, lambda: not outbox.is_waiting, 1.0)
-        elif peer._transport.wait(peer._condition, peer._rule.is_ready, 1.0):
+        elif peer.wait(lambda stats: peer._rule.is_ready(), 1.0):
             taken += peer.mix(vector) is not None
     elapsed, cpu = time.monotonic() - began, time.process_time() - cpu
     result.send(Side(taken, elapsed, cpu, latencies, _peak_megabytes() - base))

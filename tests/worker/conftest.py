@@ -18,6 +18,7 @@ import torch
 import yaml
 
 from gala import names
+from gala_worker.gossip import standing
 from gala_worker.gossip.loop_thread import LoopThread
 from gala_worker.gossip.memory import MemoryNetwork
 from grpc_ring import Ring
@@ -29,10 +30,11 @@ ANSWER_SECONDS = 10.0
 START_SECONDS = 120.0
 
 
-@pytest.fixture(params=["chunks", "loans"])
+@pytest.fixture(params=["chunks", "loans", "mailboxes"])
 def carried(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How messages travel in virtual time: between machines, or between processes of one."""
-    monkeypatch.setattr(MemoryNetwork, "shares_memory", request.param == "loans")
+    """How messages travel in virtual time: between machines, or between processes of one, aloud or by mailbox."""
+    monkeypatch.setattr(MemoryNetwork, "shares_memory", request.param != "chunks")
+    monkeypatch.setattr(standing, "KEEPS_ORDER", request.param == "mailboxes")
     return str(request.param)
 
 

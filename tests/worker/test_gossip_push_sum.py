@@ -119,6 +119,7 @@ def misfortunes(carried: str) -> FaultScript:
     return script
 
 
+@pytest.mark.parametrize("carried", ["chunks", "loans"], indirect=True)
 def test_where_messages_are_late_lost_and_streams_break_push_sum_keeps_the_mean_and_averaging_does_not(
     carried,
 ):

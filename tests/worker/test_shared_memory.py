@@ -13,17 +13,17 @@ import torch
 from gala.errors import GossipError
 from gala_worker.gossip.buffers import Buffers
 from gala_worker.gossip.fleet import Fleet, small_plan
+from gala_worker.gossip.mailbox import OwnMailbox, find_mailbox
 from gala_worker.gossip.memory import MemoryNetwork
 from gala_worker.gossip.messages import Hello, Precision, SharedMemory
-from gala_worker.gossip.shared_memory import MAX_VIEWS, Beacon, Segment, Viewer
+from gala_worker.gossip.shared_memory import MAX_VIEWS, Segment, Viewer
 
 HERE = os.getpid()
 
 
 @pytest.fixture
 def viewer():
-    beacon = Beacon()  # whoever lets it go is not seen any more
-    return Viewer(beacon.memory)
+    return Viewer(HERE)
 
 
 def view(viewer: Viewer, segment: Segment, num_bytes: int = 16) -> torch.Tensor:
@@ -38,15 +38,12 @@ def hello(memory: SharedMemory | None) -> Hello:
 
 
 def test_what_one_process_writes_another_one_reads_without_a_copy():
-    beacon, segment = Beacon(), Segment(16)
+    segment = Segment(16)
     segment.tensor(torch.float32).copy_(torch.tensor([1.0, 2.0, 3.0, 4.0]))
-    memory = beacon.memory
     program = (
         "import sys, torch\n"
-        "from gala_worker.gossip.messages import SharedMemory\n"
         "from gala_worker.gossip.shared_memory import Viewer\n"
-        f"viewer = Viewer(SharedMemory({memory.process}, {memory.descriptor}, {memory.token!r}))\n"
-        f"seen = viewer.view({segment.descriptor}, {segment.serial}, 16, torch.float32)\n"
+        f"seen = Viewer({HERE}).view({segment.descriptor}, {segment.serial}, 16, torch.float32)\n"
         "print(seen.tolist(), flush=True)\n"
         "sys.stdin.readline()\n"
         "print(seen.tolist(), flush=True)\n"
@@ -131,7 +128,7 @@ def test_nothing_is_mapped_but_the_sealed_memory_of_a_learner(viewer, tmp_path, 
         with pytest.raises(GossipError, match=f"/proc/{HERE}/fd/{descriptor}"):
             viewer.view(descriptor, 1000, 16, torch.float32)
         with pytest.raises(GossipError):
-            Viewer(SharedMemory(HERE, descriptor, bytes(16)))
+            find_mailbox(SharedMemory(HERE, descriptor, bytes(16)))
     finally:
         if make is not closed:
             os.close(descriptor)
@@ -151,9 +148,9 @@ def test_memory_cannot_be_taken_away_from_under_its_reader():
 
 
 def test_a_neighbour_whose_token_is_not_there_is_on_another_machine(caplog):
-    beacon, buffers = Beacon(), Buffers(4, Precision.FLOAT32, shared=True)
-    assert buffers.viewer(hello(beacon.memory)) is not None
-    memory = beacon.memory
+    mailbox, buffers = OwnMailbox(), Buffers(4, Precision.FLOAT32, shared=True)
+    memory = mailbox.address
+    assert buffers.look_into(hello(memory)) is not None
     caplog.set_level("INFO")
     for elsewhere in (
         SharedMemory(memory.process, memory.descriptor, bytes(16)),
@@ -161,16 +158,16 @@ def test_a_neighbour_whose_token_is_not_there_is_on_another_machine(caplog):
         SharedMemory(2**22 + 1, memory.descriptor, memory.token),  # beyond the largest process number of Linux
     ):
         caplog.clear()
-        assert buffers.viewer(hello(elsewhere)) is None
+        assert buffers.look_into(hello(elsewhere)) is None
         assert "rank 0 sends its parameters in chunks" in caplog.text
-    assert buffers.viewer(hello(None)) is None
+    assert buffers.look_into(hello(None)) is None
 
 
 def test_nothing_is_shared_with_other_machines_or_from_page_locked_memory():
-    assert Buffers(4, Precision.FLOAT32, shared=True).memory is not None
-    assert Buffers(4, Precision.FLOAT32).memory is None
+    assert Buffers(4, Precision.FLOAT32, shared=True).mailbox() is not None
+    assert Buffers(4, Precision.FLOAT32).mailbox() is None
     assert Buffers(4, Precision.FLOAT32).pool.acquire().segment is None
-    assert Buffers(4, Precision.FLOAT32, shared=True, pinned=True).memory is None
+    assert Buffers(4, Precision.FLOAT32, shared=True, pinned=True).mailbox() is None
 
 
 def test_where_the_system_has_no_such_memory_parameters_travel_in_chunks(monkeypatch):
@@ -180,7 +177,7 @@ def test_where_the_system_has_no_such_memory_parameters_travel_in_chunks(monkeyp
         raise OSError("none")
 
     monkeypatch.setattr(os, "memfd_create", refuse)
-    assert Buffers(4, Precision.FLOAT32, shared=True).memory is None
+    assert Buffers(4, Precision.FLOAT32, shared=True).mailbox() is None
     snapshot = with_memory.pool.acquire()  # it had some, and has no more
     assert snapshot.segment is None
     assert snapshot.buffer.shape == (4,)
@@ -203,6 +200,7 @@ def test_a_lent_message_is_not_written_to_before_it_is_read(monkeypatch):
     lender.offer()
     fleet.network.advance(0.1)
     edge = reader.peer._hood.in_peers.edges[0]
+    reader.peer._look()
     received = edge.inbox.take()
     assert received is not None
     assert received.lent
@@ -211,6 +209,7 @@ def test_a_lent_message_is_not_written_to_before_it_is_read(monkeypatch):
         lender.offer()
         fleet.network.advance(0.1)
         assert received.buffer.tolist() == [1.0] * 4
+    reader.peer._look()
     assert not edge.inbox.is_fresh  # the next one comes when this one has been read
     edge.inbox.give_back(received)
     fleet.network.advance(0.1)
@@ -226,6 +225,7 @@ def test_a_message_that_was_lent_on_a_stream_that_broke_is_never_written_to_agai
     lender.vector.fill_(1.0)
     lender.offer()
     fleet.network.advance(0.1)
+    reader.peer._look()
     received = reader.peer._hood.in_peers.edges[0].inbox.take()  # the learner is mixing it while
     assert received is not None
     assert fleet.network.sever(0, 1) > 0

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from gala.errors import GossipError
 from gala_worker.gossip import codec
-from gala_worker.gossip.messages import Hello, Precision, SharedMemory
-from gala_worker.gossip.shared_memory import Beacon, Viewer
+from gala_worker.gossip.mailbox import Mailbox, OwnMailbox, find_mailbox
+from gala_worker.gossip.messages import Hello, Precision
+from gala_worker.gossip.shared_memory import Viewer
 from gala_worker.gossip.slots import Inbox, Snapshot, SnapshotPool
 
 log = logging.getLogger(__name__)
@@ -26,18 +27,18 @@ class Buffers:
         self._num_elements = num_elements
         self._precision = precision
         self._pinned = pinned
-        self._beacon: Beacon | None = None
-        if shared and not pinned:
-            try:
-                self._beacon = Beacon()
-            except OSError as error:
-                log.info("parameters travel in chunks: %s", error)
+        self._shared = shared and not pinned
         self.pool = SnapshotPool(self._make_snapshot)
 
-    @property
-    def memory(self) -> SharedMemory | None:
-        """What neighbours are told of this process's memory."""
-        return None if self._beacon is None else self._beacon.memory
+    def mailbox(self) -> OwnMailbox | None:
+        """For a new stream; None where its receiver is to see nothing of this process's memory."""
+        if not self._shared:
+            return None
+        try:
+            return OwnMailbox()
+        except OSError as error:
+            log.info("parameters travel in chunks: %s", error)
+            return None
 
     def make(self) -> Tensor:
         """A buffer for an arriving message."""
@@ -47,18 +48,18 @@ class Buffers:
         """For one in-edge."""
         return Inbox(self.make, exact=exact)
 
-    def viewer(self, hello: Hello) -> Viewer | None:
+    def look_into(self, hello: Hello) -> tuple[Mailbox, Viewer] | None:
         """The memory of a neighbour, if it says that it is on this machine, and is."""
-        if hello.memory is None or self._beacon is None:
+        if hello.memory is None or not self._shared:
             return None
         try:
-            return Viewer(hello.memory)
+            return find_mailbox(hello.memory), Viewer(hello.memory.process)
         except GossipError as error:
             log.info("rank %d sends its parameters in chunks: %s", hello.rank, error)
             return None
 
     def _make_snapshot(self) -> Snapshot:
-        if self._beacon is None:
+        if not self._shared:
             return Snapshot(self.make())
         try:
             return Snapshot(*codec.new_segment(self._num_elements, self._precision))

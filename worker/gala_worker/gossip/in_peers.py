@@ -1,6 +1,7 @@
 """Those that push to this rank, and strangers at the door: who is admitted, who has gone. The host of `Receiving`.
 
-Runs on the transport's thread; what the learner thread reads is guarded by the lock of `Standing`.
+Runs on the transport's thread, but for what follows from a message that the learner has found in a mailbox; what the
+learner's thread reads is guarded by the lock of `Standing`.
 """
 
 from __future__ import annotations

@@ -174,8 +174,9 @@ class OutPeers:
         self._transport.connect(own.plan.learner(peer).address.gossip, lambda link: self._greet(edge, link))
 
     def _greet(self, edge: OutEdge, link: Link) -> Sending:
-        hello = self.standing.membership.hello_to(edge.rank, self.standing.buffers.memory)
-        session = Sending(self, link, hello, edge.outbox, edge.counters)
+        mailbox = self.standing.buffers.mailbox()
+        hello = self.standing.membership.hello_to(edge.rank, None if mailbox is None else mailbox.address)
+        session = Sending(self, link, hello, edge.outbox, edge.counters, mailbox)
         with self.standing.lock:
             edge.session = session
         return session

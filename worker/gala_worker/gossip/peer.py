@@ -15,9 +15,10 @@ The rules live in `neighbourhood`, `in_peers` and `out_peers` (who is there), `s
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -32,6 +33,7 @@ from gala_worker.gossip.membership import Identity
 from gala_worker.gossip.messages import Leaving, Precision, Progress, StateRequest
 from gala_worker.gossip.mixing import Distance, distance
 from gala_worker.gossip.neighbourhood import Neighbourhood
+from gala_worker.gossip.receiving import Receiving
 from gala_worker.gossip.rules import Average, PushSum, Rule, Taken
 from gala_worker.gossip.stats import GossipStats
 from gala_worker.gossip.transport import Transport
@@ -197,9 +199,10 @@ class GossipPeer:
             with self._condition:
                 sessions = [edge.session for edge in self._rule.hand_out(snapshot, edges)]
                 self._pool.release(snapshot)
+            now = self._transport.now()
             for session in sessions:
                 if session is not None:
-                    session.link.wake()
+                    session.offered(now)
         self._seconds += time.perf_counter() - began
 
     def mix(self, vector: Tensor | np.ndarray[Any, Any]) -> Mixing | None:
@@ -216,6 +219,7 @@ class GossipPeer:
         """
         began = time.perf_counter()
         try:
+            self._look()
             with self._condition:
                 is_to_wait = not self._rule.is_ready() and self._rule.is_overdue()
             if is_to_wait:
@@ -233,9 +237,10 @@ class GossipPeer:
     def _wait(self) -> None:
         began = time.perf_counter()
         self.is_waiting = True
-        if not self._transport.wait(self._condition, self._rule.has_all, self._own.membership.timeout):
-            with self._condition:
-                self._rule.excuse()
+        with self._listening():
+            if not self._transport.wait(self._condition, self._rule.has_all, self._own.membership.timeout):
+                with self._condition:
+                    self._rule.excuse()
         self.is_waiting = False
         self._waited_seconds += time.perf_counter() - began
 
@@ -299,7 +304,32 @@ class GossipPeer:
 
     def wait(self, predicate: Callable[[GossipStats], bool], seconds: float) -> bool:
         """Blocks until the gossip looks like this; False when it did not in time. For tests and launch scripts."""
-        return self._transport.wait(self._condition, lambda: predicate(self.stats()), seconds)
+        with self._listening():
+            return self._transport.wait(self._condition, lambda: predicate(self.stats()), seconds)
+
+    # ---------------------------------------------------------------- what lies in mailboxes
+
+    def _in_sessions(self) -> list[Receiving]:
+        with self._condition:
+            return [edge.session for edge in self._hood.in_peers.edges.values() if edge.session is not None]
+
+    def _look(self) -> None:
+        now = self._transport.now()
+        for session in self._in_sessions():
+            session.look(now)
+
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[None]:
+        """While this lasts, in-peers say on their streams what they send; what they have posted is taken at once."""
+        sessions = self._in_sessions()
+        for session in sessions:
+            session.wait_for_message(True)
+        self._look()  # after that: or something might be posted in between
+        try:
+            yield
+        finally:
+            for session in sessions:
+                session.wait_for_message(False)
 
     # ---------------------------------------------------------------- mixing; the lock is not held
 

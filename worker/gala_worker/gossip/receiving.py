@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Protocol
 
 from gala.errors import GossipError, MessageError
-from gala_worker.gossip import codec
+from gala_worker.gossip import codec, framing
 from gala_worker.gossip.codec import Reassembler
+from gala_worker.gossip.mailbox import Mailbox
 from gala_worker.gossip.messages import (
     Ack,
     Chunk,
@@ -110,6 +112,12 @@ class Receiving:
         self._said_at = now
         self._reassembler = Reassembler[Header](host.standing.membership.message_bytes)
         self._viewer: Viewer | None = None
+        self._mailbox: Mailbox | None = None
+        """Where the sender posts what it lends, and looks for acknowledgements."""
+        self._looked_at = host.standing.version
+        """The learner's version when it looked there: what it finds next has come since."""
+        self._turn = threading.Lock()
+        """What has arrived is dealt with by one thread at a time: the transport's, or the learner's in `look`."""
         self._header: Header | None = None
         self._arriving: Tensor | None = None
         self._arriving_since = 0.0
@@ -158,8 +166,30 @@ class Receiving:
             return Heartbeat(version, self._standing.progress())
         return None
 
+    def look(self, now: float) -> None:
+        """Takes what the sender has posted. On the learner's thread, without the host's lock."""
+        mailbox = self._mailbox
+        if mailbox is None:
+            return
+        if mailbox.posted > self._reassembler.number:
+            try:
+                with self._turn:
+                    self._look(mailbox, now)
+            except MessageError as error:
+                self.reject(str(error))
+        self._looked_at = self._standing.version
+
+    def wait_for_message(self, begin: bool) -> None:
+        """Whether the learner waits from now on, so that the next message is to come on the stream."""
+        if self._mailbox is not None:
+            self._mailbox.message_is_awaited = begin
+
     def receive(self, frame: Frame, now: float) -> None:
         """Hello; then chunks, heartbeats, farewell."""
+        with self._turn:
+            self._receive(frame, now)
+
+    def _receive(self, frame: Frame, now: float) -> None:
         self.heard_at = now
         if self.finished or isinstance(self._to_say, Refusal):
             return
@@ -173,8 +203,10 @@ class Receiving:
             case Chunk():
                 self._take(edge, frame, now)
             case Loan():
-                self._borrow(edge, frame, now)
+                self._borrow(edge, frame, now, self._standing.version, now)
             case Heartbeat():
+                if self._mailbox is not None:
+                    self._look(self._mailbox, now)
                 if self._reassembler.in_progress or frame.version > self._reassembler.number:
                     raise MessageError(f"message {frame.version} or a part of it was lost on the way")
                 self._standing.merge_progress(frame.progress)
@@ -198,8 +230,11 @@ class Receiving:
             self._to_say = verdict
         else:
             self.edge = verdict
-            self._viewer = self._standing.buffers.viewer(hello)
-            self._to_say = self._host.welcome(verdict, sees_memory=self._viewer is not None)
+            found = self._standing.buffers.look_into(hello)
+            if found is not None:
+                mailbox, self._viewer = found
+                self._mailbox = mailbox if self._standing.uses_mailboxes else None
+            self._to_say = self._host.welcome(verdict, sees_memory=found is not None)
         self.link.wake()
 
     def _take(self, edge: InEdge, chunk: Chunk, now: float) -> None:
@@ -220,12 +255,21 @@ class Receiving:
             return
         assert self._arriving is not None
         assert self._header is not None
-        if self._deliver(edge, chunk.version, self._header, self._arriving, now, lent=False):
+        since = self._standing.version
+        if self._deliver(edge, chunk.version, self._header, self._arriving, now, since, lent=False):
             self._arriving = None
         else:
             self._abandon()
 
-    def _borrow(self, edge: InEdge, loan: Loan, now: float) -> None:
+    def _look(self, mailbox: Mailbox, now: float) -> None:
+        if self.edge is None or self.finished or self.rejected or mailbox.posted <= self._reassembler.number:
+            return
+        frame = framing.decode(mailbox.read())
+        if not isinstance(frame, Loan):
+            raise MessageError(f"a sender posted {type(frame).__name__}")
+        self._borrow(self.edge, frame, now, self._looked_at, min(now, mailbox.posted_at))
+
+    def _borrow(self, edge: InEdge, loan: Loan, now: float, since: int, began_at: float) -> None:
         if self._viewer is None:
             raise MessageError("a loan of memory that cannot be seen from here")
         self._expect(loan.version)
@@ -236,8 +280,8 @@ class Receiving:
         except GossipError as error:
             raise MessageError(str(error)) from error
         edge.counters.bytes += loan.header.num_bytes
-        self._arriving_since = now
-        self._deliver(edge, loan.version, loan.header, buffer, now, lent=True)
+        self._arriving_since = began_at
+        self._deliver(edge, loan.version, loan.header, buffer, now, since, lent=True)
 
     def _expect(self, version: int) -> None:
         if self._reassembler.number > self._done:
@@ -249,7 +293,9 @@ class Receiving:
         if not self._standing.takes_weight(header.weight):
             raise MessageError(f"message {version} with a weight of {header.weight:g}")
 
-    def _deliver(self, edge: InEdge, version: int, header: Header, buffer: Tensor, now: float, *, lent: bool) -> bool:
+    def _deliver(
+        self, edge: InEdge, version: int, header: Header, buffer: Tensor, now: float, since: int, *, lent: bool
+    ) -> bool:
         """Hands a complete message to the learner; False if it is not acceptable."""
         self._standing.merge_progress(header.progress)
         if not codec.is_finite(buffer):
@@ -268,11 +314,13 @@ class Receiving:
             header.weight,
             max(0.0, header.age_seconds),
             self._arriving_since,
-            self._standing.version,
+            since,
             self._message_done,
             lent,
         )
         with self._standing.lock:
+            if edge.session is not self:
+                return False  # the stream has just ended
             edge.inbox.deliver(received)
         self._host.arrived(edge, now)
         return True
@@ -280,6 +328,11 @@ class Receiving:
     def _message_done(self, version: int) -> None:
         """The sender may go on: see `Received.done`. From either thread, under the host's lock."""
         self._done = self._taken = version
+        if self._mailbox is not None:
+            self._mailbox.done = version
+            if not self._mailbox.ack_is_awaited:
+                self._acknowledged = version  # aloud only with a heartbeat
+                return
         self.link.wake()
 
     def _abandon(self) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from gala.errors import MessageError
-from gala_worker.gossip import codec
+from gala_worker.gossip import codec, framing
+from gala_worker.gossip.mailbox import Mailbox, OwnMailbox
 from gala_worker.gossip.messages import (
     Ack,
     Chunk,
@@ -87,7 +88,16 @@ class SenderHost(Protocol):
 class Sending:
     """A `Session`: this peer pushes to `rank`."""
 
-    def __init__(self, host: SenderHost, link: Link, hello: Hello, outbox: Outbox, counters: EdgeCounters) -> None:
+    def __init__(
+        self,
+        host: SenderHost,
+        link: Link,
+        hello: Hello,
+        outbox: Outbox,
+        counters: EdgeCounters,
+        mailbox: OwnMailbox | None = None,
+    ) -> None:
+        """`mailbox`: the memory that the hello names."""
         self.rank = hello.receiver
         self.link = link
         self.state = SenderState.GREETING
@@ -102,7 +112,10 @@ class Sending:
         self._said_at = 0.0
         self._greeted = False
         self._chunks: Iterator[Chunk] | None = None
+        self._shown = mailbox
         self._lends = False
+        self._mailbox: Mailbox | None = None
+        """Where loans are posted, if this receiver looks there."""
         self._leaving: Leaving | None = None
 
     @property
@@ -124,6 +137,27 @@ class Sending:
                 self.link.abort()
         self.link.wake()
 
+    def offered(self, now: float) -> None:
+        """The outbox has a new message. On the learner's thread."""
+        with self._standing.lock:
+            posted = self._post(now)
+        if not posted:
+            self.link.wake()
+
+    def _post(self, now: float) -> bool:
+        """Whether nothing is to be said on the stream."""
+        mailbox = self._mailbox
+        if mailbox is None or self.state is not SenderState.OPEN or self._leaving is not None:
+            return False
+        self._read_receipt()
+        if self._outbox.in_flight:
+            return True  # the receiver speaks when it is done
+        loan = None if mailbox.message_is_awaited else self._begin(now)
+        if loan is None:
+            return False
+        mailbox.post(loan.version, framing.encode(loan), now)
+        return True
+
     def next_frame(self, now: float) -> Frame | None:
         """Hello; then chunks, heartbeats, farewell."""
         if not self._greeted:
@@ -136,7 +170,8 @@ class Sending:
             self.state = SenderState.CLOSED
             frame = Farewell(self._leaving, self._standing.progress())
         if frame is None and now - self._said_at >= self._heartbeat:
-            frame = Heartbeat(self._outbox.last_sent, self._standing.progress())
+            with self._standing.lock:  # or it might name a message that is about to be posted
+                frame = Heartbeat(self._outbox.last_sent, self._standing.progress())
         if frame is not None:
             self._said_at = now
         return frame
@@ -146,36 +181,53 @@ class Sending:
         return self._leaving is not Leaving.REKNIT or self._outbox.is_settled
 
     def _next_piece(self, now: float) -> Chunk | Loan | None:
-        if self._chunks is not None:
-            chunk = next(self._chunks, None)
-            if chunk is not None:
-                self._counters.bytes += len(chunk.payload)
-                return chunk
-            self._chunks = None
-            self._counters.messages += 1
-            with self._standing.lock:
-                self._outbox.sent()
-        if self._leaving is not None:
-            return None
         with self._standing.lock:
-            snapshot = self._outbox.begin()
-            segment = snapshot.segment if snapshot is not None and self._lends else None
-            if segment is not None:
-                self._outbox.lend()
+            chunk = self._next_chunk()
+            if chunk is not None or self._leaving is not None:
+                return chunk
+            self._read_receipt()
+            return self._begin(now) or self._next_chunk()
+
+    def _next_chunk(self) -> Chunk | None:
+        """Of the message that travels in chunks, if one does."""
+        if self._chunks is None:
+            return None
+        chunk = next(self._chunks, None)
+        if chunk is not None:
+            self._counters.bytes += len(chunk.payload)
+            return chunk
+        self._chunks = None
+        self._counters.messages += 1
+        self._outbox.sent()
+        return None
+
+    def _begin(self, now: float) -> Loan | None:
+        """The next message is on its way, if its turn has come: as this loan, or else in chunks."""
+        snapshot = self._outbox.begin()
         if snapshot is None:
             return None
         self._standing.notify()  # what was waiting is on its way
         payload = codec.window(snapshot.buffer)
         age = max(0.0, now - snapshot.taken_at)
         header = Header(len(payload), snapshot.round, snapshot.weight, age, self._standing.progress())
-        if segment is not None:
-            self._counters.bytes += len(payload)
-            self._counters.messages += 1
-            return Loan(snapshot.version, header, segment.descriptor, segment.serial)
-        self._chunks = codec.split(payload, snapshot.version, header)
-        chunk = next(self._chunks)
-        self._counters.bytes += len(chunk.payload)
-        return chunk
+        segment = snapshot.segment
+        if segment is None or not self._lends:
+            self._chunks = codec.split(payload, snapshot.version, header)
+            return None
+        self._outbox.lend()
+        self._counters.bytes += len(payload)
+        self._counters.messages += 1
+        return Loan(snapshot.version, header, segment.descriptor, segment.serial)
+
+    def _read_receipt(self) -> None:
+        """What the receiver is done with; to be told, if another message waits for that."""
+        mailbox, outbox = self._mailbox, self._outbox
+        if mailbox is None or not outbox.in_flight:
+            return
+        mailbox.ack_is_awaited = outbox.is_waiting  # before the look: or it might be done in between
+        if mailbox.done == outbox.last_sent:
+            mailbox.ack_is_awaited = False
+            outbox.acknowledge(outbox.last_sent)
 
     def receive(self, frame: Frame, now: float) -> None:
         """Welcome or refusal; then acknowledgements, heartbeats, farewell."""
@@ -185,7 +237,8 @@ class Sending:
                 if frame.run_uid != self._hello.run_uid or frame.rank != self.rank:
                     raise MessageError(f"rank {frame.rank} of run {frame.run_uid[:40]!r} answers for rank {self.rank}")
                 self.state = SenderState.OPEN
-                self._lends = frame.sees_memory and self._hello.memory is not None
+                self._lends = frame.sees_memory and self._shown is not None
+                self._mailbox = self._shown if self._lends and self._standing.uses_mailboxes else None
                 self._said_at = now
                 self._standing.merge_progress(frame.progress)
                 self._host.welcomed(self, frame, now)
@@ -228,8 +281,9 @@ class Sending:
 
     def ended(self, now: float, why: str) -> None:
         """The stream is closed."""
-        self.state = SenderState.CLOSED
-        self._chunks = None
         with self._standing.lock:
+            self.state = SenderState.CLOSED
+            self._chunks = None
+            self._read_receipt()
             self._outbox.reset(now)
         self._host.sender_ended(self, now, why)

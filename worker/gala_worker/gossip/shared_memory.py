@@ -1,9 +1,9 @@
 """Parameters in memory that neighbours on the same machine may read: their bytes never go through the network.
 
-`slots` has the buffers, `sending` lends them, `receiving` reads them; the words still travel on the edge's stream. The
-memory is an anonymous file of the sender (memfd_create(2)), which others of its user open by way of /proc: nothing is
-left behind when its last process has ended, and it is sealed against shrinking, so that no sender can take it away
-from under a reader. Where there is no such thing, and between pods, messages travel in chunks.
+`slots` has the buffers, `sending` lends them, `receiving` reads them; in a `mailbox` they tell each other. The memory
+is an anonymous file of the sender (memfd_create(2)), which others of its user open by way of /proc: nothing is left
+behind when its last process has ended, and it is sealed against shrinking, so that no sender can take it away from
+under a reader. Where there is no such thing, and between pods, messages travel in chunks.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import mmap
 import os
-import secrets
 import sys
 import weakref
 from collections import OrderedDict
@@ -22,10 +21,8 @@ import torch
 from torch import Tensor
 
 from gala.errors import GossipError
-from gala_worker.gossip.messages import SharedMemory
 
 _NAME: Final = "gala-gossip"
-_TOKEN_BYTES: Final = 16
 MAX_VIEWS: Final = 8
 """Pieces of a neighbour's memory that stay mapped; it uses two for each of its out-edges, and one more."""
 
@@ -54,26 +51,12 @@ class Segment:
         return torch.frombuffer(self.memory, dtype=dtype)
 
 
-class Beacon:
-    """What a process shows to those who may be on its machine: if they can read it, they can read all its segments."""
-
-    def __init__(self) -> None:
-        """Raises: OSError as `Segment` does."""
-        self._segment = Segment(_TOKEN_BYTES)
-        token = secrets.token_bytes(_TOKEN_BYTES)
-        self._segment.memory[:] = token
-        self.memory: Final = SharedMemory(os.getpid(), self._segment.descriptor, token)
-
-
 class Viewer:
     """The segments of one neighbour's process, as this one sees them."""
 
-    def __init__(self, memory: SharedMemory) -> None:
-        """Raises: GossipError when the neighbour's memory cannot be seen from here."""
-        self._process = memory.process
+    def __init__(self, process: int) -> None:
+        self._process = process
         self._views: OrderedDict[int, Tensor] = OrderedDict()
-        if _map(memory.process, memory.descriptor, len(memory.token))[:] != memory.token:
-            raise GossipError(f"process {memory.process} here is not the neighbour's")
 
     def view(self, descriptor: int, serial: int, num_bytes: int, dtype: torch.dtype) -> Tensor:
         """The vector that lies in a segment; to be read only.
@@ -82,14 +65,15 @@ class Viewer:
         """
         known = self._views.pop(serial, None)
         if known is None:
-            known = torch.frombuffer(_map(self._process, descriptor, num_bytes), dtype=dtype)
+            known = torch.frombuffer(map_segment(self._process, descriptor, num_bytes), dtype=dtype)
         self._views[serial] = known
         if len(self._views) > MAX_VIEWS:
             self._views.popitem(last=False)
         return known
 
 
-def _map(process: int, descriptor: int, num_bytes: int) -> mmap.mmap:
+def map_segment(process: int, descriptor: int, num_bytes: int) -> mmap.mmap:
+    """Another process's memory. Raises: GossipError when there is no sealed segment of exactly this size."""
     if sys.platform != "linux":
         raise GossipError("sealed memory files are Linux's")
     import fcntl

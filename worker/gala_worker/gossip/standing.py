@@ -14,6 +14,7 @@ from collections.abc import Callable
 from gala.plan import RunPlan
 from gala_worker.gossip.buffers import Buffers
 from gala_worker.gossip.journal import Journal
+from gala_worker.gossip.mailbox import KEEPS_ORDER
 from gala_worker.gossip.membership import Identity, Membership
 from gala_worker.gossip.messages import Progress, Reason
 from gala_worker.gossip.push_sum import Account, is_acceptable
@@ -39,6 +40,8 @@ class Standing:
         self.membership = Membership(plan, identity)
         self.push_sum = self.membership.push_sum
         """Whether messages carry weights, and what is not taken is not acknowledged."""
+        self.uses_mailboxes = KEEPS_ORDER and not self.push_sum
+        """Whether what is lent is not talked about. Who owns a weight is settled on the stream alone."""
         self.lock = condition
         self.buffers = buffers
         self.now = now
