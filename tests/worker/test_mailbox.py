@@ -89,6 +89,7 @@ def test_learners_in_step_mix_every_message_and_say_nothing_on_their_streams():
         assert len(learner.mixings) - mixings == learner.updates - updates
         versions = [mixing.versions[0] for mixing in learner.mixings[mixings:]]
         assert versions == sorted(set(versions))
+        assert {mixing.staleness_updates for mixing in learner.mixings[mixings:]} <= {0, 1}
     assert told.frames == []
 
 
@@ -153,18 +154,28 @@ def test_a_message_to_a_learner_that_does_not_look_arrives_with_the_next_heartbe
     assert fleet.learners[1].mix().versions == (1,)
 
 
-def test_a_buffer_that_was_read_before_its_stream_broke_is_used_again():
+def test_nobody_is_woken_while_a_message_waits_to_be_read(monkeypatch):
+    fleet = pair()
+    sender = fleet.learners[0]
+    sender.offer()
+    session = sender.peer._hood.out_peers.edges[1].session
+    assert session is not None
+    monkeypatch.setattr(session.link, "wake", lambda: pytest.fail("woken"))
+    for _ in range(3):
+        sender.offer()
+
+
+def test_a_buffer_that_was_read_before_its_stream_broke_is_used_again(monkeypatch):
     fleet = pair()
     lender, reader = fleet.learners[0], fleet.learners[1]
-    for _ in range(2):
+    made, make = [], lender.peer._pool._make
+    monkeypatch.setattr(lender.peer._pool, "_make", lambda: made.append(1) or make())
+    for _ in range(20):
         lender.offer()
         assert reader.mix() is not None
-    for _ in range(20):
         fleet.network.sever(0, 1)
         assert fleet.network.run_until(fleet.is_connected, 10.0)
-        lender.offer()
-        assert reader.mix() is not None
-    assert lender.peer._pool.allocated <= 2
+    assert len(made) == 1
 
 
 @pytest.mark.parametrize(
