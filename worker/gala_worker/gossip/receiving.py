@@ -300,8 +300,8 @@ class Receiving:
         self._standing.merge_progress(header.progress)
         if not codec.is_finite(buffer):
             edge.counters.refused += 1
+            self._refused = Ack(version, Reason.NOT_FINITE)  # first: or the other thread might acknowledge it
             self._done = version
-            self._refused = Ack(version, Reason.NOT_FINITE)
             self._host.message_refused(edge, Reason.NOT_FINITE, f"message {version} is not finite")
             self.link.wake()
             return False

@@ -2,7 +2,8 @@
 
 The rules (`sending`, `receiving`, `peer`) do no input or output, know no time but what they are told, and are pulled:
 a transport asks a session for the next frame when it can send one, so nothing piles up. All calls from a transport
-come from one thread, one at a time. Two transports ship: `grpc_transport`, and `memory`, its twin with virtual time.
+come from one thread, one at a time; what a learner does with a session by itself says so (`Sending.offered`,
+`Receiving.look`). Two transports ship: `grpc_transport`, and `memory`, its twin with virtual time.
 """
 
 from __future__ import annotations
