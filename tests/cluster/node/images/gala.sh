@@ -22,8 +22,9 @@ content() { # PATH...: a hash of the files' names and contents
 }
 common=(Dockerfile .dockerignore pyproject.toml common "$GALA_HOME/images/base.sh")
 torch=torch==2.13.0+cpu
-operator=localhost/gala-operator:$(content "${common[@]}" operator | cut -c1-12)
-worker=localhost/gala-worker:$({ content "${common[@]}" worker; echo "$torch"; } | sha256sum | cut -c1-12)
+# The tag begins with a letter: helm's --set takes one of digits only, which a hash may be, for a number.
+operator=localhost/gala-operator:of-$(content "${common[@]}" operator | cut -c1-12)
+worker=localhost/gala-worker:of-$({ content "${common[@]}" worker; echo "$torch"; } | sha256sum | cut -c1-12)
 mkdir -p "$GALA_CACHE"
 exec 9>"$GALA_CACHE/.images-lock"
 flock 9
