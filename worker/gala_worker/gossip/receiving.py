@@ -171,12 +171,11 @@ class Receiving:
         mailbox = self._mailbox
         if mailbox is None:
             return
-        if mailbox.posted > self._reassembler.number:
-            try:
-                with self._turn:
-                    self._look(mailbox, now)
-            except MessageError as error:
-                self.reject(str(error))
+        try:
+            with self._turn:
+                self._look(mailbox, now)
+        except MessageError as error:
+            self.reject(str(error))
         self._looked_at = self._standing.version
 
     def wait_for_message(self, begin: bool) -> None:
