@@ -16,6 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from gala.errors import GalaError
+from gala_worker.imports import without_garbage_collection
 
 if TYPE_CHECKING:
     from gala_worker.worker import Worker
@@ -42,7 +43,8 @@ def main() -> int:
         from gala_worker.config import WorkerConfig
 
         config = WorkerConfig.from_environment(os.environ)
-        from gala_worker import worker  # after the configuration: a mistake in it is said at once
+        with without_garbage_collection():
+            from gala_worker import worker  # after the configuration: a mistake in it is said at once
 
         workers.append(worker.Worker(config))
         if workers[0].run():

@@ -17,6 +17,7 @@ from typing import Final, NoReturn
 
 from gala import names
 from gala.errors import GalaError
+from gala_worker.imports import without_garbage_collection
 
 LISTEN: Final = f"all:{names.PORT_HTTP}"
 """A name, which stands for all interfaces."""
@@ -39,8 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from gala_worker.config import ResultsConfig
 
         config = ResultsConfig.from_environment(os.environ)
-        from gala_worker.results import gathering  # after the configuration: a mistake in it is said at once
-        from gala_worker.results.collecting import Patience
+        with without_garbage_collection():
+            from gala_worker.results import gathering  # after the configuration: a mistake in it is said at once
+            from gala_worker.results.collecting import Patience
 
         patience = Patience(learner_seconds=options.patience, nobody_seconds=10 * options.patience)
         has_result.append(gathering.gather(config, options.listen, patience))
