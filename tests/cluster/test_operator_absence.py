@@ -128,7 +128,8 @@ def reconciles(operator) -> float:
 
 @pytest.mark.timeout(420, func_only=True)
 def test_of_two_operators_one_works_and_the_other_takes_over(namespace, slow_pole, make_operator, until):
-    first, second = [make_operator(LEADER_ELECTION="true", LEASE_SECONDS="6") for _ in range(2)]
+    # With the lease of real installations: one that a crowded machine cannot renew in time ends its operator.
+    first, second = [make_operator(LEADER_ELECTION="true") for _ in range(2)]
     first.start()
     until("the first leads", lambda: leads(first))
     second.start()
@@ -141,7 +142,7 @@ def test_of_two_operators_one_works_and_the_other_takes_over(namespace, slow_pol
     before = namespace.lives("pole")
 
     first.kill()
-    until("the second has taken over", lambda: leads(second), 30)
+    until("the second has taken over", lambda: leads(second))
     namespace.delete("pod", "pole-1", "--grace-period=1")
     wait_replaced(namespace, "pole-1", before)
     namespace.wait_state("pole", "Running")
@@ -149,7 +150,7 @@ def test_of_two_operators_one_works_and_the_other_takes_over(namespace, slow_pol
     assert not leads(first)
 
     assert second.stop() == 0
-    until("the first leads again", lambda: leads(first), 30)
+    until("the first leads again", lambda: leads(first))
     lease = namespace.get("leases", "gala-operator")
     assert lease["spec"]["holderIdentity"] == first.log.stem
     seen = namespace.status("pole")["steps"]
