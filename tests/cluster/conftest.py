@@ -186,8 +186,8 @@ def until() -> Callable[..., Any]:
 
 @pytest.fixture
 def slow_pole(namespace: Namespace) -> Callable[..., Object]:
-    """Makes GalaRuns that learn environments/slow_pole.py and never end by themselves, with what else a test wants."""
-    module = (HERE / "environments/slow_pole.py").read_text()
+    """Makes GalaRuns that learn SlowPole and never end by themselves, with what else a test wants."""
+    module = (PROJECT / "tests/support/environments/slow_pole.py").read_text()
     files = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "environments"}}
     namespace.apply({**files, "data": {"slow_pole.py": module}})
 

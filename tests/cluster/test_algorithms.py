@@ -70,11 +70,11 @@ def test_the_others_wait_for_an_essential_learner_that_is_killed_and_the_run_goe
             algorithm=algorithm,
             learners=3,
             hyperparameters=hyperparameters,
-            checkpoint={"everySteps": 500, "volume": {"size": "1Gi"}},
+            checkpoint={"everySteps": 200, "volume": {"size": "1Gi"}},
         )
     )
     namespace.wait_condition(RUN, "RingFormed", "Formed", 150)
-    namespace.wait("galaruns", RUN, lambda found: found["status"].get("steps", 0) >= 1500, 90, "1,500 steps")
+    namespace.wait("galaruns", RUN, lambda found: found["status"].get("steps", 0) >= 600, 90, "600 steps")
     before, lives = namespace.status(RUN), namespace.lives(RUN)
 
     [container] = namespace.get("pods", f"{RUN}-0")["status"]["containerStatuses"]

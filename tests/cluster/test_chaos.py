@@ -91,8 +91,8 @@ def test_a_run_outlives_the_killing_of_random_learners_and_of_the_operator(names
     if not namespace.cluster.node:
         pytest.skip("needs the inside of the node")
     deployed("controller.restartSecondsMax=4")
-    checkpoints = {"everySteps": 500, "volume": {"size": "1Gi"}}
-    pace = {"STEP_SECONDS": "0.02"}
+    checkpoints = {"everySteps": 200, "volume": {"size": "1Gi"}}
+    pace = {"STEP_SECONDS": "0.05"}
     namespace.apply(
         slow_pole(RUN, env=pace, learners=LEARNERS, checkpoint=checkpoints, runPolicy={"backoffLimit": 100})
     )

@@ -95,7 +95,7 @@ def test_an_api_server_that_is_away_is_waited_for_and_then_caught_up_with(
 def test_a_run_that_ends_while_the_operator_is_away_is_brought_to_its_end_afterwards(
     namespace, slow_pole, operator, until
 ):
-    namespace.apply(slow_pole("pole", totalSteps=2_500))
+    namespace.apply(slow_pole("pole", totalSteps=1_500))
     until("both learners have started", lambda: all(steps(namespace, f"pole-{rank}") for rank in range(2)), 180)
     operator.kill()
     before = namespace.lives("pole")

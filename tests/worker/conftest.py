@@ -26,6 +26,7 @@ from hub_star import Star
 from ports import free_ports
 from waiting import eventually
 
+ENVIRONMENTS = Path(__file__).parents[1] / "support/environments"
 ANSWER_SECONDS = 10.0
 START_SECONDS = 120.0
 
@@ -39,7 +40,7 @@ def carried(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 class LiveRun:
-    """A `gala run` in the background."""
+    """A `gala run` in the background. It finds the tests' own environments, such as `slow_pole:SlowPole-v0`."""
 
     def __init__(self, folder: Path, document: dict[str, Any], *options: str) -> None:
         self.name = str(document["metadata"]["name"])
@@ -48,10 +49,12 @@ class LiveRun:
         self.directory = folder / "runs" / self.name
         self.log = folder / f"{self.name}.log"
         self.command = [sys.executable, "-P", "-m", "gala", "run", str(self.file), "--output", str(folder / "runs")]
+        environment = os.environ | {"PYTHONPATH": str(ENVIRONMENTS), "STEP_SECONDS": "0.001"}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*self.command, *options], stdout=log, stderr=log, start_new_session=True, stdin=subprocess.DEVNULL
-            )
+                [*self.command, *options],
+                env=environment, stdout=log, stderr=log, start_new_session=True, stdin=subprocess.DEVNULL,
+            )  # fmt: skip
 
     def plan(self) -> dict[str, Any]:
         content: dict[str, Any] = json.loads((self.directory / "plan.json").read_text())

@@ -56,7 +56,8 @@ def test_synchronous_learners_stay_below_both_bounds_at_every_point(live_run: Ca
 
 def test_asynchronous_learners_stay_below_the_bound_of_the_measured_delays(live_run: Callable[..., LiveRun]) -> None:
     # Long enough that all three are at work for most of it, however far apart a busy machine starts them.
-    run = live_run(document("free", totalSteps=100_000, topology={"type": "Exponential"}))
+    paced = {"id": "slow_pole:SlowPole-v0", "simulators": 4}
+    run = live_run(document("free", environment=paced, totalSteps=20_000, topology={"type": "Exponential"}))
     assert run.process.wait(200) == 0, run.log.read_text()
     ball = epsilon_ball(read_run(run.directory))
     assert ball is not None

@@ -59,7 +59,7 @@ def test_three_learners_reach_475_on_the_pole(live_run: Callable[..., LiveRun]) 
 def test_an_environment_that_cannot_be_made_is_one_line_and_exit_code_2(
     live_run: Callable[..., LiveRun], environment: dict[str, Any], words: list[str]
 ) -> None:
-    run = live_run(document("mistake", environment))
+    run = live_run(document("mistake", environment, learners=1))
     assert run.process.wait(120) == 2
     text = run.log.read_text()
     assert "Traceback" not in text
@@ -113,7 +113,9 @@ def test_a_synchronous_learner_waits_for_a_frozen_neighbour_for_the_peer_timeout
     live_run: Callable[..., LiveRun],
 ) -> None:
     gossip = {"maxStaleness": 0, "peerTimeoutSeconds": 4}
-    run = live_run(document("lockstep", {"id": "CartPole-v1", "simulators": 4}, totalSteps=10**9, gossip=gossip))
+    run = live_run(
+        document("lockstep", {"id": "slow_pole:SlowPole-v0", "simulators": 4}, totalSteps=10**9, gossip=gossip)
+    )
     run.until(lambda: all(run.status(rank).get("updates", 0) > 50 for rank in range(2)), "both train")
     frozen = run.pid(1)
     os.kill(frozen, signal.SIGSTOP)

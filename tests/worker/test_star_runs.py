@@ -53,7 +53,7 @@ def endless(algorithm: str) -> dict[str, Any]:
         document["spec"]["hyperparameters"]["batchRollouts"] = 8
     document["spec"] |= {
         "totalSteps": 1_000_000_000,
-        "environment": {"id": "CartPole-v1", "simulators": 4},
+        "environment": {"id": "slow_pole:SlowPole-v0", "simulators": 4},
         "gossip": {"peerTimeoutSeconds": 5},
         "checkpoint": {"everySteps": 2000},
         "evaluation": {"everySteps": None},

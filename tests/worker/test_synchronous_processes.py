@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
 def document(**changes: Any) -> dict[str, Any]:
     spec: dict[str, Any] = {
         "algorithm": "A2C",
-        "environment": {"id": "CartPole-v1", "simulators": 4},
+        "environment": {"id": "slow_pole:SlowPole-v0", "simulators": 4},
         "learners": 2,
         "totalSteps": 1_000_000_000,
         "gossip": {"peerTimeoutSeconds": PEER_TIMEOUT_SECONDS},
@@ -91,13 +91,13 @@ def test_a_run_goes_on_after_the_death_and_the_freezing_of_a_rank_and_all_end_wi
     reasons = [event["reason"] for rank in range(2) for event in run.events(rank, "parted")]
     assert not any("differ" in reason for reason in reasons), reasons
 
-    total = run.status(0)["globalSteps"] + 20_000
+    total = run.status(0)["globalSteps"] + 2_000
     assert run.stop() == 130
     again = type(run)(run.file.parent, document(), "--set", f"spec.totalSteps={total}")
     try:
         assert again.process.wait(150) == 0, again.log.read_text()
         assert_equal_final_models(again, range(2))
-        assert again.records(0, "train")[-1]["updates"] > 300
+        assert again.records(0, "train")[-1]["globalSteps"] >= total
     finally:
         again.kill()
 
@@ -131,9 +131,9 @@ def test_two_synchronous_ranks_reach_475_on_the_pole(live_run: Callable[..., Liv
 
 @pytest.mark.learning
 def test_one_rank_of_a2c_trains_without_a_process_group(live_run: Callable[..., LiveRun]) -> None:
-    run = live_run(document(learners=1, totalSteps=20_000))
+    run = live_run(document(learners=1, totalSteps=2_000))
     assert run.process.wait(300) == 0, run.log.read_text()
-    assert run.card()["globalSteps"] >= 20_000
+    assert run.card()["globalSteps"] >= 2_000
     assert not run.events(0, "assembled", "parted")
 
 
