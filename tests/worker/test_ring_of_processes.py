@@ -104,6 +104,7 @@ def test_a_killed_learner_comes_back_with_the_ring_s_state_and_nobody_waited(rin
     start = ring.events(2, "joined", "resumed", "seeded")[-1]
     assert start["event"] == "joined"
     assert start["globalSteps"] >= steps_then
+    assert start["steps"] > 0, "it counts on where its first life ended"
     watch.until(lambda: ring.status(2).get("episodes", 0) >= 8, "it has finished some episodes")
     # A policy at the start balances for about 22 steps.
     assert ring.status(2)["meanReturn"] > 60

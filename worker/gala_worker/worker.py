@@ -208,8 +208,9 @@ class Worker:
             self._wall_before = self._counters.wall_seconds
             self._generator_state = found.tensors.get(ACTION_GENERATOR)
             event = "resumed" if found is own else "joined"
-        self._metrics.event(event, globalSteps=self._counters.global_steps, device=str(self._device))
-        log.info("%s at %s global steps", event, f"{self._counters.global_steps:,}")
+        steps, own_steps = self._counters.global_steps, self._counters.steps
+        self._metrics.event(event, globalSteps=steps, steps=own_steps, device=str(self._device))
+        log.info("%s at %s global steps, %s of its own", event, f"{steps:,}", f"{own_steps:,}")
 
     def _fetch(self) -> checkpoint.Checkpoint | None:
         """The state of a live neighbour; None if nobody answers."""
