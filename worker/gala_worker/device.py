@@ -66,10 +66,17 @@ def choose_compute_type(precision: str, *, convolutional: bool, device: torch.de
     """The type that the trunks compute in; parameters, losses and the optimiser are float32 always.
 
     `auto` is bfloat16 for the convolutional network where the hardware multiplies it natively, else float32: see
-    docs/results for the learning curves behind that. Small networks gain nothing from it.
+    docs/results for the learning curves behind that. Small networks gain nothing from it. Who asks for bfloat16 gets it
+    and is told where it costs time (docs/performance.md: four times as much).
     """
     if precision == "auto":
         precision = "bfloat16" if convolutional and has_bfloat16(device) else "float32"
+    elif precision == "bfloat16" and not has_bfloat16(device):
+        log.warning(
+            "precision is bfloat16, which this %s does not seem to have in hardware: where it is emulated, an update "
+            "takes several times as long; auto computes in float32 here",
+            "CPU" if device.type == "cpu" else "GPU",
+        )
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
