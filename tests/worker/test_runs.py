@@ -59,7 +59,7 @@ def test_three_learners_reach_475_on_the_pole(live_run: Callable[..., LiveRun]) 
 def test_an_environment_that_cannot_be_made_is_one_line_and_exit_code_2(
     live_run: Callable[..., LiveRun], environment: dict[str, Any], words: list[str]
 ) -> None:
-    run = live_run(document("mistake", environment, learners=1))
+    run = live_run(document("mistake", environment))
     assert run.process.wait(120) == 2
     text = run.log.read_text()
     assert "Traceback" not in text

@@ -97,6 +97,7 @@ def test_a_run_goes_on_after_the_death_and_the_freezing_of_a_rank_and_all_end_wi
     try:
         assert again.process.wait(150) == 0, again.log.read_text()
         assert_equal_final_models(again, range(2))
+        assert again.records(0, "train")[-1]["updates"] > 300
         assert again.records(0, "train")[-1]["globalSteps"] >= total
     finally:
         again.kill()
