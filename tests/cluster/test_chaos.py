@@ -1,6 +1,7 @@
 """The chaos bar: learners are killed at random, and the operator with them, and the run comes to its end.
 
-GALA_CHAOS_SECONDS makes it shorter, for work on the test itself.
+A strike every ten seconds makes three minutes of it; where the machine is too slow for that, as many strikes take
+longer. GALA_CHAOS_STRIKES makes them fewer, for work on the test itself.
 """
 
 import itertools
@@ -15,7 +16,7 @@ import pytest
 
 RUN = "pole"
 LEARNERS = 4
-SECONDS = float(os.environ.get("GALA_CHAOS_SECONDS", "180"))
+STRIKES = int(os.environ.get("GALA_CHAOS_STRIKES", "18"))
 SECONDS_BETWEEN = 10.0
 SECONDS_BETWEEN_LOOKS = 0.5
 BEGAN = re.compile(r" at [\d,]+ global steps, ([\d,]+) of its own")
@@ -43,10 +44,10 @@ class Ring:
 
     def look(self) -> None:
         for pod in self.namespace.pods(RUN).values():
-            rank = pod["metadata"]["labels"].get("gala.dev/rank")
-            if rank is None:
-                continue
-            life = self.lives[int(rank)].setdefault(pod["metadata"]["uid"], Life())
+            rank, uid = pod["metadata"]["labels"].get("gala.dev/rank"), pod["metadata"]["uid"]
+            if rank is None or uid in self.ended:
+                continue  # asked by its name, a dead pod's successor may answer
+            life = self.lives[int(rank)].setdefault(uid, Life())
             name = pod["metadata"]["name"]
             status = self.namespace.worker_status(name)
             if status.get("state") in ("training", "waiting"):
@@ -56,7 +57,7 @@ class Ring:
                     [began] = BEGAN.findall(self.namespace.kubectl("logs", name))
                     life.first = int(began.replace(",", ""))
 
-    def kill(self, rank: int, *, by_signal: bool) -> bool:
+    def kill(self, rank: int, by_signal: bool) -> bool:
         """Without warning: its process on the node, or its pod in the API. False if there is nothing to kill now."""
         name = f"{RUN}-{rank}"
         pod = self.namespace.get("pods", name)
@@ -105,18 +106,16 @@ def test_a_run_outlives_the_killing_of_random_learners_and_of_the_operator(names
     namespace.wait_state(RUN, "Running", seconds=240)
     ring, chance = Ring(namespace), random.Random(5)
 
-    start = kill_at = time.monotonic()
-    kill_operator_at = [start + SECONDS / 3, start + 2 * SECONDS / 3]
-    while time.monotonic() < start + SECONDS:
-        ring.look()
-        if time.monotonic() >= kill_at and ring.kill(chance.randrange(LEARNERS), by_signal=chance.random() < 0.5):
-            kill_at += SECONDS_BETWEEN
-        if kill_operator_at and time.monotonic() >= kill_operator_at[0]:
-            kill_operator_at.pop(0)
+    strike_at = time.monotonic() + SECONDS_BETWEEN
+    for strike in range(STRIKES):
+        while time.monotonic() < strike_at:
+            ring.look()
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        # Which of them may depend on the machine: one that is about to be replaced already cannot be killed again.
+        until("there is a learner to kill", lambda: ring.kill(chance.randrange(LEARNERS), chance.random() < 0.5))
+        strike_at = time.monotonic() + SECONDS_BETWEEN
+        if strike in (STRIKES // 3, 2 * STRIKES // 3):
             namespace.kubectl("delete", "pod", operator_pod(namespace), "--force", "--grace-period=0", "--wait=false")
-        time.sleep(SECONDS_BETWEEN_LOOKS)
-    assert not kill_operator_at
-    assert sum(ring.killed) + sum(ring.deleted) >= 0.8 * SECONDS / SECONDS_BETWEEN
 
     def replaced() -> bool:
         uids = {pod["metadata"]["uid"] for pod in namespace.pods(RUN).values()}
@@ -132,6 +131,7 @@ def test_a_run_outlives_the_killing_of_random_learners_and_of_the_operator(names
     lost, own = ring.lost()
     kills = f"{sum(ring.killed)} processes and {sum(ring.deleted)} pods"
     print(f"{kills} killed; {lost} steps lost of {own} that those lives made")  # noqa: T201 -- with pytest -rP
+    assert own > 0, "no life was seen to learn"
     assert lost <= own
 
     total = status["steps"] + 1
