@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import yaml
 from kubernetes import config
+from urllib3.exceptions import HTTPError
 
 PROJECT = Path(__file__).parents[2]
 NODE = PROJECT / "tests/cluster/node"
@@ -106,10 +107,13 @@ class Cluster:
         """`stop`, `start` or `restart` apiserver, kubelet, scheduler, controller-manager, etcd, proxy or dns."""
         return self.run(str(NODE / "svc.sh"), action, *names)
 
-    def ask(self, path: str) -> tuple[int, bytes]:
-        """The API server's answer at a path, status and content, far cheaper than kubectl's."""
+    def ask(self, path: str, seconds: float = 30.0) -> tuple[int, bytes]:
+        """The API server's answer at a path, status and content, far cheaper than kubectl's.
+
+        Asked up to four times for so many seconds each.
+        """
         parameters = self.api.param_serialize(method="GET", resource_path=path, auth_settings=["BearerToken"])
-        answer = self.api.call_api(*parameters, _request_timeout=30)
+        answer = self.api.call_api(*parameters, _request_timeout=seconds)
         return answer.status, answer.read()
 
     def read(self, path: str) -> Object | None:
@@ -240,7 +244,10 @@ class Namespace:
 
     def worker_status(self, pod: str) -> Object:
         """A worker's own /status, through the API server; empty while the worker does not answer."""
-        status, data = self.cluster.ask(f"{self.path('pods')}/{pod}:7071/proxy/status")
+        try:
+            status, data = self.cluster.ask(f"{self.path('pods')}/{pod}:7071/proxy/status", seconds=5.0)
+        except HTTPError:
+            return {}  # of a pod that has just been killed: its address answers nothing, not even a refusal
         content: Object = json.loads(data) if status == 200 else {}
         return content
 
