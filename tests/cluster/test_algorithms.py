@@ -74,7 +74,7 @@ def test_the_others_wait_for_an_essential_learner_that_is_killed_and_the_run_goe
         )
     )
     namespace.wait_condition(RUN, "RingFormed", "Formed", 150)
-    namespace.wait("galaruns", RUN, lambda found: found["status"].get("steps", 0) >= 600, 90, "600 steps")
+    namespace.wait("galaruns", RUN, lambda found: found["status"].get("steps", 0) >= 600, what="600 steps")
     before, lives = namespace.status(RUN), namespace.lives(RUN)
 
     [container] = namespace.get("pods", f"{RUN}-0")["status"]["containerStatuses"]
@@ -98,7 +98,7 @@ def test_the_others_wait_for_an_essential_learner_that_is_killed_and_the_run_goe
         return now["state"] == "Running" and progressing(now)["reason"] == "Training" and now["steps"] > before["steps"]
 
     namespace.wait("galaruns", RUN, goes_on_again, 150, f"the steps rise beyond {before['steps']}")
-    namespace.wait_condition(RUN, "RingFormed", "Formed", 30)
+    namespace.wait_condition(RUN, "RingFormed", "Formed")
     after = namespace.lives(RUN)
     assert after[f"{RUN}-0"][0] != lives[f"{RUN}-0"][0]
     assert {name: after[name] for name in (f"{RUN}-1", f"{RUN}-2")} == {

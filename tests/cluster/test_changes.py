@@ -66,16 +66,15 @@ def test_a_ring_is_scaled_and_edited_without_a_restart_and_refuses_what_it_must(
         before = namespace.status(RUN)["steps"]
         namespace.patch(RUN, **change)
         reason = "ImmutableFieldChanged" if "environment" in change else "InvalidSpec"
-        refused = namespace.wait_condition(RUN, "Accepted", reason, 20)
+        refused = namespace.wait_condition(RUN, "Accepted", reason)
         assert refused["status"] == "False"
         assert words in refused["message"]
         until(
             "the learners go on",
             lambda before=before: namespace.worker_status(f"{RUN}-0").get("globalSteps", 0) > before,
-            20,
         )
         namespace.patch(RUN, **undone)
-        namespace.wait_condition(RUN, "Accepted", "Valid", 20)
+        namespace.wait_condition(RUN, "Accepted", "Valid")
     everyone_learns(2)
 
     # Another end, which is now.
@@ -90,7 +89,7 @@ def test_a_suspended_run_goes_on_from_its_checkpoints_where_it_stopped(namespace
     run = slow_pole(RUN, checkpoint={"volume": {"size": "1Gi"}})
     namespace.apply(run)
     namespace.wait_condition(RUN, "RingFormed", "Formed", 120)
-    namespace.wait("galaruns", RUN, lambda found: found["status"]["steps"] >= 400, 60, "400 steps")
+    namespace.wait("galaruns", RUN, lambda found: found["status"]["steps"] >= 400, what="400 steps")
     first = {name: uid for name, (uid, _) in namespace.lives(RUN).items()}
     learned = {entry["rank"]: entry["steps"] for entry in namespace.status(RUN)["learnerStatuses"]}
 

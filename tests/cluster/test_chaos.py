@@ -49,7 +49,7 @@ class Ring:
                 continue  # asked by its name, a dead pod's successor may answer
             life = self.lives[int(rank)].setdefault(uid, Life())
             name = pod["metadata"]["name"]
-            status = self.namespace.worker_status(name)
+            status = self.namespace.worker_status(name, seconds=2.0)
             if status.get("state") in ("training", "waiting"):
                 life.last = status["steps"]
                 if life.first is None:

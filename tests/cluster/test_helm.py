@@ -92,7 +92,7 @@ def test_a_run_trains_through_upgrade_uninstallation_and_installation_anew(
 
     # A learner that is replaced now is the new version's, and trains with the one that is not.
     namespace.delete("pod", "pole-1", "--grace-period=1")
-    pod = namespace.wait("pods", "pole-1", lambda pod: pod if pod["metadata"]["uid"] != before["pole-1"][0] else None)
+    pod = namespace.wait_replaced("pole-1", before["pole-1"][0])
     assert pod["spec"]["containers"][0]["image"] == cluster.worker_image
     namespace.wait_state("pole", "Running")
     assert namespace.lives("pole")["pole-0"] == before["pole-0"]
@@ -100,7 +100,7 @@ def test_a_run_trains_through_upgrade_uninstallation_and_installation_anew(
 
     cluster.helm("uninstall", "gala", "-n", namespace.name, "--wait")
     until("the operator is gone", lambda: not namespace.items("pods", "app.kubernetes.io/name=gala-operator"))
-    steps = namespace.worker_status("pole-0")["steps"]
+    steps = until("it answers", lambda: namespace.worker_status("pole-0").get("steps"))
     until("it trains without an operator", lambda: namespace.worker_status("pole-0").get("steps", 0) > steps)
     assert columns(cluster), "the resource definition stays"
     assert namespace.lives("pole") == before

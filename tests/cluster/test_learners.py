@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from live_cluster import PATIENCE_SECONDS, is_ready
+from live_cluster import PATIENCE_SECONDS
 
 RUN = "pole"
 
@@ -53,13 +53,7 @@ class Ring:
     def replaced(self, rank: int) -> str:
         """It has another pod under its name, which is ready and began with a neighbour's state; its log."""
         name = f"{RUN}-{rank}"
-        self.namespace.wait(
-            "pods",
-            name,
-            lambda pod: is_ready(pod) and pod["metadata"]["uid"] != self.uids[rank],
-            2 * PATIENCE_SECONDS,
-            f"another {name}",
-        )
+        self.namespace.wait_replaced(name, self.uids[rank])
         log: str = self.namespace.kubectl("logs", name)
         assert "joined at " in log, log
         # Of its own steps no more than some seconds' are lost, although it has no volume.
@@ -78,19 +72,21 @@ class Ring:
 def test_a_learner_that_ends_for_whatever_reason_is_replaced_and_the_others_go_on(namespace, slow_pole):
     namespace.apply(slow_pole(RUN, learners=3))
     namespace.wait_condition(RUN, "RingFormed", "Formed", 120)
-    namespace.wait_state(RUN, "Running", seconds=10)
+    namespace.wait_state(RUN, "Running")
     first = namespace.status(RUN)["steps"]
-    namespace.wait("galaruns", RUN, lambda found: found["status"]["steps"] > first, 20, "steps rise in the status")
+    namespace.wait("galaruns", RUN, lambda found: found["status"]["steps"] > first, what="steps rise in the status")
 
     def loses(rank: int, end: Callable[[], object], seen: Callable[[dict[str, Any]], Any] | None = None) -> int:
         """The learner's failures afterwards."""
         before = Ring(namespace)
         end()
         if seen is not None:
-            namespace.wait("galaruns", RUN, lambda found: seen(found["status"]), 60, f"the end of {rank} in the status")
+            namespace.wait(
+                "galaruns", RUN, lambda found: seen(found["status"]), what=f"the end of {rank} in the status"
+            )
         before.replaced(rank)
         before.untouched(*({0, 1, 2} - {rank}))
-        status = namespace.wait_state(RUN, "Running", seconds=20)
+        status = namespace.wait_state(RUN, "Running")
         failures: int = status["learnerStatuses"][rank]["failures"]
         return failures
 
@@ -160,7 +156,7 @@ def test_a_learner_that_fails_too_often_is_left_out_and_the_run_fails_with_too_f
     )
     assert (parsed(last["metadata"]["creationTimestamp"]) - failed_at).total_seconds() >= 4, "no back-off"
 
-    left_out = namespace.wait_condition(RUN, "PodsReady", "BackoffLimitExceeded", 90)
+    left_out = namespace.wait_condition(RUN, "PodsReady", "BackoffLimitExceeded")
     assert left_out["message"].startswith(f"{RUN}-1 is left out after 3 failures")
     before = Ring(namespace)
     before.untouched(0)
@@ -174,7 +170,7 @@ def test_a_learner_that_fails_too_often_is_left_out_and_the_run_fails_with_too_f
     assert namespace.get("pods", f"{RUN}-1")["metadata"]["uid"] == last["metadata"]["uid"]
 
     namespace.patch(RUN, runPolicy={"minLearners": 2})
-    namespace.wait_condition(RUN, "Failed", "TooFewLearners", 20)
+    namespace.wait_condition(RUN, "Failed", "TooFewLearners")
     assert namespace.status(RUN)["state"] == "Failed"
     namespace.wait("galaruns", RUN, lambda _: list(namespace.pods(RUN)) == [f"{RUN}-1"], what="the learner is stopped")
 

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-from live_cluster import PATIENCE_SECONDS, is_ready
-
 
 def steps(namespace, pod: str) -> int:
     """Of this learner, by its own account; 0 while it does not answer."""
@@ -17,14 +15,7 @@ def steps(namespace, pod: str) -> int:
 
 def wait_rising(namespace, pod: str, wait: Callable[..., Any]) -> None:
     before = wait(f"{pod} answers", lambda: steps(namespace, pod))
-    wait(f"{pod} makes steps", lambda: steps(namespace, pod) > before, 30)
-
-
-def wait_replaced(namespace, pod: str, before: dict[str, tuple[str, int]]) -> None:
-    """Until another one is ready: before that, the run's state may still be the one of the time before the loss."""
-    namespace.wait(
-        "pods", pod, lambda found: found["metadata"]["uid"] != before[pod][0] and is_ready(found), 2 * PATIENCE_SECONDS
-    )
+    wait(f"{pod} makes steps", lambda: steps(namespace, pod) > before)
 
 
 @pytest.mark.timeout(420, func_only=True)
@@ -41,7 +32,7 @@ def test_an_operator_that_was_killed_away_and_changed_finds_its_run_and_disturbs
     assert namespace.lives("pole") == {"pole-0": before["pole-0"]}, "nobody is there to replace it"
 
     operator.start()
-    wait_replaced(namespace, "pole-1", before)
+    namespace.wait_replaced("pole-1", before["pole-1"][0])
     status = namespace.wait_state("pole", "Running")
     assert [learner["failures"] for learner in status["learnerStatuses"]] == [0, 0]
     assert namespace.lives("pole")["pole-0"] == before["pole-0"]
@@ -77,14 +68,14 @@ def test_an_api_server_that_is_away_is_waited_for_and_then_caught_up_with(
         until("it trains on while there is no API server", lambda: trained() > made + 100)
     finally:
         cluster.service("start", "apiserver")
-    until("the API server is back", lambda: cluster.kubectl("get", "--raw", "/readyz", check=False) == "ok", 90)
+    until("the API server is back", lambda: cluster.kubectl("get", "--raw", "/readyz", check=False) == "ok")
 
     seen = namespace.status("pole")["steps"]
-    namespace.wait("galaruns", "pole", lambda run: run["status"]["steps"] > seen, 90, "the steps rise in the status")
+    namespace.wait("galaruns", "pole", lambda run: run["status"]["steps"] > seen, what="the steps rise in the status")
     assert namespace.lives("pole") == before
     # Its watches work again, too.
     namespace.delete("pod", "pole-1", "--grace-period=1")
-    wait_replaced(namespace, "pole-1", before)
+    namespace.wait_replaced("pole-1", before["pole-1"][0])
     namespace.wait_state("pole", "Running")
     assert namespace.lives("pole")["pole-0"] == before["pole-0"]
     assert operator.process is process
@@ -144,7 +135,7 @@ def test_of_two_operators_one_works_and_the_other_takes_over(namespace, slow_pol
     first.kill()
     until("the second has taken over", lambda: leads(second))
     namespace.delete("pod", "pole-1", "--grace-period=1")
-    wait_replaced(namespace, "pole-1", before)
+    namespace.wait_replaced("pole-1", before["pole-1"][0])
     namespace.wait_state("pole", "Running")
     first.start()
     assert not leads(first)

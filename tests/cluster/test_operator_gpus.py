@@ -27,13 +27,13 @@ def test_four_learners_get_a_gpu_each_and_a_fifth_waits_while_they_learn(cluster
     before = namespace.lives("pong")
 
     namespace.kubectl("scale", "galarun/pong", "--replicas=5")
-    status = namespace.wait_state("pong", "Degraded", seconds=60)
+    status = namespace.wait_state("pong", "Degraded")
     assert status["ready"] == "4/5"
     # For a moment it may be its claim that the scheduler misses first.
     waiting = namespace.wait_condition("pong", "PodsReady", "Unschedulable", says="Insufficient nvidia.com/gpu")
     assert "pong-4" in waiting["message"]
     steps = status["steps"]
-    namespace.wait("galaruns", "pong", lambda found: found["status"]["steps"] > steps, 90, "it learns nevertheless")
+    namespace.wait("galaruns", "pong", lambda found: found["status"]["steps"] > steps, what="it learns nevertheless")
     after = namespace.lives("pong")
     assert {name: after[name] for name in before} == before
     assert namespace.status("pong")["state"] == "Degraded"

@@ -50,7 +50,7 @@ def test_a_run_that_is_stuck_says_why_and_goes_on_when_the_reason_is_gone(namesp
 
     # One that learns as well; and when its time is over, it goes.
     namespace.patch("no-secret", runPolicy={"activeDeadlineSeconds": 1, "cleanPodPolicy": "None"})
-    status = namespace.wait_state("no-secret", "Failed", seconds=20)
+    status = namespace.wait_state("no-secret", "Failed")
     assert status["learnerStatuses"][0]["steps"] > 0
     namespace.wait("galaruns", "no-secret", lambda _: not namespace.pods("no-secret"), what="its pods are gone")
     namespace.patch("no-secret", runPolicy={"ttlSecondsAfterFinished": 1})
@@ -95,7 +95,7 @@ def test_pods_are_cleaned_up_by_the_policy_and_a_low_score_fails_the_run(namespa
 def test_a_run_deleted_while_it_starts_is_made_anew_under_its_name_at_once(namespace, slow_pole, until):
     run = slow_pole("pole")
     namespace.apply(run)
-    namespace.wait("pods", "pole-1", lambda pod: pod["metadata"]["uid"], 30)
+    namespace.wait("pods", "pole-1", lambda pod: pod["metadata"]["uid"])
     first = namespace.get("galaruns", "pole")["metadata"]["uid"]
     namespace.delete("galarun", "pole")
     run["spec"]["learners"] = 1

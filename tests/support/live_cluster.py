@@ -221,6 +221,19 @@ class Namespace:
             for name, pod in self.pods(run).items()
         }
 
+    def wait_replaced(self, pod: str, uid: str) -> Object:
+        """Until another pod than that one bears the name, and is ready; the pod.
+
+        Before that the run's state may still be the one of the time before the loss.
+        """
+        return self.wait(
+            "pods",
+            pod,
+            lambda found: found if found["metadata"]["uid"] != uid and is_ready(found) else None,
+            2 * PATIENCE_SECONDS,
+            f"another {pod} is ready",
+        )
+
     def children(self, run: str) -> list[str]:
         """Everything that carries the run's label, such as `pods/pong-0`."""
         return [
@@ -242,10 +255,13 @@ class Namespace:
         except AssertionError as error:
             raise AssertionError(f"{error}: {left[0]}") from None
 
-    def worker_status(self, pod: str) -> Object:
-        """A worker's own /status, through the API server; empty while the worker does not answer."""
+    def worker_status(self, pod: str, seconds: float = 10.0) -> Object:
+        """A worker's own /status, through the API server; empty while the worker does not answer.
+
+        `seconds` as of `Cluster.ask`.
+        """
         try:
-            status, data = self.cluster.ask(f"{self.path('pods')}/{pod}:7071/proxy/status", seconds=5.0)
+            status, data = self.cluster.ask(f"{self.path('pods')}/{pod}:7071/proxy/status", seconds)
         except HTTPError:
             return {}  # of a pod that has just been killed: its address answers nothing, not even a refusal
         content: Object = json.loads(data) if status == 200 else {}
@@ -296,7 +312,7 @@ class Operator:
                 [str(NODE / "enter.sh"), sys.executable, "-P", "-m", "gala_operator"],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True,
             )  # fmt: skip
-        wait_for("the operator is ready", self.ready, 60)
+        wait_for("the operator is ready", self.ready)
 
     def get(self, path: str) -> str:
         """Of its HTTP server: /healthz, /readyz, /metrics. Empty while it does not answer with 200."""
