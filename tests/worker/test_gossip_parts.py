@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import random
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -284,6 +286,19 @@ def test_a_refusal_is_counted_each_time_and_told_once_in_a_while(caplog):
     assert journal.collect() == []
     assert journal.counts == {"WRONG_RUN": 4}
     assert [record.message for record in caplog.records] == ["refused rank 3", "refused rank 3", "refused rank 4"]
+
+
+def test_no_refusal_is_lost_where_two_threads_refuse_at_once():
+    journal = Journal(logging.getLogger("test"))
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            for _ in range(2):
+                threads.submit(lambda: [journal.refusal("WRONG_RUN", 3, "refused", 0.0) for _ in range(300_000)])
+    finally:
+        sys.setswitchinterval(interval)
+    assert journal.counts == {"WRONG_RUN": 600_000}
 
 
 def test_a_journal_that_nobody_collects_forgets_the_oldest_events():

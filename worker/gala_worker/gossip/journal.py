@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
+import threading
+from collections import Counter, deque
 from typing import Any, Final
 
 LOG_AGAIN_SECONDS: Final = 60.0
@@ -13,22 +14,30 @@ MAX_EVENTS: Final = 1000
 
 
 class Complaints:
-    """Logs each kind of trouble with each neighbour once in a while, and counts all of it."""
+    """Logs each kind of trouble with each neighbour once in a while, and counts all of it. Thread-safe."""
 
     def __init__(self, log: logging.Logger) -> None:
         self._log = log
+        self._lock = threading.Lock()
         self._said: dict[tuple[str, int | None], float] = {}
-        self.counts: dict[str, int] = {}
+        self._counts: Counter[str] = Counter()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """By kind, all of them; a copy."""
+        with self._lock:
+            return dict(self._counts)
 
     def add(self, kind: str, peer: int | None, text: str, now: float) -> bool:
         """Counts it; True if it was also worth a line in the log."""
-        self.counts[kind] = self.counts.get(kind, 0) + 1
-        last = self._said.get((kind, peer))
-        if last is not None and now - last < LOG_AGAIN_SECONDS:
-            return False
-        if len(self._said) >= _MAX_KINDS:
-            self._said.clear()
-        self._said[kind, peer] = now
+        with self._lock:
+            self._counts[kind] += 1
+            last = self._said.get((kind, peer))
+            if last is not None and now - last < LOG_AGAIN_SECONDS:
+                return False
+            if len(self._said) >= _MAX_KINDS:
+                self._said.clear()
+            self._said[kind, peer] = now
         self._log.warning("%s", text)
         return True
 
@@ -52,7 +61,7 @@ class Journal:
     @property
     def counts(self) -> dict[str, int]:
         """Refusals by kind, all of them; a copy."""
-        return dict(self._complaints.counts)
+        return self._complaints.counts
 
     def collect(self) -> list[dict[str, Any]]:
         """What has happened since the last call, oldest first. From any thread."""
