@@ -11,7 +11,7 @@ import yaml
 
 from gala import names
 
-SECONDS = 300
+SECONDS = 450
 STARTS, NO_ROOM = " starts", "waits for room in the cluster"
 
 EXPERIMENT = {
