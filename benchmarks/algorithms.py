@@ -23,7 +23,6 @@ import platform
 import random
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -83,7 +82,7 @@ Contender = Callable[[Size, Result], None]
 
 
 def gala(algorithm: str, *, centre: bool = False, slowed: bool = False) -> Contender:
-    """A real run: the launcher, its workers, their /status. `centre`: rank 0 is one more, without simulators."""
+    """A real run: the launcher, its workers, their metrics. `centre`: rank 0 is one more, without simulators."""
 
     def measure(size: Size, result: Result) -> None:
         learners = WORKERS + centre
@@ -101,16 +100,13 @@ def gala(algorithm: str, *, centre: bool = False, slowed: bool = False) -> Conte
             command = [sys.executable, "-P", "-m", "gala", "run", str(file), "--output", folder]
             with throughput.running(command) as process:
                 directory = Path(folder) / "throughput"
-                urls = wait_for_training(process, directory / "plan.json")
+                records = throughput.await_training(process, directory, learners)
                 straggler = Straggler(worker_pid(directory, learners - 1)) if slowed else contextlib.nullcontext()
                 with straggler:
-                    time.sleep(throughput.WARM_UP_SECONDS)
-                    before = throughput.fresh(lambda: global_steps(urls))
-                    time.sleep(size.seconds)
-                    after = throughput.fresh(lambda: global_steps(urls))
+                    rate = throughput.watch(process, records, size.seconds)
                 if isinstance(straggler, Straggler):
                     result.stopped_share.append(straggler.stopped_share)
-        result.decisions_per_second.append(throughput.rate(before, after))
+        result.decisions_per_second.append(rate)
 
     return measure
 
@@ -123,24 +119,6 @@ def stable_baselines3(vectorisation: str) -> Contender:
         result.decisions_per_second.append(measure_once(size.seconds))
 
     return measure
-
-
-def wait_for_training(process: subprocess.Popen[bytes], plan_file: Path) -> list[str]:
-    """The workers' /status addresses, once all of them train and the run makes progress."""
-    deadline = time.monotonic() + throughput.START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            plan = json.loads(plan_file.read_text())
-            urls = [f"http://{learner['address']['http']}/status" for learner in plan["learners"]]
-            if all(throughput.status(url)["state"] == "training" for url in urls) and global_steps(urls):
-                return urls
-        time.sleep(0.2)
-    raise SystemExit(f"the run did not start training: exit code {process.poll()}")
-
-
-def global_steps(urls: list[str]) -> int:
-    """Decisions of the whole run, by whoever knows most of them."""
-    return max(int(str(throughput.status(url).get("globalSteps", 0))) for url in urls)
 
 
 def worker_pid(directory: Path, rank: int) -> int:

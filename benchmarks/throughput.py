@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import importlib.util
 import itertools
 import json
@@ -28,7 +27,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -38,6 +36,7 @@ SIMULATORS = 16
 ROLLOUT = 5
 WARM_UP_SECONDS = 5.0
 START_SECONDS = 120.0
+TAIL_BYTES = 1 << 16
 
 RUN = """
 apiVersion: gala.dev/v1alpha1
@@ -57,7 +56,7 @@ NO_GOSSIP = 10_000
 
 
 def gala(precision: str, every: int) -> Callable[[float], float]:
-    """A real run: the launcher, its workers, their metrics; measured from outside by /status."""
+    """A real run: the launcher, its workers, their metrics."""
 
     def measure(seconds: float) -> float:
         with tempfile.TemporaryDirectory() as folder:
@@ -67,60 +66,63 @@ def gala(precision: str, every: int) -> Callable[[float], float]:
             )
             command = [sys.executable, "-P", "-m", "gala", "run", str(file), "--output", folder]
             with running(command) as process:
-                statuses = wait_for_training(process, Path(folder) / "throughput" / "plan.json")
-                counts = [functools.partial(steps, url) for url in statuses]
-                time.sleep(WARM_UP_SECONDS)
-                before = [fresh(count) for count in counts]
-                time.sleep(seconds)
-                after = [fresh(count) for count in counts]
-        return sum(map(rate, before, after))
+                records = await_training(process, Path(folder) / "throughput", LEARNERS)
+                return watch(process, records, seconds)
 
     return measure
 
 
-def wait_for_training(process: subprocess.Popen[bytes], plan_file: Path) -> list[str]:
-    """The learners' /status addresses, once all of them train."""
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            plan = json.loads(plan_file.read_text())
-            urls = [f"http://{learner['address']['http']}/status" for learner in plan["learners"]]
-            if all(status(url)["state"] == "training" and steps(url) for url in urls):
-                return urls
-        time.sleep(0.2)
-    raise SystemExit(f"the run did not start training: exit code {process.poll()}")
-
-
-def status(url: str) -> dict[str, object]:
-    """What a worker says of itself."""
-    with urllib.request.urlopen(url, timeout=5) as answer:
-        content: dict[str, object] = json.load(answer)
-        return content
-
-
-def steps(url: str) -> int:
-    """Decisions that a learner has made."""
-    return int(str(status(url).get("steps", 0)))
-
-
 class Reading(NamedTuple):
-    """Decisions made until a moment, in seconds of `time.perf_counter`."""
+    """A learner's own decisions until a moment, in seconds of its training."""
 
     decisions: int
     at: float
 
 
-def fresh(count: Callable[[], int]) -> Reading:
-    """What `count` says as soon as it says something new: a worker renews its /status about once a second only."""
-    old = count()
-    while (new := count()) == old:
-        time.sleep(0.005)
-    return Reading(new, time.perf_counter())
+def await_training(process: subprocess.Popen[bytes], directory: Path, learners: int) -> list[Path]:
+    """The files of the learners' records, once all of them train."""
+    files = [directory / f"learner-{rank}" / "metrics.jsonl" for rank in range(learners)]
+    await_records(process, files, [None] * learners)
+    return files
 
 
-def rate(before: Reading, after: Reading) -> float:
-    """Decisions per second between two readings."""
-    return (after.decisions - before.decisions) / (after.at - before.at)
+def watch(process: subprocess.Popen[bytes], files: list[Path], seconds: float) -> float:
+    """Decisions per second of all learners of a run together, after a warm-up.
+
+    By their own records, one every five seconds: nobody is asked, so nobody is disturbed. The time watched is `seconds`
+    and what it takes to the next records.
+    """
+    time.sleep(WARM_UP_SECONDS)
+    before = await_records(process, files, list(map(last_record, files)))
+    time.sleep(seconds)
+    after = await_records(process, files, list(map(last_record, files)))
+    return sum((b.decisions - a.decisions) / (b.at - a.at) for a, b in zip(before, after, strict=True))
+
+
+def await_records(process: subprocess.Popen[bytes], files: list[Path], old: list[Reading | None]) -> list[Reading]:
+    """The learners' newest records, as soon as all have newer ones than `old`."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        readings = list(map(last_record, files))
+        fresh = [reading for reading, before in zip(readings, old, strict=True) if reading and reading != before]
+        if len(fresh) == len(files):
+            return fresh
+        time.sleep(0.1)
+    raise SystemExit(f"the run does not train: exit code {process.poll()}")
+
+
+def last_record(file: Path) -> Reading | None:
+    """What a learner has written last of its training; None before."""
+    if not file.exists():
+        return None
+    with file.open("rb") as lines:
+        lines.seek(max(0, file.stat().st_size - TAIL_BYTES))
+        for line in reversed(lines.read().splitlines()):
+            with contextlib.suppress(ValueError):  # one that is not written to its end, or was not read from its start
+                record = json.loads(line)
+                if record["kind"] == "train":
+                    return Reading(record["steps"], record["wallSeconds"])
+    return None
 
 
 @contextlib.contextmanager
