@@ -17,7 +17,6 @@ import argparse
 import contextlib
 import importlib.util
 import itertools
-import json
 import math
 import os
 import random
@@ -36,7 +35,6 @@ SIMULATORS = 16
 ROLLOUT = 5
 WARM_UP_SECONDS = 5.0
 START_SECONDS = 120.0
-TAIL_BYTES = 1 << 16
 
 RUN = """
 apiVersion: gala.dev/v1alpha1
@@ -113,16 +111,10 @@ def await_records(process: subprocess.Popen[bytes], files: list[Path], old: list
 
 def last_record(file: Path) -> Reading | None:
     """What a learner has written last of its training; None before."""
-    if not file.exists():
-        return None
-    with file.open("rb") as lines:
-        lines.seek(max(0, file.stat().st_size - TAIL_BYTES))
-        for line in reversed(lines.read().splitlines()):
-            with contextlib.suppress(ValueError):  # one that is not written to its end, or was not read from its start
-                record = json.loads(line)
-                if record["kind"] == "train":
-                    return Reading(record["steps"], record["wallSeconds"])
-    return None
+    from gala.experiment.folder import last_training
+
+    record = last_training(file)
+    return None if record is None else Reading(record["steps"], record["wallSeconds"])
 
 
 @contextlib.contextmanager

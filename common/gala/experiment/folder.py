@@ -124,24 +124,27 @@ def made_steps(directory: Path) -> int:
         card = json.loads((directory / names.FINAL_DIRECTORY / names.CARD_FILE).read_bytes())
         return int(card["globalSteps"])
     except (OSError, ValueError, KeyError, TypeError):
-        return max((_last_steps(path) for path in directory.glob(f"learner-*/{names.METRICS_FILE}")), default=0)
+        records = map(last_training, directory.glob(f"learner-*/{names.METRICS_FILE}"))
+        return max((record["globalSteps"] for record in records if record is not None), default=0)
 
 
-def _last_steps(path: Path) -> int:
+def last_training(metrics: Path) -> dict[str, Any] | None:
+    """What a learner has written last of its training; None where there is nothing of it."""
     try:
-        with path.open("rb") as file:
+        with metrics.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - TAIL_BYTES))
             lines = file.read().split(b"\n")
     except OSError:
-        return 0
+        return None
     for line in reversed(lines):
         try:
-            record = json.loads(line)
-            return int(record["globalSteps"])
+            record: dict[str, Any] = json.loads(line)
+            if record["kind"] == "train" and isinstance(record["globalSteps"], int):
+                return record
         except (ValueError, KeyError, TypeError):  # half a line, or a record of another kind
             continue
-    return 0
+    return None
 
 
 def _shown(value: object) -> str:
