@@ -168,7 +168,7 @@ class Evaluation(Section):
     min_return: Annotated[Number, Field(ge=-(10**12), le=10**12)] | None = Field(
         default=None,
         description="Mean greedy return (raw score) that the final model must reach for the run to succeed; below it"
-        " the run fails with the reason ScoreTooLow. Unset = any score will do.",
+        " the run fails, in a cluster with the reason ScoreTooLow. Unset = any score will do.",
     )
 
 
@@ -235,7 +235,9 @@ class RunSpec(Section):
         default="auto",
         description="Number format of the network's arithmetic; auto = the fastest that the hardware does well.",
     )
-    worker: Worker = Field(default=Worker(), description="The pods that the learners run in. `gala run` ignores it.")
+    worker: Worker = Field(
+        default=Worker(), description="The pods that the learners run in. `gala run` reads only `gpus`."
+    )
     checkpoint: Checkpoint = Field(default=Checkpoint(), description="What survives a crash.")
     evaluation: Evaluation = Field(default=Evaluation(), description="How the policy is scored.")
     diagnostics: Diagnostics = Field(default=Diagnostics(), description="What is recorded for the study of gossip.")

@@ -1,4 +1,4 @@
-"""The part of GalaRun that is about pods: `spec.worker` and `spec.checkpoint.volume`. Ignored by `gala run`.
+"""The part of GalaRun that is about pods: `spec.worker` and `spec.checkpoint.volume`. `gala run` reads only `gpus`.
 
 Fields that a GalaRun's author may set in a learner's pod are listed one by one. That is a security boundary: whoever
 may create a GalaRun must not get the node's namespaces, files or privileges through it.
@@ -211,7 +211,7 @@ class PodTemplate(Section):
 
 
 class Worker(Section):
-    """The pods that the learners run in. `gala run` ignores this section."""
+    """The pods that the learners run in. `gala run` reads only `gpus`."""
 
     image: Annotated[str, StringConstraints(min_length=1, max_length=1024, pattern=NO_BLANKS)] | None = Field(
         default=None, description="Container image of the learners; unset = the one the operator was installed with."

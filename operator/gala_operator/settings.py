@@ -37,7 +37,7 @@ class OperatorSettings:
     status_seconds: float = 10.0
     """Learning progress is written to a run's status at most so often; changes of state are written at once."""
     restart_seconds: float = 10.0
-    """First back-off of a failed learner; it doubles up to `restart_seconds_max`."""
+    """Second back-off of a failed learner, the first is a second; it doubles up to `restart_seconds_max`."""
     restart_seconds_max: float = 300.0
     http_port: int = 8080
     """/healthz, /readyz and /metrics."""

@@ -15,7 +15,7 @@ import json, pathlib, sys
 run = pathlib.Path(sys.argv[1])
 if (run.parent.parent / "fake-finalize").exists():
     sys.exit("no simulators left")
-(run / "final").mkdir()
+(run / "final").mkdir(exist_ok=True)
 score = {"episodes": 10, "meanReturn": 19.5, "stdReturn": 0.5, "humanNormalised": 1.14}
 (run / "final" / "card.json").write_text(json.dumps({"globalSteps": 1234567, "evaluation": {"greedy": score}}))
 """

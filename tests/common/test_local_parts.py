@@ -20,14 +20,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from gala import spec_schema
 from gala.cores import available_cores, threads_per_learner
 from gala.local.console import Display
 from gala.local.polling import fetch_status
 from gala.local.ports import PortReservation
 from gala.local.process import WorkerProcess, clear_leftovers
-from gala.local.rundir import RunDirectory, RunRecord, changed_fields
+from gala.local.rundir import IMMUTABLE, RunDirectory, RunRecord, changed_fields
 from gala.local.table import LearnerRow, Snapshot, duration, plain_line
-from gala.spec import GalaRun, parse
+from gala.spec import GalaRun, RunSpec, parse
 
 
 def a_run(**spec: Any) -> GalaRun:
@@ -233,6 +234,16 @@ class TestRunDirectory:
         )
         directory.write_run(run)
         assert directory.run() == run
+
+    def test_what_cannot_change_is_what_the_api_server_refuses_to_change(self) -> None:
+        def fixed(schema: dict[str, Any], path: str) -> Iterator[str]:
+            if any("oldSelf" in rule["rule"] for rule in schema.get("x-kubernetes-validations", ())):
+                yield path
+            else:
+                for name, field in schema.get("properties", {}).items():
+                    yield from fixed(field, f"{path}.{name}")
+
+        assert set(fixed(spec_schema.plain(RunSpec), "spec")) == set(IMMUTABLE)
 
     def test_changes_are_told_by_their_path(self) -> None:
         old, new = a_run(policy={"hiddenSizes": [8, 8]}), a_run(policy={"hiddenSizes": [8]}, learners=5)

@@ -144,6 +144,16 @@ def test_a_worker_beyond_its_restarts_is_given_up_and_the_others_reach_the_end(m
     assert len(machine.notes(1, "started")) == 4  # the first life and three restarts
 
 
+def test_a_run_with_fewer_learners_than_it_has_to_have_fails(machine: Machine) -> None:
+    launcher = machine.gala("--set", "spec.runPolicy.minLearners=2")
+    machine.started(0, 1)
+    machine.script(1, "crash")
+    text = machine.ends(launcher, 1)
+    assert "1 of 2 learners are left, fewer than spec.runPolicy.minLearners 2" in text
+    assert machine.notes(0, "stopped")
+    assert machine.record()["state"] == "failed"
+
+
 def test_a_run_without_learners_left_fails_with_exit_code_1(machine: Machine) -> None:
     launcher = machine.gala("--set", "spec.runPolicy.backoffLimit=0")
     machine.started(0, 1)
@@ -252,6 +262,19 @@ def test_a_second_call_changes_the_ring_of_a_live_run_without_restarts(machine: 
     assert "learner 3 has left the ring" in machine.ends(launcher, 0)
 
 
+def test_a_second_call_changes_how_many_peers_the_learners_of_a_live_run_have(machine: Machine) -> None:
+    launcher = machine.gala("--learners", "3")
+    machine.started(0, 1, 2)
+    code, out, _ = machine.says("--learners", "3", "--set", "spec.topology.peers=2")
+    assert code == 0
+    assert "spec.topology.peers null -> 2" in out
+    eventually(lambda: machine.notes(0, "replanned"))
+    plan = json.loads((machine.run / "plan.json").read_text())
+    assert [learner["outPeers"] for learner in plan["learners"]] == [[1, 2], [0, 2], [0, 1]]
+    machine.script("all", "finish")
+    machine.ends(launcher, 0)
+
+
 def test_a_live_run_refuses_what_running_workers_cannot_follow(machine: Machine) -> None:
     launcher = machine.gala()
     machine.started(0, 1)
@@ -336,6 +359,21 @@ def test_a_failing_final_evaluation_is_an_error_that_the_same_command_repeats(ma
     (machine.folder / "fake-finalize").unlink()
     machine.ends(machine.gala(), 0)
     assert machine.record()["state"] == "finished"
+
+
+@pytest.mark.parametrize(("least", "succeeds"), [(19.5, True), (19.6, False)])
+def test_a_final_score_below_the_least_fails_the_run_and_keeps_its_results(
+    machine: Machine, least: float, succeeds: bool
+) -> None:
+    launcher = machine.gala("--set", f"spec.evaluation.minReturn={least}")
+    machine.started(0, 1)
+    machine.script("all", "finish")
+    text = machine.ends(launcher, 0 if succeeds else 1)
+    assert "mean return 19.5 ± 0.5 over 10 episodes" in text
+    assert machine.record()["state"] == ("finished" if succeeds else "failed")
+    assert ("spec.evaluation.minReturn: the final model's mean return is 19.5, below 19.6" in text) is not succeeds
+    if not succeeds:
+        machine.ends(machine.gala("--set", "spec.evaluation.minReturn=19"), 0)
 
 
 def test_a_learner_that_does_not_notice_the_end_is_stopped(machine: Machine) -> None:

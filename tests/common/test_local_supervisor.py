@@ -60,8 +60,9 @@ class FakeProcess:
 class Ring:
     """A supervisor over fake processes, at a time of our choosing."""
 
-    def __init__(self, num_learners: int = 3, algorithm: str = "GALA-A2C") -> None:
+    def __init__(self, num_learners: int = 3, algorithm: str = "GALA-A2C", **run_policy: int) -> None:
         self.algorithm = algorithm
+        self.run_policy = {"backoffLimit": 2, **run_policy}
         self.lives: dict[int, list[FakeProcess]] = {}
         self.said: list[str] = []
         patience = Patience(backoff_base=1, healthy=600, stop=60, leave=30, stragglers=120)
@@ -73,7 +74,8 @@ class Ring:
         return self.lives[learner.rank][-1]
 
     def follow(self, num_learners: int, at: float) -> None:
-        self.supervisor.follow(plan(a_run(learners=num_learners, algorithm=self.algorithm)), at)
+        run = a_run(learners=num_learners, algorithm=self.algorithm, runPolicy=self.run_policy)
+        self.supervisor.follow(plan(run), at)
 
     def process(self, rank: int) -> FakeProcess:
         return self.lives[rank][-1]
@@ -147,6 +149,27 @@ class TestSupervisor:
             ring.supervisor.step(at + 5)
         assert ring.phases() == {0: "running", 1: "running", 2: "given up"}
         assert ring.supervisor.failure is None
+
+    def test_the_run_has_failed_when_fewer_are_left_than_it_has_to_have(self) -> None:
+        ring = Ring(minLearners=2)
+        for at in (10, 20, 30):
+            ring.ends(0, code=1, at=at)
+            ring.supervisor.step(at + 5)
+        assert ring.supervisor.failure is None
+        for at in (40, 50, 60):
+            ring.ends(2, code=1, at=at)
+            ring.supervisor.step(at + 5)
+        assert ring.process(1).terminated
+        ring.ends(1, code=143, at=70)
+        assert ring.supervisor.outcome == "failed"
+        assert ring.supervisor.failure == "1 of 3 learners are left, fewer than spec.runPolicy.minLearners 2"
+
+    def test_once_one_has_finished_it_does_not_matter_how_many_are_left(self) -> None:
+        ring = Ring(minLearners=3)
+        ring.ends(0, code=0, at=10)
+        ring.ends(1, code=1, at=11)
+        ring.ends(2, code=0, at=12)
+        assert ring.supervisor.outcome == "finished"
 
     def test_when_all_are_given_up_the_run_has_failed(self) -> None:
         ring = Ring(1)

@@ -106,6 +106,20 @@ def shown(path: Path) -> str:
         return os.fspath(path)
 
 
+def missed_score(directory: RunDirectory, least: float | None) -> str | None:
+    """Why the final model's score is not enough, `least` being `evaluation.minReturn`; None where it is."""
+    evaluation = _card(directory).get("evaluation")
+    greedy = evaluation.get("greedy") if isinstance(evaluation, dict) else None
+    score = greedy.get("meanReturn") if isinstance(greedy, dict) else None
+    if least is None or (isinstance(score, int | float) and score >= least):
+        return None
+    known = f"{score:g}" if isinstance(score, int | float) else "unknown"
+    return (
+        f"spec.evaluation.minReturn: the final model's mean return is {known}, below {least:g}; the same command with a"
+        " larger spec.totalSteps trains on"
+    )
+
+
 def _card(directory: RunDirectory) -> dict[str, Any]:
     try:
         card = json.loads((directory.path / names.FINAL_DIRECTORY / names.CARD_FILE).read_text())

@@ -351,10 +351,13 @@ class Launcher:
             return self._stopped()
         self._note = ""
         self._observe(time.monotonic(), always=True)
-        self._write_record("finished")
+        missed = ending.missed_score(self.directory, self.run.spec.evaluation.min_return)
+        self._write_record("failed" if missed else "finished")
         report = ending.write_report(self.directory)
         self._display.close()
         num_learners, seconds = self.run.spec.learners, self._record.wall_seconds
         for line in ending.summary(self.directory, self.source, num_learners, seconds, report):
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if missed:
+            raise RunError(missed)
         return 0

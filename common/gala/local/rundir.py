@@ -24,9 +24,17 @@ from gala.plan import RunPlan
 
 State = Literal["running", "suspended", "stopped", "finished", "failed"]
 
-IMMUTABLE: Final = ("spec.algorithm", "spec.environment", "spec.policy", "spec.topology.type", "spec.seed")
-"""Fields that make it another run: a checkpoint of the one means nothing to the other."""
-LIVE: Final = ("spec.learners", "spec.totalSteps", "spec.runPolicy")
+IMMUTABLE: Final = (
+    "spec.algorithm",
+    "spec.environment",
+    "spec.policy",
+    "spec.topology.type",
+    "spec.gossip.precision",
+    "spec.gossip.mixing",
+    "spec.seed",
+)
+"""Fields that make it another run, as the CRD has it: a checkpoint of the one means nothing to the other."""
+LIVE: Final = ("spec.learners", "spec.totalSteps", "spec.topology.peers", "spec.runPolicy")
 """Fields that may change under a running launcher."""
 
 

@@ -91,6 +91,7 @@ class Supervisor:
     failure: str | None = None
     """Why the run cannot go on, though nobody made a mistake."""
     _backoff_limit: int = 0
+    _min_learners: int = 1
     _essential: tuple[int, ...] = ()
     _stopping: bool = False
     _first_finish: float | None = None
@@ -98,6 +99,7 @@ class Supervisor:
     def follow(self, plan: RunPlan, now: float) -> None:
         """Make `plan` the goal: start the ranks that are new, let those go that are no longer in it."""
         self._backoff_limit = plan.spec.run_policy.backoff_limit
+        self._min_learners = plan.spec.run_policy.min_learners
         self._essential = plan.essential
         self._stopping = False
         for entry in plan.learners:
@@ -130,6 +132,7 @@ class Supervisor:
                     self._press(learner, now)
             elif learner.phase == "backing off" and now >= learner.retry_at:
                 self._start(learner, now)
+        self._mind_the_least(now)
 
     def stop(self, now: float) -> None:
         """Ask every worker to write its checkpoint and go; nothing is started any more."""
@@ -229,6 +232,18 @@ class Supervisor:
             self.stop(now)
         else:
             self.report(f"{given_up}; {f'{survivors} go on' if survivors else 'none is left'}")
+
+    def _mind_the_least(self, now: float) -> None:
+        """The run fails once too few learners are left; with none there is nothing to stop."""
+        ranks = [learner for learner in self.learners.values() if learner.phase != "leaving"]
+        left = sum(learner.phase != "given up" for learner in ranks)
+        if self._stopping or self._first_finish is not None or not 0 < left < self._min_learners:
+            return
+        self.failure = (
+            f"{left} of {len(ranks)} learners are left, fewer than spec.runPolicy.minLearners {self._min_learners}"
+        )
+        self.report(self.failure)
+        self.stop(now)
 
     def _press(self, learner: Learner, now: float) -> None:
         if learner.asked_to_stop is not None:
