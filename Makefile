@@ -26,7 +26,7 @@ $(BIN)/python:
 
 $(VENV)/installed-run: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet -e '.[worker,report]'
+	$(BIN)/python -m pip install --quiet -e '.[worker,report,cluster]'
 	@touch $@
 
 $(VENV)/installed-dev: pyproject.toml | $(BIN)/python

@@ -145,3 +145,8 @@ class MessageError(GossipError):
 def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= MAX_SHOWN_VALUE else text[: MAX_SHOWN_VALUE - 3] + "..."
+
+
+def to_install(extra: str) -> str:
+    """How the user gets one of pyproject's extras. Not by a package's name: on PyPI, gala is something else."""
+    return f"in GALA's checkout: pip install -e '.[{extra}]'"

@@ -216,5 +216,5 @@ class TestGpus:
 
     def test_without_the_package_the_remedy_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "pynvml", None)
-        with pytest.raises(LookupError, match=r"pip install .gala\[energy\]"):
+        with pytest.raises(LookupError, match=r"pip install -e '\.\[energy\]'"):
             Nvml()

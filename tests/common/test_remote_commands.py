@@ -273,7 +273,9 @@ def test_without_the_client_one_line_says_what_to_install(file: str) -> None:
         [sys.executable, "-P", "-c", program, "submit", file], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert done.stderr == 'error: talking to a cluster needs the Kubernetes client: pip install "gala[cluster]"\n'
+    assert done.stderr == (
+        "error: talking to a cluster needs the Kubernetes client; in GALA's checkout: pip install -e '.[cluster]'\n"
+    )
 
 
 def test_every_example_for_a_cluster_is_valid(gala: Gala) -> None:

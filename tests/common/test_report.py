@@ -298,7 +298,7 @@ def test_the_output_is_readable_by_others_and_its_folder_is_made(tmp_path: Path)
 def test_without_matplotlib_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = SyntheticRun(tmp_path, learners=1, seconds=20)
     monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"pip install .*gala\[report\]"):
+    with pytest.raises(UsageError, match=r"pip install -e '\.\[report\]'"):
         report.write([run.directory], tmp_path / "report.html")
 
 

@@ -151,5 +151,5 @@ def test_a_film_that_cannot_be_written_is_refused(tmp_path: Path, name: str, mes
 
 def test_without_the_report_extra_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(UsageError, match=r"pip install 'gala\[report\]'"):
+    with pytest.raises(UsageError, match=r"pip install -e '\.\[report\]'"):
         film.check(tmp_path / "play.gif")

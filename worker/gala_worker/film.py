@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from gala.errors import UsageError
+from gala.errors import UsageError, to_install
 from gala.spec import RunSpec
 from gala_worker.environments.filming import Frame, make_filmed_simulator
 from gala_worker.evaluation import EvaluationResult, Interrupted, Mode, evaluate
@@ -59,7 +59,7 @@ def check(path: Path) -> None:
 
             imageio_ffmpeg.get_ffmpeg_exe()
     except (ImportError, RuntimeError) as error:
-        raise UsageError(f"--video needs the report extra: pip install 'gala[report]' ({error})") from error
+        raise UsageError(f"--video needs the report extra; {to_install('report')} ({error})") from error
     del PIL
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gala import names
-from gala.errors import RunError
+from gala.errors import RunError, to_install
 from gala.local.interrupts import Interrupts
 from gala.local.process import WorkerProcess
 from gala.local.rundir import RunDirectory
@@ -51,7 +51,7 @@ def finalize(
 def write_report(directory: RunDirectory) -> tuple[Path | None, str]:
     """report.html. Returns its path, or None and the reason: a report that fails must not spoil a run that has not."""
     if importlib.util.find_spec("matplotlib") is None:
-        return None, 'for plots: pip install "gala[report]", then gala report ' + shown(directory.path)
+        return None, f"for plots, {to_install('report')}, then gala report {shown(directory.path)}"
     try:
         from gala import report
 

@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from gala.errors import to_install
+
 POWERCAP: Final = Path("/sys/class/powercap")
 ZONES: Final = ("package", "dram")
 """RAPL zones to add up, by the beginnings of their names: core and uncore are parts of a package, psys holds all."""
@@ -89,7 +91,7 @@ class Nvml:
         try:
             self._nvml: Any = importlib.import_module("pynvml")
         except ImportError as error:
-            raise LookupError('nvidia-ml-py is not installed: pip install "gala[energy]"') from error
+            raise LookupError(f"nvidia-ml-py is not installed; {to_install('energy')}") from error
         try:
             self._nvml.nvmlInit()
             self._handles = list(self._chosen(visible))

@@ -1,6 +1,6 @@
 """The only module that talks to a cluster: the few requests that the commands need, with errors of our own tree.
 
-The Kubernetes client is an extra (`pip install "gala[cluster]"`) and imported when a command first needs it. Answers
+The Kubernetes client is an extra (`pip install -e '.[cluster]'`) and imported when a command first needs it. Answers
 are read as plain JSON: models of another server version cannot get in the way.
 """
 
@@ -20,7 +20,7 @@ from typing import Any, Final
 import yaml
 
 from gala import names
-from gala.errors import ClusterError, GalaError, NotFoundError, UnreachableError, UsageError
+from gala.errors import ClusterError, GalaError, NotFoundError, UnreachableError, UsageError, to_install
 from gala.remote.refusals import translate
 
 FIELD_MANAGER: Final = "gala"
@@ -81,7 +81,7 @@ class Cluster:
         try:
             from kubernetes import client, config
         except ImportError as error:
-            raise UsageError('talking to a cluster needs the Kubernetes client: pip install "gala[cluster]"') from error
+            raise UsageError(f"talking to a cluster needs the Kubernetes client; {to_install('cluster')}") from error
         configuration = client.Configuration()
         files = kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
         # os.path's expanduser, since a container's user may have no home, which Path's does not survive.

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from gala.errors import UsageError
+from gala.errors import UsageError, to_install
 from gala.experiment.index import INDEX_FILE
 from gala.report.clock import on_one_clock
 from gala.report.read import Run, read_run
@@ -55,7 +55,7 @@ def write(run_dirs: Sequence[Path], output: Path) -> Path:
         raise UsageError(f"{experiments[0]} is an experiment; it is reported on alone, its runs compared within it")
     runs = [] if experiments else [load(Path(directory)) for directory in run_dirs]
     if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("gala report needs matplotlib for its plots; install it with: pip install gala[report]")
+        raise UsageError(f"gala report needs matplotlib for its plots; {to_install('report')}")
     if experiments:
         return _write_experiment(Path(experiments[0]), output)
     from gala.report import page  # takes matplotlib along
