@@ -70,6 +70,7 @@ NODE := tests/cluster/node
 cluster-up cluster-down images deploy: export GALA_PYTHON = $(abspath $(BIN)/python)
 
 cluster-up: | $(BIN)/python ## install a Kubernetes and start it on this machine (first time: some minutes)
+	@$(NODE)/up.sh --check
 	@$(NODE)/install.sh
 	@$(NODE)/up.sh
 	@echo 'for kubectl and helm in this shell:  eval "$$($(NODE)/env.sh)"'

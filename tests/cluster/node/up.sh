@@ -5,13 +5,17 @@
 # The node is a set of namespaces of its own (mounts, network, pids, host name),
 # like a node of `kind` without Docker: nothing of it shows on this machine but
 # its cgroup, its processes and 127.0.0.1:$GALA_API_PORT.
+# With --check it only says whether this machine can be a node, before much is installed.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 [ "$(id -u)" = 0 ] || die "run as root"
+grep -qs '^VERSION_CODENAME=bookworm' /etc/os-release || die "needs Debian bookworm: Kubernetes is built from its sources"
+[ "$(uname -m)" = x86_64 ] || die "needs an x86-64 machine"
+[ -e /sys/fs/cgroup/memory/cgroup.procs ] || die "needs cgroup v1 (or hybrid): boot with systemd.unified_cgroup_hierarchy=0"
+[ "${1-}" != --check ] || exit 0
 for d in "$GALA_K8S_BIN" "$GALA_TOOLS" "$GALA_NODE_TOOLS"; do
 	[ -d "$d" ] || die "$d is missing: run install.sh"
 done
-[ -e /sys/fs/cgroup/memory/cgroup.procs ] || die "needs cgroup v1 (or hybrid) controllers"
 case $GALA_STATE in /*) ;; *) die "GALA_STATE must be an absolute path" ;; esac
 [ ${#GALA_STATE} -le 80 ] || die "GALA_STATE is too long for the path of a unix socket"
 if [ -e "$GALA_STATE/run/unshare.pid" ]; then
