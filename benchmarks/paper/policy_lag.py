@@ -49,6 +49,7 @@ class Fork:
 
     def __init__(self) -> None:
         self.num_simulators = SIMULATORS
+        self.max_episode_steps: int | None = None
         self.observation_space: gymnasium.Space[Any] = gymnasium.spaces.Box(0.0, 1.0, (PATH + 1,), np.float32)
         self.action_space: gymnasium.Space[Any] = gymnasium.spaces.Discrete(2)
         self._place = np.zeros(SIMULATORS, np.int64)

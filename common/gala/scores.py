@@ -25,7 +25,7 @@ YARDSTICKS: Final = {
     "Seaquest": Yardstick(68.4, 42054.7),
     "SpaceInvaders": Yardstick(148.0, 1668.7),
 }
-_GAME: Final = re.compile(r"(?:ALE/)?(?P<game>[A-Za-z]+?)(?:NoFrameskip|Deterministic)?-v\d+")
+_GAME: Final = re.compile(r"(?:ale_py:)?(?:ALE/)?(?P<game>[A-Za-z]+?)(?:NoFrameskip|Deterministic)?-v\d+")
 
 
 def game(environment_id: str) -> str | None:

@@ -224,7 +224,8 @@ class RunSpec(Section):
     )
     seed: Annotated[Integer, Field(ge=0, le=2**31 - 1)] = Field(
         default=1,
-        description="Seeds the parameters (the same for all learners) and the simulators.",
+        description="Seeds the parameters (the same for all learners) and the simulators; those of A3C's and IMPALA's"
+        " acting ranks start elsewhere in their range of seeds at every start.",
         json_schema_extra=IMMUTABLE,
     )
     topology: Topology = Field(default=Topology(), description="Who sends parameters to whom.")

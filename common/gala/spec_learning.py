@@ -68,7 +68,7 @@ class Hyperparameters(Section):
     )
     reward_clipping: Switch | None = Field(
         default=None,
-        description="Learn from the sign of rewards. Unset = on for ALE/* environments, off elsewhere. Scores are raw.",
+        description="Clip rewards to [-1, 1]. Unset = on for ALE/* environments, off elsewhere. Scores are raw.",
     )
     epochs: Annotated[Integer, Field(ge=1, le=1000)] = Field(
         default=4, description="GALA-PPO: passes over each rollout."

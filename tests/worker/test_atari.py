@@ -295,6 +295,19 @@ def test_as_many_threads_are_started_as_asked_for_and_close_ends_them(make: Make
         simulators.step(np.zeros(1, np.int64))
 
 
+@pytest.mark.parametrize(
+    ("kwargs", "steps"),
+    [({}, 27_000), ({"frameskip": 1}, 108_000), ({"max_num_frames_per_episode": 402}, 101)],
+)
+def test_the_emulators_limit_is_told_in_decisions(make: Make, kwargs: dict[str, int], steps: int) -> None:
+    simulators = make("Pong", **kwargs)
+    assert simulators.max_episode_steps == steps
+    if steps < 1_000:
+        simulators.reset(1)
+        ended = [bool(t.truncated[0]) for t in play(simulators, np.zeros((steps, 1), np.int64))]
+        assert ended.index(True) == steps - 1
+
+
 def test_continuous_actions_are_clipped_to_their_bounds(make: Make) -> None:
     simulators = make("Pong", preset="modern", continuous=True, repeat_action_probability=0.0)
     assert isinstance(simulators.action_space, Box)

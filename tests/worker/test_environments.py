@@ -116,6 +116,8 @@ def test_a_registered_time_limit_truncates(make: Make) -> None:
     simulators = make("GalaLimited-v0")
     simulators.reset(0)
     assert step(simulators, 2).truncated.all()
+    assert simulators.max_episode_steps == 2
+    assert make("GalaCount-v0").max_episode_steps is None
 
 
 def test_scores_are_raw_and_lengths_leave_dummy_steps_out(make: Make) -> None:

@@ -37,9 +37,15 @@ class Scripted:
     action_space = gymnasium.spaces.Discrete(2)
 
     def __init__(
-        self, lengths: Sequence[Sequence[int]], *, truncate: bool = False, invalid_at: Sequence[int] = ()
+        self,
+        lengths: Sequence[Sequence[int]],
+        *,
+        truncate: bool = False,
+        invalid_at: Sequence[int] = (),
+        limit: int | None = None,
     ) -> None:
         self.num_simulators = len(lengths)
+        self.max_episode_steps = limit
         self.actions: list[np.ndarray] = []
         self._lengths = lengths
         self._truncate = truncate
@@ -143,6 +149,11 @@ def test_a_game_without_an_end_is_cut() -> None:
     assert result.episode_steps == (50, 2)
 
 
+def test_a_game_is_not_cut_before_the_environments_own_limit() -> None:
+    result = score(Scripted([[60], [2]], limit=60, truncate=True), episodes=2, max_episode_steps=50)
+    assert result.episode_steps == (60, 2)
+
+
 def test_the_watcher_sees_the_score_of_the_first_game_grow_to_its_end() -> None:
     seen: list[tuple[float, int]] = []
     score(Scripted([[3], [5]]), episodes=2, watch=lambda total, steps: seen.append((total, steps)))
@@ -205,6 +216,19 @@ def test_the_same_seed_gives_the_same_games_of_a_real_environment() -> None:
     assert first == again
     assert first.returns != other.returns
     assert first.episode_steps == tuple(int(value) for value in first.returns)
+
+
+def test_what_one_evaluation_has_logged_does_not_pile_up_on_the_next_ones() -> None:
+    simulators = make_simulators(spec().environment, 2, for_evaluation=True)
+    policy = policy_for(simulators)
+
+    def logged(evaluations: int) -> int:
+        for _ in range(evaluations):
+            evaluate(policy, simulators, environment_id="CartPole-v1", episodes=4, mode="greedy", seed=7)
+        return len(simulators.pop_episodes())
+
+    assert logged(1) == logged(3) >= 4
+    simulators.close()
 
 
 def test_atari_is_scored_as_the_simulators_own_log_has_it() -> None:
@@ -353,6 +377,7 @@ def test_evaluation_leaves_no_gradients_and_no_changed_statistics() -> None:
     [
         ("ALE/Pong-v5", 14.6, 1.0),
         ("ALE/Pong-v5", -20.7, 0.0),
+        ("ale_py:ALE/Pong-v5", 14.6, 1.0),
         ("PongNoFrameskip-v4", 14.6, 1.0),
         ("ALE/SpaceInvaders-v5", 148.0, 0.0),
         ("ALE/BeamRider-v5", 16926.5, 1.0),

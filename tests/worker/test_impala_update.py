@@ -35,6 +35,7 @@ class Kinds:
 
     def __init__(self, observation_space: gymnasium.spaces.Box, action_space: gymnasium.Space[Any]) -> None:
         self.num_simulators = B
+        self.max_episode_steps = None
         self.observation_space = observation_space
         self.action_space = action_space
         self._random = np.random.default_rng(1)

@@ -20,6 +20,7 @@ class ScriptedSimulators:
 
     def __init__(self) -> None:
         self.num_simulators = B
+        self.max_episode_steps = None
         self.observation_space = gymnasium.spaces.Box(-10, 10, (D,), np.float32)
         self.action_space = gymnasium.spaces.Discrete(3)
         self.random = np.random.default_rng(3)

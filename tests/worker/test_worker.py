@@ -168,6 +168,45 @@ def test_a_checkpoint_holds_the_time_in_training_and_the_state_that_actions_are_
     assert later.counters["wallSeconds"] > kept.counters["wallSeconds"]
 
 
+def test_a_checkpoint_of_another_kind_of_device_is_resumed_with_actions_drawn_anew(bench):
+    bench.write_plan()
+    assert bench.run(over_after(2))
+    state = bench.algorithm.collector.generator.get_state()
+    schema = load_model(bench.learner() / names.FINAL_DIRECTORY / names.MODEL_FILE).schema_hash
+    folder = bench.learner() / names.CHECKPOINTS_DIRECTORY
+    kept = checkpoint.load_latest(folder, schema)
+    kept.tensors[ACTION_GENERATOR] = torch.zeros(16, dtype=torch.uint8)  # as long as a CUDA generator's
+    checkpoint.save(folder, kept)
+    assert bench.run(over_after(3))
+    drawn = bench.algorithm.collector.generator.get_state()
+    assert drawn.shape == state.shape
+    assert not torch.equal(drawn, state)
+
+
+@pytest.mark.parametrize(
+    ("environment", "clipping", "clips"),
+    [
+        ("CartPole-v1", None, False),
+        ("ALE/Pong-v5", None, True),
+        ("ale_py:ALE/Pong-v5", None, True),
+        ("ALE/Pong-v5", False, False),
+    ],
+)
+def test_rewards_are_clipped_in_atari_games_unless_the_run_says_otherwise(
+    bench, monkeypatch, environment, clipping, clips
+):
+    told = []
+
+    def make(*arguments, **options):
+        told.append(options["clip_rewards"])
+        return Collector(*arguments, **options)
+
+    monkeypatch.setattr(module, "Collector", make)
+    bench.write_plan(environment={"id": environment, "simulators": 2}, hyperparameters={"rewardClipping": clipping})
+    assert bench.run(over_after(1))
+    assert told == [clips]
+
+
 @pytest.mark.parametrize(("environment", "expected"), [("CartPole-v1", 1), ("ALE/Pong-v5", 2)])
 def test_a_learner_computes_with_as_many_threads_as_its_network_is_worth(bench, environment, expected):
     bench.write_plan(environment={"id": environment, "simulators": 2})

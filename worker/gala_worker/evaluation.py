@@ -30,7 +30,7 @@ Mode = Literal["greedy", "sampled"]
 MAX_SIMULATORS: Final = 10
 """Episodes that are played side by side; ten is the usual number of an evaluation."""
 MAX_EPISODE_STEPS: Final = 27_000
-"""Where an environment has no limit of its own, an episode is cut and counted here: Atari's 108,000 frames."""
+"""Unless the environment has a longer limit of its own, an episode is cut and counted here: Atari's 108,000 frames."""
 
 
 class Interrupted(Exception):
@@ -121,7 +121,8 @@ def evaluate(
         stop: when set, the evaluation ends within one step.
         watch: called after the reset and after every step with the score and the length so far of the game in the
             first simulator.
-        max_episode_steps: a longer game is cut there and counted; what follows counts as the next one.
+        max_episode_steps: a longer game is cut there and counted, unless the environment has a longer limit of its own;
+            what follows counts as the next one.
 
     Raises:
         Interrupted: `stop` was set.
@@ -136,7 +137,10 @@ def evaluate(
     counted = np.zeros(num, dtype=np.int64)
     resetting = np.zeros(num, dtype=np.bool_)
 
+    longest = max(max_episode_steps, simulators.max_episode_steps or 0)
+
     observations = simulators.reset(seed)
+    simulators.pop_episodes()  # nobody else takes what they log, and it would pile up from evaluation to evaluation
     state = _on(policy.initial_state(num), device)
     starts = torch.ones(num, dtype=torch.bool, device=device)
     if watch is not None:
@@ -158,7 +162,7 @@ def evaluate(
             scored += np.where(resetting, 0.0, transition.rewards)
             counted += ~resetting
             over = (transition.terminated | transition.truncated) & ~resetting
-            ended = over | (counted >= max_episode_steps)
+            ended = over | (counted >= longest)
             if watch is not None:
                 watch(float(scored[0]), int(counted[0]))
             resetting = over

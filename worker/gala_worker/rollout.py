@@ -165,5 +165,5 @@ class Collector:
         On a GPU it goes through pinned memory, which torch's allocator caches, so that the host does not wait for it.
         """
         if self._device.type == "cuda":
-            return torch.from_numpy(array).pin_memory(self._device).to(self._device, non_blocking=True)
+            return torch.from_numpy(array).pin_memory().to(self._device, non_blocking=True)
         return torch.tensor(array) if copy else torch.from_numpy(array)

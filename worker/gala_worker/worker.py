@@ -32,7 +32,7 @@ from gala_worker.algorithms.factory import make_algorithm
 from gala_worker.config import WorkerConfig
 from gala_worker.device import choose_compute_type, choose_device, choose_threads, prepare
 from gala_worker.downloads import Downloads
-from gala_worker.environments import make_simulators
+from gala_worker.environments import is_atari, make_simulators
 from gala_worker.flat import FlatState
 from gala_worker.gossip.loop_thread import LoopThread
 from gala_worker.health import Heartbeat
@@ -245,7 +245,7 @@ class Worker:
             self._simulators,
             self._policy,
             rollout_length=spec.hyperparameters.rollout_length,
-            clip_rewards=spec.environment.id.startswith("ALE/") if clip is None else clip,
+            clip_rewards=is_atari(spec.environment.id) if clip is None else clip,
             compute_type=self._compute_type,
             device=self._device,
             # A later life starts other games than the one before, within this rank's own range of seeds.
@@ -255,8 +255,15 @@ class Worker:
         )
         self._generator = collector.generator
         if self._generator_state is not None:
-            self._generator.set_state(self._generator_state)
+            self._resume_generator(self._generator_state)
         return collector
+
+    def _resume_generator(self, state: Tensor) -> None:
+        """Goes on drawing actions where the checkpoint has it, if that was on a device of this kind."""
+        if state.numel() == self._generator.get_state().numel():
+            self._generator.set_state(state)
+        else:
+            log.info("the checkpoint is of another kind of device than %s: actions are drawn anew", self._device.type)
 
     def _train(self) -> None:
         """Until the run has its steps, this rank is no longer in the plan, or somebody says stop."""

@@ -145,7 +145,7 @@ def final_evaluation(run: Run) -> dict[str, Record]:
 
 def frames_per_decision(run: Run) -> int | None:
     """Emulator frames per agent decision: 4 for Atari unless the spec says otherwise; None where there are none."""
-    if not run.environment.startswith("ALE/"):
+    if not run.environment.removeprefix("ale_py:").startswith("ALE/"):
         return None
     return integer(run.spec, "environment", "kwargs", "frameskip") or 4
 

@@ -4,6 +4,7 @@ Read `simulators.py` first (the promises), then `factory.py` (which one an id ge
 """
 
 from gala_worker.environments.factory import make_simulators
+from gala_worker.environments.games import is_atari
 from gala_worker.environments.simulators import Episode, Simulators, Transition
 
-__all__ = ["Episode", "Simulators", "Transition", "make_simulators"]
+__all__ = ["Episode", "Simulators", "Transition", "is_atari", "make_simulators"]

@@ -18,6 +18,7 @@ Observations are uint8 `[B, 4, 84, 84]`: four grey frames, the newest last. Each
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any, Final
 
 import ale_py
@@ -95,6 +96,8 @@ class AtariSimulators:
             )
         box = self.action_space if isinstance(self.action_space, gymnasium.spaces.Box) else None
         self._bounds = None if box is None else (box.low, box.high)
+        frames, skip = (options.get(name, _default(name)) for name in ("max_num_frames_per_episode", "frameskip"))
+        self.max_episode_steps: int | None = math.ceil(frames / skip)
         self._watches_lives = environment.preset == "paper"
         self._life_loss_ends = self._watches_lives and not for_evaluation
         self._fire = self._fire_action() if self._watches_lives and options.get("use_fire_reset", True) else None
@@ -194,6 +197,11 @@ class AtariSimulators:
         if self._env is None:
             raise RuntimeError("these simulators are closed")
         return self._env
+
+
+def _default(option: str) -> Any:
+    """Of the native environment."""
+    return inspect.signature(AtariVectorEnv.__init__).parameters[option].default
 
 
 def _checked(kwargs: dict[str, Any]) -> dict[str, Any]:

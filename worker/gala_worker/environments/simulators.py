@@ -64,6 +64,8 @@ class Simulators(Protocol):
     """Of one simulator, as `step` returns it: a uint8 image `[C, H, W]` or a float32 vector `[N]`."""
     action_space: gymnasium.Space[Any]
     """Of one simulator, as `step` takes it: Discrete from 0, MultiBinary, or a one-dimensional float32 Box."""
+    max_episode_steps: int | None
+    """Decisions after which the environment itself ends an episode; None where it does not say."""
 
     def reset(self, seed: int) -> Observations:
         """Starts B new episodes; simulator i draws all its randomness from `seed + i`. Returns `[B, ...]`."""

@@ -56,6 +56,7 @@ class VectorSimulators:
             self.close()
             raise
         self.num_simulators = num
+        self.max_episode_steps = None if env.spec is None else env.spec.max_episode_steps
         self._log = EpisodeLog(num)
         self._none: Flags = np.zeros(num, np.bool_)
         self._all: Flags = np.ones(num, np.bool_)

@@ -58,8 +58,11 @@ def distance(x: Tensor, messages: Sequence[Tensor]) -> Distance:
 
 
 def blocks(x: Tensor, messages: Sequence[Tensor]) -> Iterator[tuple[Tensor, list[Tensor]]]:
-    """x in consecutive windows, each with the same elements of the messages in x's type and on its device."""
+    """x in consecutive windows, each with the same elements of the messages in x's type and on its device.
+
+    What goes to a GPU is there before this goes on: the messages' memory is given back, and filled again, right after.
+    """
     size = BLOCK if x.device.type == "cpu" else max(1, x.numel())
     for start in range(0, x.numel(), size):
         span = slice(start, start + size)
-        yield x[span], [message[span].to(x.device, non_blocking=True).to(x.dtype) for message in messages]
+        yield x[span], [message[span].to(x.device).to(x.dtype) for message in messages]
