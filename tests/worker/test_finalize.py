@@ -264,6 +264,22 @@ def test_a_finished_run_is_evaluated_as_its_card_says(run: Run, capsys: pytest.C
     assert printed["returns"] == card["evaluation"]["sampled"]["returns"]
 
 
+def test_the_documented_program_plays_with_a_run(
+    run: Run, lines: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.export(0)
+    finalized(run, lines)
+    runs = run.directory / "somewhere" / "runs"
+    runs.mkdir(parents=True)
+    (runs / "pong").symlink_to(run.directory)
+    monkeypatch.chdir(runs.parent)
+    document = (Path(__file__).parents[2] / "docs" / "environments.md").read_text()
+    program = document[document.index("## A trained policy in a program of your own") :].split("```python\n")[1]
+    exec(program.split("```")[0], {})
+    said = capsys.readouterr().out
+    assert said.startswith("final model\n[Episode(return_=")
+
+
 def test_the_table_shows_every_episode_and_the_mean(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     run.export(0)
     card = finalized(run, [])
