@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from gala.errors import CheckpointError
@@ -69,6 +71,18 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     for steps in (100, 200, 300, 400):
         checkpoint.save(tmp_path, make(steps), keep=2)
     assert names_in(tmp_path) == ["step-000000000300", "step-000000000400"]
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_what_an_earlier_life_has_left_at_later_steps_costs_this_one_nothing(tmp_path: Path, keep: int) -> None:
+    for steps in (9_000, 10_000):
+        checkpoint.save(tmp_path, dataclasses.replace(make(steps), schema_hash="b" * 64), keep=2)
+    for steps in (100, 200, 300):
+        assert checkpoint.save(tmp_path, make(steps), keep=keep).is_dir()
+        assert checkpoint.load_latest(tmp_path, SCHEMA).global_steps == steps  # type: ignore[union-attr]
+    assert len(names_in(tmp_path)) == 2 + keep
+    checkpoint.save(tmp_path, make(20_000), keep=keep)
+    assert len(names_in(tmp_path)) == keep
 
 
 def test_steps_beyond_twelve_digits_are_still_the_newest(tmp_path: Path) -> None:
@@ -307,6 +321,7 @@ def test_a_well_formed_state_with_hostile_content_is_refused() -> None:
         (record, (2**63).to_bytes(8, "little") + tensors[8:]),
         (record, tensors[:-4]),
         (record, tensors + b"tail"),
+        (record, safetensors.torch.save({"eight": torch.ones(2, dtype=torch.float8_e4m3fn)})),
     ]:
         with pytest.raises(CheckpointError):
             checkpoint.loads(sealed(hostile_record, hostile_tensors), SCHEMA)

@@ -43,7 +43,7 @@ def ring(loop_thread: LoopThread) -> Iterator[Callable[..., list[Learner]]]:
     stop = threading.Event()
     with ExitStack() as stack:
 
-        def make(updates: int = 0) -> list[Learner]:
+        def make(updates: int = 0, timeout: float = 5) -> list[Learner]:
             ports = [hold_port(stack) for _ in range(4)]
             document = {
                 "apiVersion": "gala.dev/v1alpha1",
@@ -53,7 +53,7 @@ def ring(loop_thread: LoopThread) -> Iterator[Callable[..., list[Learner]]]:
                     "environment": {"id": "CartPole-v1", "simulators": 1},
                     "learners": 4,
                     "totalSteps": 1000,
-                    "gossip": {"maxStaleness": 0, "peerTimeoutSeconds": 5},
+                    "gossip": {"maxStaleness": 0, "peerTimeoutSeconds": timeout},
                 },
             }
             run = plan(
@@ -85,10 +85,20 @@ def test_in_lock_step_no_learner_begins_before_the_last_one_does(ring: Callable[
 
 
 def test_after_a_resume_a_learner_waits_for_its_neighbours_only(ring: Callable[..., list[Learner]]) -> None:
-    learners = ring(updates=7)
+    learners = ring(updates=7, timeout=PATIENCE_SECONDS + 20)
     for rank in (0, 1, 3):
         learners[rank].thread.start()
     learners[0].thread.join(PATIENCE_SECONDS)
     assert learners[0].has_begun
     # This one's in-peer is missing.
     assert not learners[3].has_begun
+
+
+def test_a_learner_that_comes_back_does_not_wait_for_one_that_is_away(ring: Callable[..., list[Learner]]) -> None:
+    learners = ring(updates=7, timeout=1)
+    learners[2].close()
+    for rank in (0, 1, 3):
+        learners[rank].thread.start()
+    for rank in (0, 1, 3):
+        learners[rank].thread.join(PATIENCE_SECONDS)
+        assert learners[rank].has_begun

@@ -76,6 +76,9 @@ def test_progress_is_the_most_that_either_state_has_heard() -> None:
         pytest.param(lambda s: s.counters.update(wallSeconds="long"), id="time is a word"),
         pytest.param(lambda s: s.counters.update(wallSeconds=float("nan")), id="time is not a number"),
         pytest.param(lambda s: s.counters.update(updates=float("inf")), id="endless updates"),
+        pytest.param(lambda s: s.counters.update(updates=2**62), id="more updates than a message can say"),
+        pytest.param(lambda s: s.counters.update(progress={0: 2**70}), id="more steps than a message can say"),
+        pytest.param(lambda s: s.counters.update(progress={1024: 1}), id="a rank that no run has"),
     ],
 )
 def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(breakage) -> None:  # type: ignore[no-untyped-def]

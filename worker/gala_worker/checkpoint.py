@@ -66,7 +66,10 @@ class Checkpoint:
 
 
 def save(directory: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
-    """Adds `checkpoint` to `directory` and removes all but the newest `keep`; returns its folder.
+    """Adds `checkpoint` to `directory` and removes all but the newest `keep` up to its step; returns its folder.
+
+    Those of a later step are of another life, and could not be used when this one began: they are left alone, and do
+    not count, or this life would keep none of its own.
 
     `directory` belongs to one learner: two writers would remove each other's unfinished work.
 
@@ -88,7 +91,8 @@ def save(directory: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(f"cannot write the checkpoint {target}: {error.strerror or error}") from error
-    for path in candidates(directory)[max(keep, 1) :]:
+    of_this_life = [path for path in candidates(directory) if _steps(path) <= checkpoint.global_steps]
+    for path in of_this_life[max(keep, 1) :]:
         _remove(path)
     return target
 
@@ -141,12 +145,16 @@ def load(path: Path, schema_hash: str | None = None) -> Checkpoint:
 def candidates(directory: Path) -> list[Path]:
     """The checkpoint folders in `directory`, newest first, whether they can be read or not."""
     try:
-        found = [(match, path) for path in directory.iterdir() if (match := _NAME.fullmatch(path.name))]
+        found = [path for path in directory.iterdir() if _NAME.fullmatch(path.name)]
     except OSError:
         return []
     # "step-X" comes before "step-X.replaced": of the same step, the newer content first.
-    found.sort(key=lambda item: (int(item[0][1]), item[0][2] is None), reverse=True)
-    return [path for _, path in found]
+    return sorted(found, key=lambda path: (_steps(path), path.suffix == ""), reverse=True)
+
+
+def _steps(path: Path) -> int:
+    """The step in the name of a checkpoint folder."""
+    return int(path.stem.rpartition("-")[2])
 
 
 def dumps(checkpoint: Checkpoint) -> bytes:
@@ -184,7 +192,7 @@ def loads(blob: bytes, schema_hash: str | None = None, *, max_bytes: int = MAX_S
         record = _parse_record(bytes(content[:record_size]), schema_hash)
         tensors = safetensors.torch.load(bytes(content[record_size:]))
         return _checkpoint(record, tensors)
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"refusing a state whose tensors cannot be read: {error}") from error
     except CheckpointError as error:
         raise CheckpointError(f"refusing a state: {error}") from error

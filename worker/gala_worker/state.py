@@ -10,10 +10,12 @@ import logging
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 import torch
 from torch import Tensor
 
+from gala import names
 from gala.errors import CheckpointError
 from gala_worker.checkpoint import VECTOR, Checkpoint
 from gala_worker.flat import FlatState
@@ -21,6 +23,8 @@ from gala_worker.flat import FlatState
 log = logging.getLogger(__name__)
 
 ACTION_GENERATOR = "generator.actions"
+MAX_AMOUNT: Final = 1 << 62
+"""Of steps, updates and the like: what a message can carry."""
 
 
 @dataclass(slots=True)
@@ -162,8 +166,11 @@ def _counters(document: Mapping[str, object]) -> Counters:
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"its counters cannot be read: {error}") from error
-    if min(counters.updates, counters.steps, *counters.progress.values(), 0) < 0:
-        raise CheckpointError("its counters are negative")
+    amounts = (counters.updates, counters.steps, counters.episodes, counters.epoch, *counters.progress.values())
+    if not all(0 <= amount < MAX_AMOUNT for amount in amounts):
+        raise CheckpointError("its counters are negative or impossibly large")
+    if not all(0 <= rank < names.MAX_LEARNERS for rank in counters.progress):
+        raise CheckpointError("its progress has a rank that no run has")
     if not (math.isfinite(counters.wall_seconds) and counters.wall_seconds >= 0):
         raise CheckpointError(f"its wallSeconds cannot be {counters.wall_seconds}")
     return counters

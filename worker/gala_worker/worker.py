@@ -206,8 +206,10 @@ class Worker:
             found, self._counters = start
             self._counters.epoch = self._plan.epoch
             self._wall_before = self._counters.wall_seconds
-            self._generator_state = found.tensors.get(ACTION_GENERATOR)
-            event = "resumed" if found is own else "joined"
+            if found is own:
+                event, self._generator_state = "resumed", found.tensors.get(ACTION_GENERATOR)
+            else:
+                event = "joined"
         steps, own_steps = self._counters.global_steps, self._counters.steps
         self._metrics.event(event, globalSteps=steps, steps=own_steps, device=str(self._device))
         log.info("%s at %s global steps, %s of its own", event, f"{steps:,}", f"{own_steps:,}")
@@ -260,7 +262,8 @@ class Worker:
 
     def _resume_generator(self, state: Tensor) -> None:
         """Goes on drawing actions where the checkpoint has it, if that was on a device of this kind."""
-        if state.numel() == self._generator.get_state().numel():
+        now = self._generator.get_state()
+        if (state.dtype, state.shape) == (now.dtype, now.shape):
             self._generator.set_state(state)
         else:
             log.info("the checkpoint is of another kind of device than %s: actions are drawn anew", self._device.type)

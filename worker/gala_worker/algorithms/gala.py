@@ -120,17 +120,20 @@ class Gala(Algorithm):
         return update
 
     def _gather(self, *, is_first: bool) -> None:
-        """Waits until all planned neighbours are connected, and at the start of a run until all learners have begun.
+        """Waits at the start of a run until all learners have begun and the planned neighbours are connected.
 
         Otherwise whoever starts first would make its first updates alone, and stay ahead by that many for good. That a
         learner has begun spreads with the progress; who has heard of all makes an update, and tells of all with it.
+        A learner that comes back waits for the ring as it is then, which has closed without those who are away.
         """
-        me, until = self.plan.learner(self.setup.me.rank), time.monotonic() + GATHER_SECONDS
+        me = self.plan.learner(self.setup.me.rank)
+        until = time.monotonic() + (GATHER_SECONDS if is_first else self.plan.spec.gossip.peer_timeout_seconds)
 
         def all_there(stats: GossipStats) -> bool:
-            if is_first and not self._gossip.progress().keys() >= set(self.plan.ranks):
-                return False
-            return stats.in_peers == me.in_peers and stats.out_peers == me.out_peers
+            if not is_first:
+                return bool(stats.in_peers and stats.out_peers)
+            has_all_begun = self._gossip.progress().keys() >= set(self.plan.ranks)
+            return has_all_begun and stats.in_peers == me.in_peers and stats.out_peers == me.out_peers
 
         while time.monotonic() < until and not self.setup.stopping():
             if self._gossip.wait(all_there, WAIT_SECONDS):
