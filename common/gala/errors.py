@@ -12,6 +12,7 @@
     ├── CheckpointError         1   a checkpoint that is truncated, foreign or unreadable
     └── GossipError             1
         ├── RefusedError        1   a neighbour refused our hello, with its reason
+        ├── SilentError         1   a neighbour has not answered in time
         └── MessageError        1   a message that is malformed or hostile
 
 `str(error)` is a text for the user, without a traceback; a command ends with `error.exit_code`. Exit code 2 says "the
@@ -136,6 +137,10 @@ class RefusedError(GossipError):
     def __init__(self, reason: str) -> None:
         self.reason = reason
         super().__init__(reason)
+
+
+class SilentError(GossipError):
+    """A neighbour has not answered in time; it may do so later."""
 
 
 class MessageError(GossipError):

@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from gala import errors
-from gala.errors import MISSING, GalaError, GossipError, MessageError, Problem, RefusedError, SpecError
+from gala.errors import MISSING, GalaError, GossipError, MessageError, Problem, RefusedError, SilentError, SpecError
 
 
 def _all_errors() -> list[type[GalaError]]:
@@ -29,11 +29,11 @@ def test_users_mistakes_exit_with_2_and_all_else_with_1() -> None:
     assert {name for name, code in codes.items() if code == 124} == {"TimedOutError"}
     assert {name for name, code in codes.items() if code == 1} == {
         *("GalaError", "RunError", "ClusterError", "UnreachableError", "CheckpointError"),
-        *("GossipError", "RefusedError", "MessageError"),
+        *("GossipError", "RefusedError", "SilentError", "MessageError"),
     }
 
 
-@pytest.mark.parametrize("kind", [RefusedError, MessageError])
+@pytest.mark.parametrize("kind", [RefusedError, SilentError, MessageError])
 def test_what_neighbours_do_to_each_other_is_a_gossip_error(kind: type[GalaError]) -> None:
     assert issubclass(kind, GossipError)
 

@@ -245,6 +245,76 @@ def test_a_neighbour_whose_learner_hangs_costs_a_joiner_a_part_of_its_patience()
     assert fleet.network.now - began < 3.0
 
 
+def test_a_joiner_waits_for_neighbours_whose_updates_take_longer_than_its_patience_with_each():
+    fleet = Fleet(small_plan(learners=3, gossip=GOSSIP))
+    fleet.connect()
+    for rank in fleet.plan.ranks:
+        fleet.run(rank, period_seconds=8.0)
+    fleet.network.advance(8.1)  # all have just made an update: their next one is as far away as can be
+    fleet.kill(0)
+    assert fleet.restart(0).peer.fetch_state(10.0) in (b"state of 1", b"state of 2")
+
+
+def test_a_joiner_asks_again_those_that_are_busy(monkeypatch):
+    fleet = running_fleet(3)
+    fleet.kill(0)
+    began = fleet.network.now
+    for rank in (1, 2):
+        hood = fleet.learners[rank].peer._hood
+
+        def asked(request, answer, served=hood.state_requested):
+            served(request, answer) if fleet.network.now - began > 4.0 else answer(Reason.TOO_BUSY)
+
+        monkeypatch.setattr(hood, "state_requested", asked)
+    assert fleet.restart(0).peer.fetch_state(10.0) in (b"state of 1", b"state of 2")
+    assert fleet.network.now - began < 5.0
+
+
+def test_a_busy_neighbour_is_asked_again_though_another_one_hangs(monkeypatch):
+    fleet = running_fleet(3)
+    fleet.kill(0)
+    fleet.learners[1].stopped = True  # the last that is asked
+    hood, served, times = fleet.learners[2].peer._hood, fleet.learners[2].peer._hood.state_requested, []
+
+    def asked(request, answer):
+        times.append(fleet.network.now)
+        served(request, answer) if len(times) > 1 else answer(Reason.TOO_BUSY)
+
+    monkeypatch.setattr(hood, "state_requested", asked)
+    assert fleet.restart(0).peer.fetch_state(8.0) == b"state of 2"
+    assert len(times) == 2
+
+
+@pytest.mark.parametrize("reason", [Reason.WRONG_SCHEMA, Reason.NOT_MY_PEER, Reason.NOTHING_YET])
+def test_a_joiner_asks_nobody_again_who_will_not_change_its_mind(monkeypatch, reason):
+    fleet = running_fleet(3)
+    fleet.kill(0)
+    asked = []
+    for rank in (1, 2):
+
+        def refuse(request, answer, rank=rank):
+            asked.append(rank)
+            answer(reason)
+
+        monkeypatch.setattr(fleet.learners[rank].peer._hood, "state_requested", refuse)
+    assert fleet.restart(0).peer.fetch_state(10.0) is None
+    assert sorted(asked) == [1, 2]
+
+
+def test_a_joiner_that_is_stopped_asks_no_more(monkeypatch):
+    fleet = running_fleet(2)
+    fleet.kill(0)
+    asked = []
+
+    def busy(request, answer):
+        asked.append(fleet.network.now)
+        answer(Reason.TOO_BUSY)
+
+    monkeypatch.setattr(fleet.learners[1].peer._hood, "state_requested", busy)
+    assert fleet.restart(0).peer.fetch_state(10.0, give_up=lambda: len(asked) == 3) is None
+    assert len(asked) == 3
+
+
 # ------------------------------------------------------------------ progress
 
 

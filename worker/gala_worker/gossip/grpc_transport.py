@@ -16,7 +16,7 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 
-from gala.errors import GossipError
+from gala.errors import GossipError, SilentError
 from gala_worker import address as addresses
 from gala_worker.gossip import framing, state_transfer
 from gala_worker.gossip.conversation import FLUSH_SECONDS, Conversation, GrpcLink, Stream, Wire, cause
@@ -113,9 +113,11 @@ class GrpcTransport:
         try:
             return self._thread.run(self._fetch(address, request, first_seconds, seconds, max_bytes))
         except grpc.RpcError as error:
-            raise GossipError(f"{address} gives no state: {cause(error)}") from error
+            late = isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            kind = SilentError if late else GossipError
+            raise kind(f"{address} gives no state: {cause(error)}") from error
         except TimeoutError as error:
-            raise GossipError(f"{address} gives no state in time") from error
+            raise SilentError(f"{address} gives no state in time") from error
 
     def call_soon(self, function: Callable[[], object]) -> None:
         """On the loop."""

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from gala.errors import GossipError, MessageError, RefusedError
+from gala.errors import GossipError, MessageError, RefusedError, SilentError
 from gala_worker.gossip import framing
 from gala_worker.gossip.faults import FaultScript
 from gala_worker.gossip.messages import Reason, StateRequest
@@ -183,7 +183,7 @@ class MemoryTransport:
         endpoint = target.endpoint
         target.do(lambda: endpoint.state_requested(request, answers.append))
         if not self.network.run_until(lambda: bool(answers), min(first_seconds, seconds)):
-            raise GossipError(f"{address} gives no state in time")
+            raise SilentError(f"{address} gives no state in time")
         if isinstance(answers[0], Reason):
             raise RefusedError(answers[0].name)
         if len(answers[0]) > max_bytes:

@@ -9,8 +9,8 @@
         peer.answer_state_requests(make_state)
     peer.close()
 
-The rules live in `neighbourhood`, `in_peers` and `out_peers` (who is there), `sending` and `receiving` (each edge), and
-`rules` (when and how to mix); the network in the transport.
+The rules live in `neighbourhood`, `in_peers` and `out_peers` (who is there), `sending` and `receiving` (each edge),
+`rules` (when and how to mix), and `joining` (what a starting learner asks); the network in the transport.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gala.errors import GossipError
 from gala.plan import RunPlan
 from gala_worker.gossip.buffers import Buffers
+from gala_worker.gossip.joining import Joiner
 from gala_worker.gossip.membership import Identity
 from gala_worker.gossip.messages import Leaving, Precision, Progress, StateRequest
 from gala_worker.gossip.mixing import Distance, distance
@@ -127,33 +127,21 @@ class GossipPeer:
         self._started = True
 
     def fetch_state(self, timeout_seconds: float, give_up: Callable[[], bool] = lambda: False) -> bytes | None:
-        """The state of a live neighbour, in-peers first; None if nobody has one to give.
+        """The state of a live neighbour, in-peers first; None if nobody has one to give, or not in time.
 
         Args:
-            give_up: asked before each neighbour.
+            timeout_seconds: how long those are asked again that are busy, or slow to answer.
+            give_up: asked before each question.
         """
         plan, rank = self._own.plan, self._own.rank
         own = plan.learner(rank)
         order = dict.fromkeys((*own.in_peers, *own.out_peers, *sorted(plan.ranks, key=lambda peer: abs(peer - rank))))
         candidates = [peer for peer in order if peer != rank][:MAX_STATE_CANDIDATES]
-        deadline = self._transport.now() + timeout_seconds
         request = StateRequest(plan.run_uid, rank, self._identity.schema_hash, self._identity.incarnation)
-        for peer in candidates:
-            remaining = deadline - self._transport.now()
-            if remaining <= 0 or give_up():
-                break
-            try:
-                return self._transport.fetch_state(
-                    plan.learner(peer).address.gossip,
-                    request,
-                    first_seconds=min(remaining, max(1.0, timeout_seconds / 4)),
-                    seconds=remaining,
-                    # Parameters, optimiser state and whatever a recurrent or normalising policy adds to them.
-                    max_bytes=16 * 4 * self._identity.num_elements + (64 << 20),
-                )
-            except GossipError:
-                continue  # the next one may do better
-        return None
+        # Parameters, optimiser state and whatever a recurrent or normalising policy adds to them.
+        max_bytes = 16 * 4 * self._identity.num_elements + (64 << 20)
+        addresses = [plan.learner(peer).address.gossip for peer in candidates]
+        return Joiner(self._transport, request, max_bytes).fetch(addresses, timeout_seconds, give_up)
 
     def join(self) -> None:
         """Opens the edges to the out-peers."""

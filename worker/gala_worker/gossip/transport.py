@@ -84,7 +84,8 @@ class Transport(Protocol):
     ) -> bytes:
         """Ask one neighbour for its state and wait: `first_seconds` for its answer to begin, `seconds` for all of it.
 
-        Raises: RefusedError; GossipError when it does not answer, or not properly.
+        Raises: RefusedError; SilentError when it does not answer in time; GossipError when nobody listens there, or
+            what is answered is not proper.
         """
 
     def call_soon(self, function: Callable[[], object]) -> None:
