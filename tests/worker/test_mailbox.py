@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 
 import pytest
@@ -114,6 +115,35 @@ def test_a_learner_that_waits_is_told_at_once():
     assert fleet.network.now - 0.5 == pytest.approx(0.01, abs=0.01)
     assert waiting.vector.tolist() == [2.0] * 4
     assert not box_of(fleet, 1, 0).message_is_awaited  # and need not be told any more
+
+
+def test_a_learner_that_begins_to_wait_while_a_message_is_posted_is_told_at_once(monkeypatch):
+    fleet = pair()
+    sender, receiver = fleet.learners[0], fleet.learners[1]
+    box, inbox = box_of(fleet), receiver.peer._hood.in_peers.edges[0].inbox
+    post = box.post
+    with contextlib.ExitStack() as waiting:
+
+        def post_late(*message):
+            """After the sender has seen that nobody waits, and the receiver that nothing is posted."""
+            waiting.enter_context(receiver.peer._listening())
+            assert not inbox.is_fresh
+            post(*message)
+
+        monkeypatch.setattr(box, "post", post_late)
+        sender.offer()
+        assert fleet.network.run_until(lambda: inbox.is_fresh, HEARTBEAT / 12)
+
+
+def test_a_learner_that_waits_is_told_at_once_on_a_stream_that_has_opened_since():
+    fleet = pair()
+    inbox = fleet.learners[0].peer._hood.in_peers.edges[1].inbox
+    before = box_of(fleet, 1, 0)
+    fleet.network.schedule(0.1, lambda: fleet.network.sever(1, 0))
+    fleet.network.schedule(HEARTBEAT / 2, fleet.learners[1].offer)
+    assert fleet.learners[0].peer.wait(lambda stats: inbox.is_fresh, HEARTBEAT / 2 + 0.1)
+    assert box_of(fleet, 1, 0) is not before
+    assert not box_of(fleet, 1, 0).message_is_awaited
 
 
 def test_a_sender_with_something_newer_is_told_at_once():

@@ -7,6 +7,7 @@ learner's thread reads is guarded by the lock of `Standing`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 from gala_worker.gossip.messages import Hello, Leaving, Reason, Refusal, Welcome
 from gala_worker.gossip.patience import HELLO_SECONDS, MAX_STRANGERS
@@ -35,6 +36,18 @@ class InPeers:
         session = Receiving(self, link, now)
         self.sessions.add(session)
         return session
+
+    def live(self) -> list[Receiving]:
+        """The streams that messages come on. From any thread."""
+        with self.standing.lock:
+            return [edge.session for edge in self.edges.values() if edge.session is not None]
+
+    def listen(self, difference: Literal[1, -1]) -> None:
+        """One thread more, or less, waits for messages. From any thread."""
+        with self.standing.lock:
+            self.standing.listeners += difference
+            for session in self.live():
+                session.tell_whether_awaited()
 
     def tick(self, now: float) -> None:
         """Close what has fallen silent."""

@@ -3,8 +3,12 @@
 A word takes a turn of two threads in both processes, and a message has two words: itself and its acknowledgement.
 Neither need be heard before the other side has a use for it. So a sender posts its loan here, where the receiver's
 learner looks when it is about to mix; and the receiver writes here what it is done with, where the sender's learner
-looks when it has something new. Whoever waits says so here, and is then told aloud. Where the two just miss each
-other, heartbeats tell.
+looks when it has something new. Whoever waits says so here, and is then told aloud.
+
+Two that act at once must not miss each other: who posts, or is done, while the other one begins to wait. So each side
+first writes its own number and then reads the other's, with a fence between the two; whatever the order, one of them
+at least reads what the other has written. A processor may keep a store to itself while later loads go ahead (x86-64
+does, and moves nothing else), and a fence is what makes the store visible first.
 
 `sending` and `receiving` use it; `shared_memory` has what it lies in.
 """
@@ -15,6 +19,7 @@ import mmap
 import os
 import platform
 import secrets
+import threading
 from typing import Final
 
 from gala.errors import GossipError
@@ -37,15 +42,28 @@ class Mailbox:
     def __init__(self, memory: mmap.mmap) -> None:
         self._frame = memoryview(memory)[_FRAME_AT:]
         self._numbers = memoryview(memory)[_TOKEN_BYTES:_FRAME_AT].cast("Q")
+        self._fence = threading.Lock()
+
+    def _write(self, place: int, number: int) -> None:
+        """After it returns, the other process sees the number, and this one reads what the other has written."""
+        self._numbers[place] = number
+        # Taking a lock is a locked instruction, in all that Python's locks are made of (futexes, semaphores), and on
+        # x86-64 every such is a full fence. The lock is the mailbox's own: that of a condition may be held already, and
+        # to take it once more is then no such instruction.
+        with self._fence:
+            pass
 
     # ---------------------------------------------------------------- the sender writes, the receiver reads
 
     def post(self, version: int, frame: bytes, now: float) -> None:
-        """A message that lies in the sender's memory, in place of the one before, which the receiver is done with."""
+        """A message that lies in the sender's memory, in place of the one before, which the receiver is done with.
+
+        A receiver whose `message_is_awaited` is read as False afterwards looks once more before it waits.
+        """
         self._frame[: len(frame)] = frame
         self._numbers[_POSTED_AT] = int(now * 1e9)
         self._numbers[_FRAME_BYTES] = len(frame)
-        self._numbers[_POSTED] = version  # last: who sees it sees the rest
+        self._write(_POSTED, version)  # last: who sees it sees the rest
 
     @property
     def posted(self) -> int:
@@ -68,7 +86,7 @@ class Mailbox:
 
     @ack_is_awaited.setter
     def ack_is_awaited(self, value: bool) -> None:
-        self._numbers[_ACK_IS_AWAITED] = value
+        self._write(_ACK_IS_AWAITED, value)
 
     # ---------------------------------------------------------------- the receiver writes, the sender reads
 
@@ -79,7 +97,7 @@ class Mailbox:
 
     @done.setter
     def done(self, version: int) -> None:
-        self._numbers[_DONE] = version
+        self._write(_DONE, version)
 
     @property
     def message_is_awaited(self) -> bool:
@@ -88,7 +106,7 @@ class Mailbox:
 
     @message_is_awaited.setter
     def message_is_awaited(self, value: bool) -> None:
-        self._numbers[_MESSAGE_IS_AWAITED] = value
+        self._write(_MESSAGE_IS_AWAITED, value)
 
 
 class OwnMailbox(Mailbox):

@@ -33,7 +33,6 @@ from gala_worker.gossip.membership import Identity
 from gala_worker.gossip.messages import Leaving, Precision, Progress, StateRequest
 from gala_worker.gossip.mixing import Distance, distance
 from gala_worker.gossip.neighbourhood import Neighbourhood
-from gala_worker.gossip.receiving import Receiving
 from gala_worker.gossip.rules import Average, PushSum, Rule, Taken
 from gala_worker.gossip.stats import GossipStats
 from gala_worker.gossip.transport import Transport
@@ -297,27 +296,21 @@ class GossipPeer:
 
     # ---------------------------------------------------------------- what lies in mailboxes
 
-    def _in_sessions(self) -> list[Receiving]:
-        with self._condition:
-            return [edge.session for edge in self._hood.in_peers.edges.values() if edge.session is not None]
-
     def _look(self) -> None:
         now = self._transport.now()
-        for session in self._in_sessions():
+        for session in self._hood.in_peers.live():
             session.look(now)
 
     @contextlib.contextmanager
     def _listening(self) -> Iterator[None]:
         """While this lasts, in-peers say on their streams what they send; what they have posted is taken at once."""
-        sessions = self._in_sessions()
-        for session in sessions:
-            session.wait_for_message(True)
-        self._look()  # after that: or something might be posted in between
+        in_peers = self._hood.in_peers
+        in_peers.listen(+1)
         try:
+            self._look()  # after that: or something might be posted in between
             yield
         finally:
-            for session in sessions:
-                session.wait_for_message(False)
+            in_peers.listen(-1)
 
     # ---------------------------------------------------------------- mixing; the lock is not held
 

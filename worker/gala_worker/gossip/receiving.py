@@ -178,10 +178,10 @@ class Receiving:
             self.reject(str(error))
         self._looked_at = self._standing.version
 
-    def wait_for_message(self, begin: bool) -> None:
-        """Whether the learner waits from now on, so that the next message is to come on the stream."""
+    def tell_whether_awaited(self) -> None:
+        """Lets the sender know whether anybody waits for its messages. The caller holds the host's lock."""
         if self._mailbox is not None:
-            self._mailbox.message_is_awaited = begin
+            self._mailbox.message_is_awaited = self._standing.listeners > 0
 
     def receive(self, frame: Frame, now: float) -> None:
         """Hello; then chunks, heartbeats, farewell."""
@@ -232,7 +232,9 @@ class Receiving:
             found = self._standing.buffers.look_into(hello)
             if found is not None:
                 mailbox, self._viewer = found
-                self._mailbox = mailbox if self._standing.uses_mailboxes else None
+                with self._standing.lock:  # somebody may wait already, or begin to while the stream opens
+                    self._mailbox = mailbox if self._standing.uses_mailboxes else None
+                    self.tell_whether_awaited()
             self._to_say = self._host.welcome(verdict, sees_memory=found is not None)
         self.link.wake()
 

@@ -116,6 +116,8 @@ class Sending:
         self._lends = False
         self._mailbox: Mailbox | None = None
         """Where loans are posted, if this receiver looks there."""
+        self._is_to_tell = False
+        """A heartbeat is due at once: it makes the receiver look. Guarded by the lock."""
         self._leaving: Leaving | None = None
 
     @property
@@ -156,7 +158,9 @@ class Sending:
         if loan is None:
             return False
         mailbox.post(loan.version, framing.encode(loan), now)
-        return True
+        # Once more: a receiver that began to wait in between may have looked before the loan was there.
+        self._is_to_tell = mailbox.message_is_awaited
+        return not self._is_to_tell
 
     def next_frame(self, now: float) -> Frame | None:
         """Hello; then chunks, heartbeats, farewell."""
@@ -169,8 +173,9 @@ class Sending:
         if frame is None and self._leaving is not None and self._may_go():
             self.state = SenderState.CLOSED
             frame = Farewell(self._leaving, self._standing.progress())
-        if frame is None and now - self._said_at >= self._heartbeat:
+        if frame is None and (self._is_to_tell or now - self._said_at >= self._heartbeat):
             with self._standing.lock:  # or it might name a message that is about to be posted
+                self._is_to_tell = False
                 frame = Heartbeat(self._outbox.last_sent, self._standing.progress())
         if frame is not None:
             self._said_at = now

@@ -50,6 +50,8 @@ class Standing:
         self.version = 0
         """The learner's update count, as of its last offer."""
         self.known_progress: dict[int, int] = {}
+        self.listeners = 0
+        """How many threads of this process wait for messages: while there are any, senders say theirs aloud."""
         self.journal = Journal(log)
         self.closing = False
         """Nobody is admitted, and no stream opened, any more."""
