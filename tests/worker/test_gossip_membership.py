@@ -7,7 +7,7 @@ import pytest
 from gala.errors import GossipError
 from gala_worker.gossip import patience
 from gala_worker.gossip.fleet import Fleet, FleetLearner, small_plan
-from gala_worker.gossip.messages import Farewell, Heartbeat, Hello, Leaving, Reason, Refusal, Welcome
+from gala_worker.gossip.messages import Farewell, Heartbeat, Hello, Leaving, Reason, Refusal, StateRequest, Welcome
 
 GOSSIP = {"peerTimeoutSeconds": 2}
 
@@ -157,6 +157,47 @@ def test_a_hello_that_is_not_acceptable_is_refused_with_its_reason_and_disturbs_
     assert stranger.closed
     assert fleet.learners[0].peer.stats().strangers == {reason.name: 1}
     assert fleet.is_connected()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"receiver": 5}, Reason.WRONG_RECEIVER),
+        ({"epoch": -1}, Reason.STALE_EPOCH),
+        ({"run_uid": "x"}, Reason.WRONG_RUN),
+    ],
+)
+def test_a_stranger_that_claims_many_ranks_is_named_once_and_as_a_stranger(changes, reason, caplog):
+    fleet = running_fleet(2)
+    fleet.learners[0].peer.events()
+    for rank in range(2, 100):
+        in_peers = fleet.learners[0].peer._hood.in_peers
+        assert isinstance(in_peers.admit(None, hello(rank=rank, **changes), fleet.network.now), Refusal)
+    refused = [{"event": "refused", "peer": None, "reason": reason.name, "direction": "in"}]
+    assert fleet.learners[0].peer.events() == refused
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("refused a stranger: ")
+
+
+@pytest.mark.parametrize(
+    ("uid", "reason"), [("another run", Reason.WRONG_RUN), ("a run", Reason.NOT_MY_PEER)], ids=["run", "rank"]
+)
+def test_a_stranger_that_asks_for_state_under_many_ranks_is_named_once_and_as_a_stranger(uid, reason):
+    fleet = running_fleet(2)
+    fleet.learners[0].peer.events()
+    heard = []
+    for rank in range(2, 100):
+        fleet.learners[0].peer._hood.state_requested(StateRequest(uid, rank, "schema", 1), heard.append)
+    assert heard == [reason] * 98
+    refused = [{"event": "refused", "peer": None, "reason": reason.name, "direction": "in"}]
+    assert fleet.learners[0].peer.events() == refused
+
+
+def test_a_member_that_is_refused_is_named():
+    fleet = running_fleet(2)
+    fleet.learners[0].peer.events()
+    fleet.learners[0].peer._hood.state_requested(StateRequest("a run", 1, "other", 1), lambda answer: None)
+    assert [event["peer"] for event in fleet.learners[0].peer.events()] == [1]
 
 
 def test_a_younger_process_of_a_rank_takes_its_place():

@@ -86,8 +86,7 @@ class InPeers:
         if reason is None and edge and edge.knows_younger(hello.incarnation, now, own.membership.timeout):
             reason = Reason.STALE_INCARNATION
         if reason is not None:
-            stranger = reason in (Reason.WRONG_RUN, Reason.NOT_MY_PEER)
-            own.refuse(reason, None if stranger else hello.rank, f"rank {hello.rank} says hello")
+            own.refuse(reason, own.membership.member(hello), f"rank {hello.rank} says hello")
             return Refusal(reason, reason.text)
         if edge is None:
             edge = InEdge(hello.rank, own.buffers.inbox(exact=own.push_sum))

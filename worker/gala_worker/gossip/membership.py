@@ -63,6 +63,11 @@ class Membership:
             memory=memory,
         )
 
+    def member(self, said: Hello | StateRequest) -> int | None:
+        """The rank of one who introduces itself like this; None for a stranger, who may claim any."""
+        known = said.run_uid == self.plan.run_uid and said.rank in self.ranks and said.rank != self._identity.rank
+        return said.rank if known else None
+
     def objection_to(self, hello: Hello) -> Reason | None:
         """Why one who introduces itself like this may not push to this rank; None if it may."""
         own = self._identity

@@ -85,7 +85,7 @@ class Neighbourhood:
             reason = Reason.NOTHING_YET
         if reason is not None:
             if reason is not Reason.NOTHING_YET:
-                own.refuse(reason, request.rank, "asks for state")
+                own.refuse(reason, own.membership.member(request), f"rank {request.rank} asks for state")
             answer(reason)
             return
         self.out_peers.heard_of(request.rank)
