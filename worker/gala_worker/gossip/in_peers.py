@@ -23,7 +23,7 @@ class InPeers:
         """`heard_of` is called with the rank of each that is admitted."""
         self.standing = standing
         self.edges: dict[int, InEdge] = {}
-        """By rank; also of ranks that have gone, while the plan has them."""
+        """By rank; also of ranks that have gone, while the plan has them. Changed with the lock held."""
         self.sessions: set[Receiving] = set()
         self._heard_of = heard_of
 

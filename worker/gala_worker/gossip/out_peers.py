@@ -29,7 +29,7 @@ class OutPeers:
     def __init__(self, standing: Standing, transport: Transport) -> None:
         self.standing = standing
         self.edges: dict[int, OutEdge] = {}
-        """By rank: those that are pushed to, and those that are gone and tried again."""
+        """By rank: those that are pushed to, and those that are gone and tried again. Changed with the lock held."""
         self.routes: tuple[tuple[OutEdge, ...], ...] = ((),)
         """For each round of the topology's period, the open edges to push on. Replaced as a whole, never changed."""
         self.ranks: tuple[int, ...] = ()
@@ -159,14 +159,16 @@ class OutPeers:
             if edge.rank not in self.standing.membership.ranks and edge.session is None:
                 with self.standing.lock:
                     edge.outbox.withdraw()
-                del self.edges[edge.rank]
+                    del self.edges[edge.rank]
 
     def _dial(self, peer: int, now: float) -> None:
         own, edge = self.standing, self.edges.get(peer)
         if edge is None:
             pool = own.buffers.pool
             outbox = PushSumOutbox(pool, own.account) if own.push_sum else Outbox(pool)
-            edge = self.edges[peer] = OutEdge(peer, outbox, ring.Backoff(self._random))
+            edge = OutEdge(peer, outbox, ring.Backoff(self._random))
+            with own.lock:
+                self.edges[peer] = edge
         dials = sum(e.session is not None and not e.is_open for e in self.edges.values())
         if edge.session is not None or not edge.backoff.due(now) or dials >= MAX_DIALS:
             return
