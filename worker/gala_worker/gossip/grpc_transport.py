@@ -138,7 +138,7 @@ class GrpcTransport:
         server = grpc.aio.server(options=_SERVER_OPTIONS)
         handlers = {self._wire.stream: grpc.stream_stream_rpc_method_handler(self._push)}
         if self._wire.gives_state:
-            handlers["FetchState"] = grpc.unary_stream_rpc_method_handler(StateGiver(endpoint).give)
+            handlers["FetchState"] = grpc.stream_stream_rpc_method_handler(StateGiver(endpoint).give)
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(self._wire.service, handlers),))
         try:
             if self._server_credentials is None:
