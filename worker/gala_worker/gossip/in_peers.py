@@ -28,8 +28,10 @@ class InPeers:
         self._heard_of = heard_of
 
     def accept(self, link: Link, now: float) -> Receiving | None:
-        """Anybody may say hello, though not too many at once."""
-        if self.standing.closing or sum(session.edge is None for session in self.sessions) >= MAX_STRANGERS:
+        """Anybody may say hello, though not too many at once, and not to one who is leaving."""
+        if self.standing.closing:
+            return None
+        if sum(session.edge is None for session in self.sessions) >= MAX_STRANGERS:
             text = "too many strangers at the door: turning some away"
             self.standing.journal.refusal(Reason.TOO_BUSY.name, None, text, now, direction="in")
             return None

@@ -11,7 +11,7 @@ import random
 from typing import Final
 
 from gala_worker.gossip import ring
-from gala_worker.gossip.messages import Leaving, Refusal, Welcome
+from gala_worker.gossip.messages import Leaving, Reason, Refusal, Welcome
 from gala_worker.gossip.patience import HELLO_SECONDS
 from gala_worker.gossip.push_sum import PushSumOutbox
 from gala_worker.gossip.sending import OutEdge, Sending
@@ -99,6 +99,10 @@ class OutPeers:
         text = f"rank {session.rank} refuses: {refusal.reason.text} ({refusal.detail!r})"
         now = self._transport.now()
         self.standing.journal.refusal(refusal.reason.name, session.rank, text, now, direction="out")
+
+    def makes_no_sense(self, session: Sending, problem: str) -> None:
+        """What an out-peer answers is refused: this rank has not been refused anything."""
+        self.standing.refuse(Reason.MALFORMED, session.rank, f"it answers us: {problem}")
 
     def receiver_left(self, session: Sending, why: Leaving) -> None:
         """An out-peer leaves: push to the next one at once."""

@@ -78,6 +78,9 @@ class SenderHost(Protocol):
     def refused(self, session: Sending, refusal: Refusal) -> None:
         """The receiver does not."""
 
+    def makes_no_sense(self, session: Sending, problem: str) -> None:
+        """What the receiver says is not acceptable."""
+
     def receiver_left(self, session: Sending, why: Leaving) -> None:
         """The receiver said farewell."""
 
@@ -281,7 +284,7 @@ class Sending:
     def reject(self, problem: str) -> None:
         """The receiver makes no sense: close and try again later."""
         self.state = SenderState.CLOSED
-        self._host.refused(self, Refusal(Reason.MALFORMED, problem))
+        self._host.makes_no_sense(self, problem)
         self.link.abort()
 
     def ended(self, now: float, why: str) -> None:

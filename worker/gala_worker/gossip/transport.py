@@ -52,7 +52,7 @@ class Endpoint(Protocol):
     """A peer, seen from its transport."""
 
     def accept(self, link: Link, now: float) -> Session | None:
-        """A stranger opened a stream; None = too many do, close it."""
+        """A stranger opened a stream; None = too many do, or this peer is leaving: close it."""
 
     def tick(self, now: float) -> None:
         """Time passes. To be called every `tick_seconds`."""
