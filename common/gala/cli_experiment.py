@@ -49,12 +49,12 @@ def experiment(
     checkpoint; in a cluster they go on. `gala report` draws the figures.
     """
     import yaml
-    from rich.console import Console
 
     from gala import document
     from gala.experiment import conducting, definition, matrix
     from gala.experiment.folder import Folder
     from gala.experiment.table import listing as listed
+    from gala.local.console import lasting_console
 
     if small and toy:
         raise UsageError("--small and --toy: choose one")
@@ -66,7 +66,7 @@ def experiment(
     if listing:
         typer.echo(listed(expansion.index(conducting.survey(expansion, folder))), nl=False)
         return
-    console = Console()
+    console = lasting_console()
     if in_cluster:
         place = _cluster(folder, console, jobs, keep, namespace, context, kubeconfig)
     else:

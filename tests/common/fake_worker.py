@@ -5,6 +5,7 @@ again all the time:
 
     finish          reach the total steps and exit 0          crash           exit 1
     mistake TEXT    write TEXT to stderr and exit 2           deaf            ignore SIGTERM from now on
+    mute            do not say that it trains
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ stop = threading.Event()
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        status = {"run": plan["runName"], "rank": rank, "epoch": plan["epoch"], "state": "training", "steps": steps}
+        status = {"run": plan["runName"], "rank": rank, "epoch": plan["epoch"], "steps": steps}
+        status["state"] = "starting" if "mute" in script() else "training"
         status |= {"globalSteps": steps * len(plan["learners"]), "stepsPerSecond": 100.0, "meanReturn": -20.5}
         status |= {"stalenessUpdates": 2, "relativeDisagreement": 0.01, "totalSteps": plan["spec"]["totalSteps"]}
         body = json.dumps(status).encode()

@@ -42,7 +42,10 @@ def test_a_frozen_worker_of_a_killed_launcher_stops_as_the_others_do(machine: Ma
     assert [len(machine.notes(rank, "stopped")) for rank in (0, 1)] == [1, 1]
 
 
-def test_a_hanging_worker_of_a_killed_launcher_is_cleared_away_by_the_next(machine: Machine) -> None:
+@pytest.mark.parametrize("arguments", [[], ["--force"]])
+def test_a_hanging_worker_of_a_killed_launcher_is_cleared_away_by_the_next(
+    machine: Machine, arguments: list[str]
+) -> None:
     launcher = machine.gala()
     machine.started(0, 1)
     hanging = machine.pid(0)
@@ -54,8 +57,8 @@ def test_a_hanging_worker_of_a_killed_launcher_is_cleared_away_by_the_next(machi
     os.kill(hanging, signal.SIGSTOP)
     assert alive(hanging)
     machine.script(0, "")
-    launcher = machine.gala()
-    machine.started(0, times=2)
+    launcher = machine.gala(*arguments)
+    eventually(lambda: machine.notes(0, "started") and machine.pid(0) != hanging)
     assert not alive(hanging)
     launcher.send_signal(signal.SIGINT)
     machine.ends(launcher, 130)

@@ -102,6 +102,50 @@ def test_ctrl_c_in_a_terminal_reaches_the_launcher_only_and_leaves_the_table(mac
     assert [note["word"] for note in machine.notes(0)] == ["started", "stopped"]
 
 
+def test_a_training_outlives_its_terminal_until_it_is_told_to_stop(machine: Machine) -> None:
+    master, terminal = pty.openpty()
+    launcher = machine.gala(stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True)
+    os.close(terminal)
+    shown = b""
+    while b"starts" not in shown:
+        shown += os.read(master, 65_536)
+    os.close(master)  # from now on every write fails
+    machine.started(0, 1)
+    code, _, _ = machine.says("--learners", "3")
+    assert code == 0
+    machine.started(2)
+    launcher.send_signal(signal.SIGHUP)  # what a terminal sends that closes
+    assert launcher.wait(20) == 128 + signal.SIGHUP
+    assert [len(machine.notes(rank, "stopped")) for rank in (0, 1, 2)] == [1, 1, 1]
+    assert machine.record()["state"] == "stopped"
+
+
+def test_a_reader_that_ends_does_not_end_the_training(machine: Machine) -> None:
+    launcher = machine.gala()
+    machine.started(0, 1)
+    assert launcher.stdout is not None
+    launcher.stdout.close()
+    code, _, _ = machine.says("--learners", "3")  # which is told to nobody
+    assert code == 0
+    machine.started(2)
+    machine.script("all", "finish")
+    assert launcher.wait(20) == 0
+    assert launcher.stderr is not None
+    assert launcher.stderr.read() == ""
+    assert machine.record()["state"] == "finished"
+
+
+def test_a_launcher_that_cannot_go_on_lets_its_workers_write_their_checkpoints(machine: Machine) -> None:
+    launcher = machine.gala()
+    machine.started(0, 1)
+    (machine.run / "learner-2").touch()  # where a folder has to be
+    code, _, _ = machine.says("--learners", "3")
+    assert code == 0
+    assert "the launcher cannot go on" in machine.ends(launcher, 1)
+    assert [len(machine.notes(rank, "stopped")) for rank in (0, 1)] == [1, 1]
+    assert machine.record()["state"] == "failed"
+
+
 def test_a_second_ctrl_c_kills_workers_that_do_not_stop(machine: Machine) -> None:
     machine.script(0, "deaf")
     launcher = machine.gala()
@@ -212,6 +256,51 @@ def test_a_finished_run_is_not_overwritten_without_force(machine: Machine) -> No
     assert not (machine.run / "final").exists()
     launcher.send_signal(signal.SIGINT)
     machine.ends(launcher, 130)
+
+
+@pytest.mark.parametrize("end", ["mistake", "Ctrl-C"])
+def test_a_run_that_was_to_be_replaced_is_back_when_its_successor_never_trained(machine: Machine, end: str) -> None:
+    launcher = machine.gala()
+    machine.started(0, 1)
+    machine.script("all", "finish")
+    machine.ends(launcher, 0)
+    before = machine.record()
+    if end == "mistake":
+        machine.script("all", "mistake error: there is no environment CartPol-v1")
+        launcher = machine.gala("--force", "--set", "spec.environment.id=CartPol-v1")
+        text = machine.ends(launcher, 2)
+        assert "there is no environment CartPol-v1; the run that was to be replaced is back in its place" in text
+    else:
+        machine.script("all", "mute")
+        launcher = machine.gala("--force")
+        eventually(lambda: (machine.run / "run.json").exists() and machine.record()["uid"] != before["uid"])
+        machine.started(0, 1)
+        launcher.send_signal(signal.SIGINT)
+        assert "the run that was to be replaced is back in its place" in machine.ends(launcher, 130)
+    assert machine.record() == before
+    assert (machine.run / "final" / "card.json").exists()
+
+    machine.script("all")
+    launcher = machine.gala("--force")
+    eventually(lambda: (machine.run / "run.json").exists() and machine.record()["uid"] != before["uid"])
+    eventually(lambda: not (machine.run / ".replaced").exists())
+    launcher.send_signal(signal.SIGINT)
+    machine.ends(launcher, 130)
+    assert machine.record()["uid"] != before["uid"]
+
+
+def test_a_change_that_comes_while_the_run_is_evaluated_is_refused(machine: Machine) -> None:
+    (machine.folder / "fake-wait").touch()
+    launcher = machine.gala()
+    machine.started(0, 1)
+    machine.script("all", "finish")
+    eventually(lambda: machine.record().get("isEnding"))
+    code, _, error = machine.says("--learners", "5")
+    assert code == 2
+    assert "run pole has its steps and is being evaluated" in error
+    (machine.folder / "fake-wait").unlink()
+    machine.ends(launcher, 0)
+    assert "isEnding" not in machine.record()
 
 
 def test_a_run_with_checkpoints_is_not_resumed_as_another_experiment(machine: Machine) -> None:

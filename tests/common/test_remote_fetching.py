@@ -103,10 +103,11 @@ def test_a_folder_that_is_no_run_is_not_touched(gala: Gala, uid: str, tmp_path: 
     thesis = tmp_path / "runs" / "pole" / "thesis.txt"
     thesis.parent.mkdir(parents=True)
     thesis.write_text("mine")
-    code, _, err = gala("fetch", "pole")
-    assert code == 2
-    assert "is not a run directory" in err
-    assert thesis.read_text() == "mine"
+    for arguments in ([], ["--force"]):
+        code, _, err = gala("fetch", "pole", *arguments)
+        assert code == 2
+        assert "is not a run directory" in err
+        assert thesis.read_text() == "mine"
 
 
 def test_a_run_that_is_going_on_here_is_not_overwritten(gala: Gala, uid: str, tmp_path: Path) -> None:

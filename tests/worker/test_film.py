@@ -143,10 +143,21 @@ def test_an_environment_that_shows_nothing_cannot_be_filmed() -> None:
         make_filmed_simulator(make_spec("GalaTestBlind-v0").environment)
 
 
-@pytest.mark.parametrize(("name", "message"), [("play.avi", "must end in"), ("missing/play.gif", "there is no folder")])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("play.avi", "must end in"), ("missing/play.gif", "there is no folder"), ("folder.gif", "is a folder")],
+)
 def test_a_film_that_cannot_be_written_is_refused(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "folder.gif").mkdir()
     with pytest.raises(UsageError, match=message):
         film.check(tmp_path / name)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # imageio-ffmpeg's broken pipe
+@pytest.mark.parametrize("ending", ["gif", "mp4"])
+def test_a_film_that_the_disk_does_not_take_is_the_users_to_put_elsewhere(ending: str) -> None:
+    with pytest.raises(UsageError, match=rf"--video /proc/play\.{ending}: cannot be written: "):
+        filmed(make_spec("GalaTestCorridor-v0"), Path(f"/proc/play.{ending}"))
 
 
 def test_without_the_report_extra_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

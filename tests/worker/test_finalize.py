@@ -357,6 +357,23 @@ def test_a_film_that_cannot_be_written_is_refused_before_anything_is_played(
     assert "must end in .gif or .mp4" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_the_scores_are_told_even_if_the_film_fails(
+    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    run.save_checkpoint(0, 0.5, 80)
+
+    def fail(*_: Any, **options: Any) -> film.Film:
+        raise UsageError("--video play.gif: cannot be written: the disk is full")
+
+    monkeypatch.setattr(film, "film", fail)
+    video = str(run.directory / "play.gif")
+    assert evaluate.main([str(run.directory), "--episodes", "1", "--video", video, *arguments]) == 2
+    said = capsys.readouterr()
+    assert "the disk is full" in said.err
+    assert ("meanReturn" if arguments else "mean") in said.out
+
+
 def test_the_film_is_made_with_the_runs_policy(run: Run, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     run.save_checkpoint(0, 0.5, 80)
     filmed: dict[str, Any] = {}

@@ -72,13 +72,17 @@ def _evaluate(options: argparse.Namespace) -> None:
     with Player(plan.spec, options.episodes) as player:
         source = load_newest(player, run_dir, plan)
         result = player.play(mode=mode, seed=seed)
+        if not options.json:
+            _show(plan.run_name, source, result)
         filmed = None
-        if options.video is not None:
-            filmed = film.film(player.policy, plan.spec, options.video, mode=mode, seed=seed)
-    if options.json:
-        sys.stdout.write(json.dumps(_document(plan.run_name, source, seed, result, filmed)) + "\n")
-    else:
-        _show(plan.run_name, source, result, filmed)
+        try:
+            if options.video is not None:
+                filmed = film.film(player.policy, plan.spec, options.video, mode=mode, seed=seed)
+        finally:  # the scores are told whatever becomes of the film
+            if options.json:
+                sys.stdout.write(json.dumps(_document(plan.run_name, source, seed, result, filmed)) + "\n")
+            elif filmed is not None:
+                _show_film(filmed)
 
 
 def _run_dir(run: Path) -> Path:
@@ -97,7 +101,7 @@ def _document(run: str, source: str, seed: int, result: EvaluationResult, filmed
     return document
 
 
-def _show(run: str, source: str, result: EvaluationResult, filmed: Film | None) -> None:
+def _show(run: str, source: str, result: EvaluationResult) -> None:
     console = Console(highlight=False)
     console.print(f"[bold]{run}[/]: {result.environment_id}, {source}, {result.mode} actions")
     table = Table("episode", "return", "decisions", box=None)
@@ -114,9 +118,12 @@ def _show(run: str, source: str, result: EvaluationResult, filmed: Film | None) 
             f"human-normalised: {result.human_normalised:.2f} "
             f"(0 = random player, {yardstick.random:g}; 1 = human, {yardstick.human:g})"
         )
-    if filmed is not None:
-        end = "longer than the film" if filmed.result is None else f"return {filmed.result.mean_return:g}"
-        console.print(f"filmed: {filmed.path}, {filmed.seconds:.0f} s, one game, {end}")
+
+
+def _show_film(filmed: Film) -> None:
+    end = "longer than the film" if filmed.result is None else f"return {filmed.result.mean_return:g}"
+    text = f"filmed: {filmed.path}, {filmed.seconds:.0f} s, one game, {end}"
+    Console(highlight=False).print(text, markup=False)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Generator
 from contextlib import ExitStack, closing
@@ -45,12 +46,17 @@ def check(path: Path) -> None:
     """Whether a film can be written to `path`: cheap, to be asked before anything is played.
 
     Raises:
-        UsageError: the ending is unknown, the folder does not exist, or the [report] extra is not installed.
+        UsageError: the ending is unknown, there is no such folder or no right to write there, or the [report] extra is
+            not installed.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(f"--video {path}: must end in {' or '.join(SUFFIXES)}")
     if not path.parent.is_dir():
         raise UsageError(f"--video {path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise UsageError(f"--video {path}: is a folder; name a file in it")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"--video {path}: there is no right to write there")
     try:
         import PIL
 
@@ -67,7 +73,7 @@ def film(policy: ActorCritic, spec: RunSpec, path: Path, *, mode: Mode, seed: in
     """Plays one game with `policy` and writes its pictures, with the score below them, to `path`.
 
     Raises:
-        UsageError: see `check`.
+        UsageError: see `check`; or the disk does not take it.
         SimulatorError: the environment shows no pictures.
     """
     check(path)
@@ -75,32 +81,36 @@ def film(policy: ActorCritic, spec: RunSpec, path: Path, *, mode: Mode, seed: in
     simulators, camera = make_filmed_simulator(spec.environment)
     stop = threading.Event()
     num_frames = 0
-    with ExitStack() as resources:
-        resources.enter_context(closing(simulators))
-        rate = camera.frames_per_second
-        make_tape = Gif if path.suffix.lower() == ".gif" else Mp4
-        tape = resources.enter_context(closing(make_tape(path, rate)))
+    try:
+        with ExitStack() as resources:
+            resources.enter_context(closing(simulators))
+            rate = camera.frames_per_second
+            make_tape = Gif if path.suffix.lower() == ".gif" else Mp4
+            tape = resources.enter_context(closing(make_tape(path, rate)))
 
-        def watch(score: float, steps: int) -> None:
-            nonlocal num_frames
-            num_frames += 1
-            tape.add(subtitled(camera.frame(), f"{environment_id}   score {score:g}   step {steps}"))
-            if num_frames >= MAX_SECONDS * rate:
-                stop.set()
+            def watch(score: float, steps: int) -> None:
+                nonlocal num_frames
+                num_frames += 1
+                tape.add(subtitled(camera.frame(), f"{environment_id}   score {score:g}   step {steps}"))
+                if num_frames >= MAX_SECONDS * rate:
+                    stop.set()
 
-        try:
-            result = evaluate(
-                policy,
-                simulators,
-                environment_id=environment_id,
-                episodes=1,
-                mode=mode,
-                seed=seed,
-                stop=stop,
-                watch=watch,
-            )
-        except Interrupted:
-            result = None
+            try:
+                result = evaluate(
+                    policy,
+                    simulators,
+                    environment_id=environment_id,
+                    episodes=1,
+                    mode=mode,
+                    seed=seed,
+                    stop=stop,
+                    watch=watch,
+                )
+            except Interrupted:
+                result = None
+    except OSError as error:
+        reason = (error.strerror or str(error)).splitlines()[0]
+        raise UsageError(f"--video {path}: cannot be written: {reason}") from error
     return Film(path=path, num_frames=num_frames, seconds=num_frames / rate, result=result)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from dataclasses import dataclass
 from typing import Any
 
 from gala import names
-from gala.errors import UsageError
+from gala.errors import RunError, UsageError
 from gala.local.process import clear_leftovers
 from gala.local.rundir import IMMUTABLE, LIVE, RunDirectory, RunRecord, changed_fields, is_below
 from gala.spec import GalaRun
@@ -35,11 +36,14 @@ def admit(directory: RunDirectory, run: GalaRun, *, force: bool, grace_seconds: 
     Raises: UsageError when the name is taken by a finished run, another run, or something that is no run.
     """
     name = run.metadata.name
-    record = directory.record() if not force else None
     if force and not directory.is_empty():
         if not (directory.path / names.RUN_FILE).exists():
             raise UsageError(f"{directory.path} is not a run directory, --force does not remove it; use another --name")
-        directory.clear()
+        with contextlib.suppress(RunError):  # a record that cannot be read names no workers
+            _clear_leftovers(directory, directory.record(), grace_seconds)
+        directory.set_aside()
+        return _afresh()
+    record = directory.record()
     if record is None:
         if not directory.is_empty():
             raise UsageError(f"{directory.path} exists and is not a run directory; use another --name or --output")
@@ -51,8 +55,7 @@ def admit(directory: RunDirectory, run: GalaRun, *, force: bool, grace_seconds: 
         )
     if not directory.spec_file.exists():  # its launcher was killed in its first moments
         return _afresh()
-    # A launcher that was killed leaves workers behind which are stopping, or hanging: two of a rank must never write.
-    clear_leftovers(record.worker_pids, {names.ENV_OUTPUT_DIR: str(directory.path)}, grace_seconds)
+    _clear_leftovers(directory, record, grace_seconds)
     deadline = run.spec.run_policy.active_deadline_seconds
     if deadline is not None and record.wall_seconds >= deadline:
         raise UsageError(
@@ -84,6 +87,12 @@ def amend(directory: RunDirectory, run: GalaRun, *, force: bool) -> str:
         )
     if not directory.spec_file.exists():
         raise UsageError(f"run {name} is just being started; try again in a moment")
+    record = directory.record()
+    if record is not None and record.is_ending:
+        raise UsageError(
+            f"run {name} has its steps and is being evaluated; wait for its end, or start another one beside it with "
+            f"--name {name}-2"
+        )
     changes = changed_fields(directory.run(), run)
     if not changes:
         raise UsageError(
@@ -108,6 +117,12 @@ def not_live(changes: dict[str, tuple[Any, Any]]) -> list[str]:
 def describe(changes: dict[str, tuple[Any, Any]], paths: list[str]) -> str:
     """`spec.learners 4 -> 3, spec.seed 1 -> 2`."""
     return ", ".join(f"{path} {_shown(changes[path][0])} -> {_shown(changes[path][1])}" for path in paths)
+
+
+def _clear_leftovers(directory: RunDirectory, record: RunRecord | None, grace_seconds: float) -> None:
+    """A killed launcher leaves workers behind which are stopping, or hanging: two of a rank must never write."""
+    if record is not None:
+        clear_leftovers(record.worker_pids, {names.ENV_OUTPUT_DIR: str(directory.path)}, grace_seconds)
 
 
 def _afresh() -> Admission:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from types import TracebackType
-from typing import Final
+from typing import IO, Any, Final
 
 from rich.console import Console
 from rich.live import Live
@@ -13,6 +15,42 @@ from gala.local.table import Snapshot, live_view, plain_line
 
 LINES_AROUND_ROWS: Final = 8
 """Title, borders, headings, progress and hint. Rich cuts off what is higher than the terminal: the progress."""
+
+
+def lasting_console() -> Console:
+    """On stdout; it goes quiet when nobody can read it any more: a training does not end with its terminal."""
+    return Console(file=LastingFile(sys.stdout))  # type: ignore[arg-type]
+
+
+class LastingFile:
+    """A text file. What cannot be written, to a closed terminal or to a pipe whose reader has ended, is dropped."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        """Takes it all, whatever becomes of it."""
+        try:
+            return self._file.write(text)
+        except OSError:
+            self._drop()
+            return len(text)
+
+    def flush(self) -> None:
+        """Writes what is held back, if there is anybody to read it."""
+        try:
+            self._file.flush()
+        except OSError:
+            self._drop()
+
+    def _drop(self) -> None:
+        """From now on into nothing, with what the file still holds back: the interpreter flushes it at its end."""
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, self._file.fileno())
+        os.close(nothing)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 class Display:

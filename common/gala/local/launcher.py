@@ -20,7 +20,7 @@ from gala.cores import available_cores, threads_per_learner
 from gala.errors import RunError, SpecError, UsageError
 from gala.local import ending, observing
 from gala.local.admission import Admission, admit, amend, describe, not_live
-from gala.local.console import Display
+from gala.local.console import Display, lasting_console
 from gala.local.energy import EnergyMeter
 from gala.local.interrupts import Interrupts
 from gala.local.polling import StatusPoller
@@ -78,7 +78,7 @@ def start(
         UsageError: the name is taken, or a worker says that the user has to change something.
         RunError: the run did not reach its total steps.
     """
-    console, patience = console or Console(), patience or Patience()
+    console, patience = console or lasting_console(), patience or Patience()
     directory = RunDirectory(output / run.metadata.name)
     if not directory.acquire():
         console.print(amend(directory, run, force=force), markup=False, highlight=False, soft_wrap=True)
@@ -127,9 +127,12 @@ class Launcher:
     _incarnation: int = 0
     _parked: bool = False
     """Suspended, or on the way to it."""
+    _gave_way: bool = False
+    """The folder is the earlier run's again: nothing more is written there."""
 
     def __post_init__(self) -> None:
         self._record = self.admission.record
+        self._record.is_ending = False
         self._epoch = self.admission.epoch
         self._cores = available_cores()
         self._display = Display(self.console, line_seconds=self.rhythm.line)
@@ -154,13 +157,23 @@ class Launcher:
                 try:
                     return self._end(self._watch())
                 except BaseException:
-                    # No worker may outlive its launcher, whatever went wrong here.
-                    self._supervisor.kill()
-                    self._write_record("failed" if self._record.state != "stopped" else "stopped")
+                    self._wind_up()
                     raise
         finally:
             self._poller.close()
             self._ports.close()
+
+    def _wind_up(self) -> None:
+        """No worker may outlive its launcher, whatever went wrong here; each has the time to write its checkpoint."""
+        try:
+            until = time.monotonic() + self.patience.stop
+            self._supervisor.stop(time.monotonic())
+            while self._supervisor.pids and time.monotonic() < until and not self._interrupts.insistent:
+                self._interrupts.wait(self.rhythm.tick)
+                self._supervisor.step(time.monotonic())
+        finally:
+            self._supervisor.kill()
+            self._write_record(self._record.state if self._record.state in ("stopped", "finished") else "failed")
 
     def _watch(self) -> Outcome:
         while True:
@@ -273,6 +286,8 @@ class Launcher:
             now,
         )
         self._global_steps = snapshot.global_steps
+        if any(row.state == "training" for row in snapshot.learners):
+            self.directory.forget()
         self._display.show(snapshot, now=now)
 
     def _count_wall_clock(self, now: float) -> None:
@@ -281,6 +296,8 @@ class Launcher:
         self._counted_until = now
 
     def _write_record(self, state: State) -> None:
+        if self._gave_way:
+            return
         self._record.state = state
         self._record.updated_time = time.time()
         self._record.launcher_pid = os.getpid()
@@ -315,7 +332,7 @@ class Launcher:
         name = self.run.metadata.name
         if self._supervisor.mistake is not None:
             self._write_record("failed")
-            raise UsageError(self._supervisor.mistake.removeprefix("error: "))
+            raise UsageError(self._supervisor.mistake.removeprefix("error: ") + self._give_way())
         if outcome == "finished":
             return self._finish()
         if outcome == "stopped" and not self._failure:
@@ -332,13 +349,22 @@ class Launcher:
         self._write_record("stopped")
         total = self.run.spec.total_steps
         how = "killed" if self._interrupts.insistent else "stopped"
-        self._display.say(f"{how} at {self._global_steps:,} of {total:,} decisions; the same command resumes")
+        rest = self._give_way() or "; the same command resumes"
+        self._display.say(f"{how} at {self._global_steps:,} of {total:,} decisions{rest}")
         return self._interrupts.exit_code
+
+    def _give_way(self) -> str:
+        """After --force, an end before anything was learned leaves the earlier run in its place. Says so if it does."""
+        self._gave_way = self.directory.bring_back()
+        return "; the run that was to be replaced is back in its place" if self._gave_way else ""
 
     def _finish(self) -> int:
         self._global_steps = max(self._global_steps, self.run.spec.total_steps)
         self._note = "the learners have finished; averaging and evaluating the final model"
         self._display.say(self._note)
+        self._record.is_ending = True
+        self._write_record("running")
+        self.directory.forget()
         environment = {names.ENV_THREADS: str(self._cores), names.ENV_OUTPUT_DIR: str(self.directory.path)}
         completed = ending.finalize(
             self.directory,
@@ -351,6 +377,7 @@ class Launcher:
             return self._stopped()
         self._note = ""
         self._observe(time.monotonic(), always=True)
+        self._record.is_ending = False
         missed = ending.missed_score(self.directory, self.run.spec.evaluation.min_return)
         self._write_record("failed" if missed else "finished")
         report = ending.write_report(self.directory)

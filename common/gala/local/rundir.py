@@ -34,6 +34,8 @@ IMMUTABLE: Final = (
     "spec.seed",
 )
 """Fields that make it another run, as the CRD has it: a checkpoint of the one means nothing to the other."""
+_REPLACED: Final = ".replaced"
+"""Where `--force` keeps the earlier run until its successor trains."""
 LIVE: Final = ("spec.learners", "spec.totalSteps", "spec.topology.peers", "spec.runPolicy")
 """Fields that may change under a running launcher."""
 
@@ -54,6 +56,8 @@ class RunRecord:
     launcher_pid: int = 0
     worker_pids: list[int] = field(default_factory=list)
     """For the next launcher to clear away, should this one be killed."""
+    is_ending: bool = False
+    """Trained, and being averaged and evaluated: a changed document comes too late."""
     energy: dict[str, dict[str, str]] = field(default_factory=dict)
     """`cpu` and `gpu`: the source of what energy.jsonl has, or why it is missing."""
 
@@ -68,6 +72,8 @@ class RunRecord:
             "launcherPid": self.launcher_pid,
             "workerPids": self.worker_pids,
         }
+        if self.is_ending:
+            document["isEnding"] = True
         if self.energy:
             document["energy"] = self.energy
         return json.dumps(document, indent=2) + "\n"
@@ -84,6 +90,7 @@ class RunRecord:
             updated_time=float(document["updatedTime"]),
             launcher_pid=int(document.get("launcherPid", 0)),
             worker_pids=[int(pid) for pid in document.get("workerPids", [])],
+            is_ending=bool(document.get("isEnding")),
         )
 
 
@@ -132,25 +139,46 @@ class RunDirectory:
             self._lock = None
 
     def clear(self) -> None:
-        """Remove everything but the lock, which must be held."""
-        assert self._lock is not None, "only the launcher that holds the lock may clear a run"
-        for entry in self.path.iterdir():
-            if entry.name == names.LOCK_FILE:
-                continue
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
+        """Remove everything but the lock, which must be held, and what was set aside."""
+        for entry in self._content():
+            _remove(entry)
+
+    def set_aside(self) -> None:
+        """Put everything but the lock out of the way, until `bring_back` or `forget`."""
+        aside = self.path / _REPLACED
+        _remove(aside)
+        aside.mkdir()
+        for entry in self._content():
+            entry.rename(aside / entry.name)
+
+    def bring_back(self) -> bool:
+        """Have what was set aside in place of what is here now. False where there is nothing of the kind."""
+        aside = self.path / _REPLACED
+        if not aside.is_dir():
+            return False
+        self.clear()
+        for entry in aside.iterdir():
+            entry.rename(self.path / entry.name)
+        aside.rmdir()
+        return True
+
+    def forget(self) -> None:
+        """Remove what was set aside."""
+        _remove(self.path / _REPLACED)
 
     def is_empty(self) -> bool:
         """Whether nothing but the lock is here (and what a launcher killed in its first moments may leave)."""
-        ours = (names.LOCK_FILE, f".{names.RUN_FILE}.")
+        ours = (names.LOCK_FILE, _REPLACED, f".{names.RUN_FILE}.")
         return all(entry.name.startswith(ours) for entry in self.path.iterdir())
 
     def has_results(self) -> bool:
         """Whether a learner has left a checkpoint or a model here: something to lose."""
         kept = (names.CHECKPOINTS_DIRECTORY, names.FINAL_DIRECTORY)
         return any(any((folder / name).glob("*")) for folder in self.path.glob("learner-*") for name in kept)
+
+    def _content(self) -> list[Path]:
+        assert self._lock is not None, "only the launcher that holds the lock may clear a run"
+        return [entry for entry in self.path.iterdir() if entry.name not in (names.LOCK_FILE, _REPLACED)]
 
     def record(self) -> RunRecord | None:
         """run.json; None where there is none.
@@ -212,6 +240,13 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _leaves(document: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -85,12 +85,15 @@ def _results_pod(cluster: Cluster, run: Run) -> str:
 
 
 def _refuse_taken(directory: RunDirectory, run: Run, *, force: bool) -> None:
-    if force or directory.is_empty():
+    if directory.is_empty():
         return
-    record = directory.record() if (directory.path / names.RUN_FILE).exists() else None
-    if record is None:
-        raise UsageError(f"{directory.path} exists and is not a run directory; use another --output")
-    if record.uid != run.uid:
+    if not (directory.path / names.RUN_FILE).exists():
+        remedy = ", --force does not remove it" if force else ""
+        raise UsageError(f"{directory.path} exists and is not a run directory{remedy}; use another --output")
+    if force:
+        return
+    record = directory.record()
+    if record is None or record.uid != run.uid:
         raise UsageError(f"{directory.path} holds another run; --force replaces it, --output FOLDER keeps both")
 
 

@@ -80,8 +80,10 @@ class Reception:
     # ---------------------------------------------------------------- Endpoint
 
     def accept(self, link: Link, now: float) -> Serving | None:
-        """Anybody may say hello, though not too many at once."""
-        if self._closing or sum(session.actor is None for session in self._sessions) >= MAX_STRANGERS:
+        """Anybody may say hello, though not too many at once, and not to one who is leaving."""
+        if self._closing:
+            return None
+        if sum(session.actor is None for session in self._sessions) >= MAX_STRANGERS:
             text = "too many strangers at the door: turning some away"
             self.journal.refusal(Reason.TOO_BUSY.name, None, text, now)
             return None
