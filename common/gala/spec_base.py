@@ -150,6 +150,17 @@ class Rule:
     remedy: str
 
 
+def without_own_keys(part: str) -> Rule:
+    """That a map of labels or annotations has none by which the operator finds what is its own."""
+    return Rule(
+        path=part,
+        holds=lambda section: not any(key.startswith("gala.dev/") for key in getattr(section, part)),
+        cel=f"self.{part}.all(key, !key.startsWith('gala.dev/'))",
+        message="must not have keys under gala.dev/",
+        remedy="use a prefix of your own: those are how the operator finds what is its own",
+    )
+
+
 class Section(BaseModel):
     """One mapping of the document: frozen, closed, camelCase outside and snake_case inside."""
 

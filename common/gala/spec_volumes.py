@@ -23,6 +23,7 @@ from gala.spec_base import (
     Rule,
     Section,
     Switch,
+    without_own_keys,
 )
 
 VOLUME_SOURCES: Final = ("empty_dir", "config_map", "secret", "persistent_volume_claim", "ephemeral")
@@ -80,8 +81,12 @@ class ExistingClaim(Section):
 class ClaimMetadata(Section):
     """Labels and annotations of a claim."""
 
-    labels: Labels = Field(default={}, description="Labels.")
-    annotations: Annotations = Field(default={}, description="Annotations.")
+    labels: Labels = Field(default={}, description="Labels. Keys under gala.dev/ are the operator's own.")
+    annotations: Annotations = Field(
+        default={}, description="Annotations. Keys under gala.dev/ are the operator's own."
+    )
+
+    rules: ClassVar[tuple[Rule, ...]] = (without_own_keys("labels"), without_own_keys("annotations"))
 
 
 class ClaimResources(Section):

@@ -23,6 +23,7 @@ from gala.spec_base import (
     Section,
     Switch,
     keyed,
+    without_own_keys,
 )
 from gala.spec_scheduling import Affinity, SpreadConstraint, Toleration
 from gala.spec_volumes import Volume, VolumeMount
@@ -142,20 +143,8 @@ class PodMetadata(Section):
     )
 
     rules: ClassVar[tuple[Rule, ...]] = (
-        *(
-            Rule(
-                path=part,
-                holds=lambda metadata, part=part: (
-                    not any(  # type: ignore[misc]
-                        key.startswith("gala.dev/") for key in getattr(metadata, part)
-                    )
-                ),
-                cel=f"self.{part}.all(key, !key.startsWith('gala.dev/'))",
-                message="must not have keys under gala.dev/",
-                remedy="use a prefix of your own: those are how the operator finds its pods",
-            )
-            for part in ("labels", "annotations")
-        ),
+        without_own_keys("labels"),
+        without_own_keys("annotations"),
         Rule(
             path="annotations",
             holds=lambda metadata: not any(key.startswith(PROFILE_PREFIXES) for key in metadata.annotations),

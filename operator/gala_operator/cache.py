@@ -14,7 +14,7 @@ from typing import Final, cast
 
 from gala import answers
 from gala_operator import records
-from gala_operator.kinds import CHILD_KINDS, POD, RUN
+from gala_operator.kinds import POD, RUN, WATCHED_KINDS
 from gala_operator.observed import (
     ChildKind,
     LearnerProgress,
@@ -28,6 +28,9 @@ from gala_operator.records import Key, Raw
 
 MAX_GONE: Final = 8192
 """Uids of removed objects that are remembered, so that a late answer does not bring one back."""
+
+Place = tuple[str, str]
+"""(namespace, name) of any object."""
 
 Record = RunObject | ObservedPod | ObservedChild
 
@@ -55,7 +58,9 @@ class Cache:
     """Objects by kind, namespace and name; of two versions the newer one stays, in whatever order they come."""
 
     def __init__(self) -> None:
-        self._stored: dict[str, dict[tuple[str, str], _Stored]] = {kind: {} for kind in (RUN, POD, *CHILD_KINDS)}
+        self._stored: dict[str, dict[Place, _Stored]] = {kind: {} for kind in WATCHED_KINDS}
+        self._foreign: dict[str, dict[str, tuple[Place, str]]] = {kind: {} for kind in WATCHED_KINDS}
+        """uid -> place and resourceVersion of what carries our label and is none of ours."""
         self._families: dict[Key, _Family] = {}
         self._gone: OrderedDict[str, None] = OrderedDict()
 
@@ -71,15 +76,12 @@ class Cache:
         record = _parse(kind, raw) if key is not None else None
         before = self._stored[kind].get(place)
         if key is None or record is None:
-            # It may have carried our label until now.
-            if before is not None and before.uid == uid:
-                self._drop(kind, place)
-                return before.key
-            return None
+            return self._put_foreign(kind, place, uid, version)
         if kind == RUN and before is not None and (before.uid, before.version) == (uid, version):
             return None
         if uid in self._gone or (before is not None and _is_older(version, before.version)):
             return key
+        self._foreign[kind].pop(uid, None)
         if before is not None and before.key != key:
             self._drop(kind, place)
         self._stored[kind][place] = _Stored(uid, version, key, record)
@@ -98,11 +100,12 @@ class Cache:
         place = answers.text(meta.get("namespace")), answers.text(meta.get("name"))
         return self.remove_uid(kind, place, uid) or records.key_of(kind, raw)
 
-    def remove_uid(self, kind: str, place: tuple[str, str], uid: str) -> Key | None:
+    def remove_uid(self, kind: str, place: Place, uid: str) -> Key | None:
         """As `remove`, for who knows no more than the name and the uid."""
         self._gone[uid] = None
         while len(self._gone) > MAX_GONE:
             self._gone.popitem(last=False)
+        self._foreign[kind].pop(uid, None)
         stored = self._stored[kind].get(place)
         if stored is None or stored.uid != uid:  # its successor of the same name is already here
             return None
@@ -150,9 +153,13 @@ class Cache:
         """Every run that exists or has left something behind."""
         return set(self._stored[RUN]) | set(self._families)
 
-    def versions(self, kind: str) -> dict[str, tuple[tuple[str, str], str]]:
-        """uid -> ((namespace, name), resourceVersion) of everything of a kind: for the comparison of `resync`."""
-        return {stored.uid: (place, stored.version) for place, stored in self._stored[kind].items()}
+    def versions(self, kind: str) -> dict[str, tuple[Place, str]]:
+        """uid -> ((namespace, name), resourceVersion) of everything of a kind: for the comparison of `resync`.
+
+        What is none of ours is in it as well: it is in the API server's lists, and the watches deliver it.
+        """
+        ours = {stored.uid: (place, stored.version) for place, stored in self._stored[kind].items()}
+        return self._foreign[kind] | ours
 
     def is_gone(self, uid: str) -> bool:
         """Whether the object has been seen to be removed."""
@@ -173,10 +180,21 @@ class Cache:
         family = self._families.get(key)
         return family.progress if family is not None else {}
 
+    def _put_foreign(self, kind: str, place: Place, uid: str, version: str) -> Key | None:
+        """Returns the run that it belonged to until now: it may have carried our labels."""
+        before = self._stored[kind].get(place)
+        ours = before if before is not None and before.uid == uid else None
+        known = self._foreign[kind].get(uid, (place, ""))[1] if ours is None else ours.version
+        if uid and uid not in self._gone and not _is_older(version, known):
+            if ours is not None:
+                self._drop(kind, place)
+            self._foreign[kind][uid] = place, version
+        return None if ours is None else ours.key
+
     def _family(self, key: Key) -> _Family:
         return self._families.setdefault(key, _Family())
 
-    def _drop(self, kind: str, place: tuple[str, str]) -> None:
+    def _drop(self, kind: str, place: Place) -> None:
         stored = self._stored[kind].pop(place)
         family = self._families.get(stored.key)
         if kind == RUN:

@@ -22,7 +22,6 @@ from gala_operator.records import Key
 
 log = logging.getLogger(__name__)
 
-Place = tuple[str, str]
 PATIENCE_SECONDS: Final = 10.0
 """How long the watches may take at the start before the lists are read again: something may have been deleted."""
 MAX_ATTEMPTS: Final = 6

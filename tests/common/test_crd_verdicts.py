@@ -129,6 +129,13 @@ def test_python_and_the_api_server_agree_on_names(name: str) -> None:
     assert bool(server) == bool(python)
 
 
+def claim_with(**metadata: Any) -> dict[str, Any]:
+    """Of a volume that is made for each pod."""
+    template = {"metadata": metadata, "spec": {"resources": {"requests": {"storage": "1Gi"}}}}
+    volume = {"name": "a", "ephemeral": {"volumeClaimTemplate": template}}
+    return {"worker": {"podTemplate": {"spec": {"volumes": [volume]}}}}
+
+
 CASES = {
     "a server or learner alone": {"algorithm": "IMPALA", "learners": 1},
     "minibatches without a decision": {
@@ -157,6 +164,8 @@ CASES = {
     "reserved volume": {"worker": {"podTemplate": {"spec": {"volumes": [{"name": "gala-plan", "emptyDir": {}}]}}}},
     "reserved label": {"worker": {"podTemplate": {"metadata": {"labels": {"gala.dev/run": "a"}}}}},
     "reserved annotation": {"worker": {"podTemplate": {"metadata": {"annotations": {"gala.dev/run": "a"}}}}},
+    "reserved label of a claim": claim_with(labels={"gala.dev/run": "a"}),
+    "reserved annotation of a claim": claim_with(annotations={"gala.dev/run": "a"}),
     "unconfined by annotation": {
         "worker": {
             "podTemplate": {

@@ -104,6 +104,25 @@ def test_a_pod_that_loses_its_label_is_let_go() -> None:
     assert cache.observed(KEY).pods == ()
 
 
+def test_a_pod_that_becomes_ours_and_then_is_not_any_more_is_known_throughout() -> None:
+    cache = Cache()
+    stripped = pod_raw(version=1)
+    del stripped["metadata"]["labels"]["gala.dev/role"]
+    assert cache.put("Pod", stripped) is None
+    assert cache.versions("Pod") == {"pod-pong-0": (("lab", "pong-0"), "1")}
+    assert cache.put("Pod", pod_raw(version=2)) == KEY
+    assert len(cache.observed(KEY).pods) == 1
+    assert cache.put("Pod", stripped) == KEY
+    assert len(cache.observed(KEY).pods) == 1, "an answer from before is no news"
+    stripped["metadata"]["resourceVersion"] = "3"
+    assert cache.put("Pod", stripped) == KEY
+    assert cache.observed(KEY).pods == ()
+    assert cache.versions("Pod") == {"pod-pong-0": (("lab", "pong-0"), "3")}
+    cache.remove("Pod", stripped)
+    assert cache.versions("Pod") == {}
+    assert cache.all_keys() == set()
+
+
 def test_a_snapshot_does_not_change_afterwards() -> None:
     cache = Cache()
     cache.put("GalaRun", run_raw())

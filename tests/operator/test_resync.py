@@ -145,6 +145,49 @@ def test_a_watch_that_never_brought_an_object_is_dead_too() -> None:
     run(scenario)
 
 
+def labelled_by_somebody(**labels: str) -> dict:
+    raw = pod_raw(0, uid="theirs")
+    raw["metadata"] |= {"name": "debug", "labels": labels}
+    return raw
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pytest.param({"gala.dev/run": "pong"}, id="no role"),
+        pytest.param({"gala.dev/run": ""}, id="no run"),
+        pytest.param({"gala.dev/run": "pong", "gala.dev/role": "actor-learner", "gala.dev/rank": "x"}, id="no rank"),
+    ],
+)
+def test_what_carries_our_label_and_is_not_ours_is_no_sign_of_a_dead_watch(labels: dict[str, str]) -> None:
+    async def scenario() -> None:
+        world = World()
+        world.see(run_raw())
+        world.see(labelled_by_somebody(**labels))
+        await world.resync.first()
+        for _ in range(3):
+            world.see(labelled_by_somebody(**labels))
+            await world.resync.compare()
+        assert world.cache.pods(KEY) == ()
+        del world.cluster.objects["Pod", "lab", "debug"]
+        await world.resync.compare()
+        assert world.cache.versions("Pod") == {}, "what is not there any more is not remembered"
+
+    run(scenario)
+
+
+def test_a_watch_that_is_late_with_what_is_not_ours_is_dead_all_the_same() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.see(labelled_by_somebody(**{"gala.dev/run": "pong"}))
+        world.cluster.put(labelled_by_somebody(**{"gala.dev/run": "pong"}))
+        await world.resync.compare()
+        with pytest.raises(WatchStalledError, match="uid theirs"):
+            await world.resync.compare()
+
+    run(scenario)
+
+
 def test_a_watch_that_keeps_delivering_is_alive_even_if_always_a_little_late() -> None:
     async def scenario() -> None:
         world = World()
