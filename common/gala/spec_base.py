@@ -45,7 +45,7 @@ ABSOLUTE_PATH: Final = r"^/[^:]*$"
 LABEL_KEY: Final = r"^([a-z0-9]([-.a-z0-9]*[a-z0-9])?/)?[A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?$"
 LABEL_VALUE: Final = r"^([A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?)?$"
 NO_BLANKS: Final = r"^[!-~]+$"
-QUANTITY: Final = r"^\+?([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][-+]?[0-9]+)?$"
+QUANTITY: Final = r"^\+?([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][-+]?[0-9]{1,2})?$"
 SIMULATOR_ID: Final = r"^([A-Za-z_][A-Za-z0-9_.]*:)?([A-Za-z0-9_:-]+/)?[A-Za-z0-9_:.-]+$"
 
 IN_WORDS: Final[Mapping[str, str]] = {
@@ -57,7 +57,8 @@ IN_WORDS: Final[Mapping[str, str]] = {
     LABEL_KEY: "must be a label key such as example.com/gpu",
     LABEL_VALUE: "must be a label value: letters, digits, inner dashes, underscores and dots",
     NO_BLANKS: "must not contain blanks or characters outside of ASCII",
-    QUANTITY: "must be a quantity: digits with an optional suffix, such as 2, 500m or 4Gi",
+    QUANTITY: "must be a quantity: digits with an optional suffix, such as 2, 500m or 4Gi;"
+    " an exponent has at most two digits",
     SIMULATOR_ID: "must be a Gymnasium id such as CartPole-v1, ALE/Pong-v5 or package.module:Name-v0",
 }
 """What each pattern asks for, in the words of an error message."""

@@ -48,7 +48,7 @@ def _usual(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
     if "enum" in schema:
         return st.sampled_from([*schema["enum"], *schema["enum"], schema["enum"][0].lower()])
     if kind == "quantity":
-        return st.sampled_from([0, 2, "2", "500m", "4Gi", ".5", "1e3", "+1", 1.0, "4 Gi", -1, "-1", 0.5])
+        return st.sampled_from([0, 2, "2", "500m", "4Gi", ".5", "1e3", "1e100", "+1", 1.0, "4 Gi", -1, "-1", 0.5])
     if kind in ("integer", "number"):
         low, high = schema.get("minimum", 0), schema.get("maximum", 10)
         inside = [low, low + 1, low + 3, high - 1, high, float(high)]
@@ -134,6 +134,17 @@ def claim_with(**metadata: Any) -> dict[str, Any]:
     template = {"metadata": metadata, "spec": {"resources": {"requests": {"storage": "1Gi"}}}}
     volume = {"name": "a", "ephemeral": {"volumeClaimTemplate": template}}
     return {"worker": {"podTemplate": {"spec": {"volumes": [volume]}}}}
+
+
+@pytest.mark.parametrize(
+    ("quantity", "accepted"),
+    [("1e99", True), ("1E-99", True), ("1e+5", True), ("1e100", False), ("1e9999999", False), ("1e-100", False)],
+)
+@pytest.mark.parametrize("part", ["requests", "limits"])
+def test_an_exponent_of_a_quantity_has_at_most_two_digits(part: str, quantity: str, accepted: bool) -> None:
+    server, python = both(with_spec({"worker": {"resources": {part: {"cpu": quantity}}}}))
+    assert (not server, not python) == (accepted, accepted)
+    assert accepted or "an exponent has at most two digits" in python[0]
 
 
 CASES = {

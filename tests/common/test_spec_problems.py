@@ -162,8 +162,8 @@ from run_documents import MINIMAL, problems, with_spec
         pytest.param(
             with_spec(worker={"resources": {"limits": {"memory": "4 GB"}}}),
             "spec.worker.resources.limits.memory:"
-            " must be a quantity: digits with an optional suffix, such as 2, 500m or 4Gi, got '4 GB'; write 2,"
-            " '0.5', 500m or 4Gi",
+            " must be a quantity: digits with an optional suffix, such as 2, 500m or 4Gi; an exponent has at most two"
+            " digits, got '4 GB'; write 2, '0.5', 500m or 4Gi",
             id="quantity",
         ),
         pytest.param(

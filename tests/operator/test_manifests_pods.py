@@ -184,6 +184,7 @@ def test_a_run_without_gpus_gets_none_even_where_every_container_would() -> None
         ({"requests": {"cpu": "300m"}}, "1"),
         ({"requests": {"cpu": 2}}, "2"),
         ({"requests": {"cpu": 1}, "limits": {"cpu": "2500m"}}, "3"),
+        ({"limits": {"cpu": "1e99"}}, "4096"),
     ],
 )
 def test_a_learner_computes_with_as_many_threads_as_it_has_cores_to_itself(

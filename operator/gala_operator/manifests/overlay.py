@@ -32,6 +32,10 @@ RESULTS_REQUESTS: Final = {"cpu": "50m", "memory": "128Mi"}
 still hold theirs: in a cluster full of learners that wait for such pods no room would ever become free."""
 
 
+MAX_THREADS: Final = 4096
+"""More than any node has cores."""
+
+
 def scheduling(worker: Worker, owner: Owner) -> dict[str, Any]:
     """Where a learner may run."""
     pod = _pod(worker)
@@ -188,7 +192,8 @@ def _threads(worker: Worker) -> str | None:
     many times slower than learners with a thread each.
     """
     cores = worker.resources.limits.get("cpu") or worker.resources.requests.get("cpu")
-    return str(max(1, math.ceil(_amount(cores)))) if cores else None
+    # Bounded first: as an integer, 1e9999999 would take ten million digits.
+    return str(math.ceil(min(max(_amount(cores), Decimal(1)), Decimal(MAX_THREADS)))) if cores else None
 
 
 def _amount(quantity: str) -> Decimal:
