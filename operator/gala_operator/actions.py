@@ -2,6 +2,7 @@
 
 The order in which the controller does it: `apply` in the given order, `delete`, `create`, `annotate`, `release`, then
 the status, then the events. A failure of one ends the pass, and the next one decides anew from what is then observed.
+A claim or a disruption budget that is refused does not end it: only the pod of that claim is left out.
 """
 
 from __future__ import annotations

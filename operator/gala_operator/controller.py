@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 Decide = Callable[[RunObject, Observed, datetime, OperatorSettings], Actions]
 SOON_SECONDS: Final = 0.05
 """A time that decide asks for in the past, or right now, is at least so far away."""
+CLAIM: Final = "PersistentVolumeClaim"
+DISPENSABLE: Final = frozenset({CLAIM, "PodDisruptionBudget"})
+"""Children without which the run goes on, but for the one pod that mounts a claim."""
 
 
 class ClusterApi(Protocol):
@@ -100,7 +103,8 @@ class Controller:
         """One look, but for what tells of it, which is the `Rest`.
 
         Raises:
-            ApiError: of both parts: something could not be done; what was decided after it has not been tried.
+            ApiError: of both parts: something could not be done; what was decided after it has not been tried, unless
+                the refused object was one that the rest can do without.
         """
         began = time.perf_counter()
         with self._error_counted(key):
@@ -139,7 +143,7 @@ class Controller:
         try:
             await self._carry_out(key, run, actions)
         except ApiError as error:
-            if not error.is_refusal and not isinstance(error, NameTakenError):
+            if not _is_refusal(error):
                 raise
             # It may be refused for as long as a quota is used up: the status goes on, and says so.
             refusal = error
@@ -170,15 +174,29 @@ class Controller:
         return max((actions.requeue_at - self._clock()).total_seconds(), SOON_SECONDS)
 
     async def _carry_out(self, key: Key, run: RunObject, actions: Actions) -> None:
+        refusals: list[ApiError] = []
+        refused_claims: set[str] = set()
         for manifest in actions.apply:
-            await self._apply(key, run, manifest)
+            kind, name = manifest["kind"], manifest["metadata"]["name"]
+            try:
+                await self._apply(key, run, manifest)
+            except ApiError as error:
+                if kind not in DISPENSABLE or not _is_refusal(error):
+                    raise
+                refusals.append(error)
+                if kind == CLAIM:
+                    refused_claims.add(name)
+        # A claim has the name of the pod that it is for.
+        create = [manifest for manifest in actions.create if manifest["metadata"]["name"] not in refused_claims]
         await _together(self._delete(run, deletion) for deletion in actions.delete)
-        await _together(self._create(key, run, manifest) for manifest in actions.create)
+        await _together(self._create(key, run, manifest) for manifest in create)
         await _together(
             self._put_pod(self._cluster.annotate_pod(run.namespace, note.name, note.uid, note.annotations))
             for note in actions.annotate
         )
         await asyncio.gather(*(self._workers.release(ip) for ip in actions.release))
+        if refusals:
+            raise refusals[0]
 
     async def _apply(self, key: Key, run: RunObject, manifest: Manifest) -> None:
         kind, name = manifest["kind"], manifest["metadata"]["name"]
@@ -264,6 +282,11 @@ async def _together(awaitables: Any) -> None:
     for result in await asyncio.gather(*awaitables, return_exceptions=True):
         if isinstance(result, BaseException):
             raise result
+
+
+def _is_refusal(error: ApiError) -> bool:
+    """Whether trying again will not help before somebody has done something about it."""
+    return error.is_refusal or isinstance(error, NameTakenError)
 
 
 def _taken(kind: str, name: str, run: RunObject) -> NameTakenError:

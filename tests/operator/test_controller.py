@@ -131,6 +131,66 @@ def test_one_pod_that_cannot_be_made_does_not_keep_the_others_from_being_made() 
     assert {pod.name for pod in world.cache.pods(KEY)} == {"pong-1", "pong-2", "pong-3"}
 
 
+def claim_raw(rank: int) -> dict[str, Any]:
+    return labelled(child_raw("PersistentVolumeClaim", f"pong-{rank}"))
+
+
+@pytest.mark.parametrize("how", ["over quota", "somebody else's"])
+def test_a_claim_that_is_refused_keeps_back_its_own_pod_only(how: str) -> None:
+    actions = Actions(
+        apply=tuple(claim_raw(rank) for rank in range(3)),
+        delete=(DeletePod(name="pong-3", uid="pod-pong-3"),),
+        create=tuple(labelled(pod_raw(rank)) for rank in range(3)),
+        annotate=(AnnotatePod(name="pong-4", uid="pod-pong-4", annotations={"gala.dev/plan-epoch": "4"}),),
+        release=("10.0.0.9",),
+        status={"state": "Degraded"},
+    )
+    world = World(lambda run, observed: actions)
+    for raw in (run_raw(), pod_raw(3), pod_raw(4)):
+        world.see(raw)
+    if how == "over quota":
+        world.cluster.fail(
+            "create", "PersistentVolumeClaim", ApiError(403, "Forbidden", "exceeded quota: storage"), times=1
+        )
+    else:
+        metadata = {"name": "pong-0", "namespace": "lab"}
+        world.cluster.put({"kind": "PersistentVolumeClaim", "metadata": metadata})
+    with pytest.raises(ApiError, match="exceeded quota" if how == "over quota" else "does not belong to this run"):
+        world.reconcile()
+    assert {pod.name for pod in world.cache.pods(KEY)} == {"pong-1", "pong-2", "pong-4"}
+    assert ("patch", "Pod", "pong-4") in world.cluster.writes
+    assert world.workers.released == ["10.0.0.9"]
+    run = world.cache.run(KEY)
+    assert run is not None
+    assert run.status["state"] == "Degraded"
+    assert run.status["message"].startswith("Refused: " if how == "over quota" else "NameTaken: ")
+
+
+def test_a_disruption_budget_that_is_refused_keeps_no_pod_back() -> None:
+    budget = labelled(child_raw("PodDisruptionBudget"))
+    world = World(lambda run, observed: Actions(apply=(budget,), create=(labelled(pod_raw(0)),), status=STATUS))
+    world.see(run_raw())
+    world.cluster.fail("create", "PodDisruptionBudget", ApiError(403, "Forbidden", "no right to make it"))
+    with pytest.raises(ApiError, match="no right to make it"):
+        world.reconcile()
+    assert [pod.name for pod in world.cache.pods(KEY)] == ["pong-0"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [("Service", ApiError(403, "Forbidden", "no")), ("PersistentVolumeClaim", ApiError(500, "InternalError", "no"))],
+    ids=["no pod goes without it", "it may be made at the next try"],
+)
+def test_what_every_pod_needs_and_what_may_yet_be_made_ends_the_pass(kind: str, error: ApiError) -> None:
+    child = labelled(child_raw(kind, "pong-1"))
+    world = World(lambda run, observed: Actions(apply=(child,), create=(labelled(pod_raw(0)),), status=STATUS))
+    world.see(run_raw())
+    world.cluster.fail("create", kind, error)
+    with pytest.raises(ApiError):
+        world.reconcile()
+    assert world.cache.pods(KEY) == ()
+
+
 def test_a_refusal_is_told_in_an_event() -> None:
     world = World(lambda run, observed: Actions(create=(labelled(pod_raw(0)),)))
     world.see(run_raw())
