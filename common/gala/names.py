@@ -53,6 +53,11 @@ ANNOTATION_PLAN_HASH: Final = f"{GROUP}/plan-hash"
 ANNOTATION_IMMUTABLE_HASH: Final = f"{GROUP}/immutable-hash"
 """Of the plan's ConfigMap: hash of the fields that may not change while the run exists."""
 
+CONTAINER_LEARNER: Final = "learner"
+"""Of a learner's pod: the container that is ours. An admission webhook may put others beside it."""
+CONTAINER_RESULTS: Final = "results"
+"""Likewise of the results pod."""
+
 ROLE_ACTOR_LEARNER: Final = "actor-learner"
 """Acts in its own simulators and learns from them: the only role of GALA and of A2C."""
 ROLE_SERVER: Final = "server"

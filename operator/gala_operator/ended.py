@@ -29,7 +29,8 @@ def actions(run: RunObject, observed: Observed, now: datetime, settings: Operato
     end = times.read(run.status.get("completionTime")) or now
     policy = _policy(run)
     own = situation.own_pods(run, observed)
-    running = [pod for pod in situation.learner_pods(run, observed) if pod.phase not in ("Succeeded", "Failed")]
+    learners = situation.learner_pods(run, observed)
+    running = [pod for pod in learners if pod.phase not in ("Succeeded", "Failed")]
     trained = "finishingTime" in run.status
     exits_until = end + RELEASE if trained else end
     waiting = bool(running) and now < exits_until
@@ -42,7 +43,8 @@ def actions(run: RunObject, observed: Observed, now: datetime, settings: Operato
     served = None if delete_run else serving.assess(run, observed, now, settings)
     if served is not None and served.look_again is not None:
         requeue.append(served.look_again)
-    superfluous = () if waiting else _superfluous(policy, own, running, trained=trained)
+    lingering = [pod for pod in learners if pod.lingering]
+    superfluous = () if waiting else _superfluous(policy, own, running, lingering, trained=trained)
     return Actions(
         release=tuple(pod.ip for pod in running if pod.ip is not None and not pod.deleting) if waiting else (),
         create=() if served is None else served.create,
@@ -55,13 +57,20 @@ def actions(run: RunObject, observed: Observed, now: datetime, settings: Operato
 
 
 def _superfluous(
-    policy: RunPolicy, own: Sequence[ObservedPod], running: Sequence[ObservedPod], *, trained: bool
+    policy: RunPolicy,
+    own: Sequence[ObservedPod],
+    running: Sequence[ObservedPod],
+    lingering: Sequence[ObservedPod],
+    *,
+    trained: bool,
 ) -> tuple[DeletePod, ...]:
     """By cleanPodPolicy. The results pod serves `gala fetch` and goes only with All. Learners that were still at work
     when the run failed are stopped whatever the policy: a run that is over does not go on training."""
     if policy.clean_pod_policy == "All":
         chosen = own
-    elif policy.clean_pod_policy == "Running" or not trained:
+    elif policy.clean_pod_policy == "Running":
+        chosen = (*running, *lingering)
+    elif not trained:
         chosen = running
     else:
         chosen = ()

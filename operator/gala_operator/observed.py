@@ -51,6 +51,7 @@ class ObservedPod:
     created: datetime
     deleting: bool
     phase: PodPhase
+    """Of our container: Succeeded or Failed as soon as that has ended, also where others of the pod go on."""
     ready: bool
     ip: str | None
     scheduling_problem: str | None = None
@@ -69,6 +70,8 @@ class ObservedPod:
     finished_at: datetime | None = None
     node: str | None = None
     """Where it runs; None before it is placed."""
+    lingering: bool = False
+    """Our container has ended and another one of the pod goes on: a sidecar that somebody has injected."""
     end_due: datetime | None = None
     """Of a pod that is being deleted: when it was to have ended, its grace included (deletionTimestamp)."""
 

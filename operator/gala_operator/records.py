@@ -103,11 +103,15 @@ def pod(raw: Raw) -> ObservedPod | None:
         return None
     if not role or (role == names.ROLE_RESULTS) != (rank is None):
         return None
-    phase = status.get("phase", "Pending")
     conditions = {text(condition.get("type")): condition for condition in items(status.get("conditions"))}
-    # The container of ours is the first; what a user's overlay adds comes after it.
-    container = next(iter(items(status.get("containerStatuses"))), {})
+    containers = items(status.get("containerStatuses"))
+    ours = names.CONTAINER_LEARNER if role != names.ROLE_RESULTS else names.CONTAINER_RESULTS
+    # The kubelet sorts them by their names, and admission may have added some.
+    container = next((each for each in containers if each.get("name") == ours), {})
     waiting, ended = _waiting(status, container), _ended(container)
+    # While none of them is left the kubelet is about to say itself how the pod has ended: evicted, for one.
+    lingering = bool(ended) and any(not _ended(each) for each in containers if each is not container)
+    phase = _phase(status, ended, lingering=lingering)
     scheduled = conditions.get("PodScheduled", {})
     return ObservedPod(
         name=name,
@@ -119,7 +123,7 @@ def pod(raw: Raw) -> ObservedPod | None:
         plan_epoch=_number(annotations.get(names.ANNOTATION_PLAN_EPOCH)),
         created=times.read(meta.get("creationTimestamp")) or EPOCH,
         deleting=bool(meta.get("deletionTimestamp")),
-        phase=cast("PodPhase", sys.intern(phase)) if phase in get_args(PodPhase) else "Unknown",
+        phase=phase,
         ready=conditions.get("Ready", {}).get("status") == "True",
         ip=_optional(status.get("podIP")),
         scheduling_problem=_optional(scheduled.get("message"), "cannot be scheduled")
@@ -131,9 +135,10 @@ def pod(raw: Raw) -> ObservedPod | None:
         termination_reason=_optional(status.get("reason")) or _optional(ended.get("reason")),
         # The end of a log is what tells.
         termination_message=text(ended.get("message"))[-MAX_MESSAGE:] or _optional(status.get("message")),
-        disrupted=_disrupted(status, conditions),
+        disrupted=_disrupted(status, phase, conditions),
         finished_at=times.read(ended.get("finishedAt")),
         node=_optional(mapping(raw.get("spec")).get("nodeName")),
+        lingering=lingering,
         end_due=times.read(meta.get("deletionTimestamp")),
     )
 
@@ -172,10 +177,17 @@ def _ended(container: Raw) -> Raw:
     return mapping(mapping(container.get("state")).get("terminated"))
 
 
-def _disrupted(status: Raw, conditions: Mapping[str, Raw]) -> bool:
+def _phase(status: Raw, ended: Raw, *, lingering: bool) -> PodPhase:
+    phase = status.get("phase", "Pending")
+    if lingering and phase in ("Pending", "Running"):
+        return "Succeeded" if _exit_code(ended) == 0 else "Failed"
+    return cast("PodPhase", sys.intern(phase)) if phase in get_args(PodPhase) else "Unknown"
+
+
+def _disrupted(status: Raw, phase: PodPhase, conditions: Mapping[str, Raw]) -> bool:
     if text(status.get("reason")) in DISRUPTIONS:
         return True
-    return status.get("phase") == "Failed" and conditions.get("DisruptionTarget", {}).get("status") == "True"
+    return phase == "Failed" and conditions.get("DisruptionTarget", {}).get("status") == "True"
 
 
 def _exit_code(ended: Raw) -> int | None:

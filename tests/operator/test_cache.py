@@ -135,7 +135,9 @@ def test_a_snapshot_does_not_change_afterwards() -> None:
 def test_of_a_long_last_log_its_end_is_kept() -> None:
     # The kubelet hands over up to 2048 bytes, and the error itself is on the last line.
     ended = {"exitCode": 1, "reason": "Error", "message": "x" * records.MAX_MESSAGE + "\nRuntimeError: why"}
-    pod = records.pod(pod_raw(1, phase="Failed", containerStatuses=[{"state": {"terminated": ended}}]))
+    pod = records.pod(
+        pod_raw(1, phase="Failed", containerStatuses=[{"name": "learner", "state": {"terminated": ended}}])
+    )
     assert pod is not None
     assert pod.termination_message is not None
     assert pod.termination_message.endswith("RuntimeError: why")
@@ -151,6 +153,7 @@ def test_a_pod_is_read_in_full() -> None:
             conditions=[{"type": "Ready", "status": "False"}, {"type": "PodScheduled", "status": "True"}],
             containerStatuses=[
                 {
+                    "name": "learner",
                     "state": {
                         "terminated": {
                             "exitCode": 137,
@@ -158,7 +161,7 @@ def test_a_pod_is_read_in_full() -> None:
                             "message": "the last line",
                             "finishedAt": "2026-11-22T18:05:00Z",
                         }
-                    }
+                    },
                 }
             ],
         )
@@ -194,6 +197,57 @@ def test_a_pod_that_fails_by_itself_is_not_disrupted() -> None:
     assert not pod.disrupted
 
 
+def containers(**states: dict[str, Any]) -> list[dict[str, Any]]:
+    """In the order of the kubelet."""
+    return [{"name": name.replace("_", "-"), "state": states[name]} for name in sorted(states)]
+
+
+def ended_with(code: int) -> dict[str, Any]:
+    return {"terminated": {"exitCode": code, "reason": "Error" if code else "Completed", "message": "last words"}}
+
+
+def test_the_learner_s_own_container_tells_and_not_a_sidecar_s() -> None:
+    statuses = containers(istio_proxy={"running": {}}, learner={"waiting": {"reason": "ErrImagePull"}})
+    pod = records.pod(pod_raw(0, phase="Pending", containerStatuses=statuses))
+    assert pod is not None
+    assert (pod.phase, pod.waiting_reason, pod.lingering) == ("Pending", "ErrImagePull", False)
+
+
+def test_the_results_pod_s_own_container_tells_and_not_a_sidecar_s() -> None:
+    statuses = containers(a_sidecar={"running": {}}, learner={"running": {}}, results=ended_with(1))
+    raw = pod_raw(0, phase="Running", containerStatuses=statuses)
+    raw["metadata"]["labels"]["gala.dev/role"] = "results"
+    del raw["metadata"]["labels"]["gala.dev/rank"]
+    pod = records.pod(raw)
+    assert pod is not None
+    assert (pod.phase, pod.exit_code) == ("Failed", 1)
+
+
+@pytest.mark.parametrize(("code", "phase"), [(0, "Succeeded"), (1, "Failed"), (137, "Failed")])
+def test_a_pod_whose_learner_has_ended_has_ended_though_a_sidecar_goes_on(code: int, phase: str) -> None:
+    statuses = containers(istio_proxy={"running": {}}, learner=ended_with(code))
+    pod = records.pod(pod_raw(0, phase="Running", containerStatuses=statuses))
+    assert pod is not None
+    assert (pod.phase, pod.exit_code, pod.lingering) == (phase, code, True)
+    assert pod.termination_message == "last words"
+    assert not pod.disrupted
+
+
+def test_how_a_pod_has_ended_of_which_no_container_is_left_is_the_kubelet_s_to_say() -> None:
+    # It reports the containers of an evicted pod as ended before it says that the pod was evicted.
+    statuses = containers(istio_proxy=ended_with(0), learner=ended_with(137))
+    pod = records.pod(pod_raw(0, phase="Running", containerStatuses=statuses))
+    assert pod is not None
+    assert (pod.phase, pod.lingering) == ("Running", False)
+
+
+def test_the_end_of_a_sidecar_is_not_the_learner_s() -> None:
+    statuses = containers(istio_proxy=ended_with(1), learner={"running": {}})
+    pod = records.pod(pod_raw(0, phase="Running", containerStatuses=statuses))
+    assert pod is not None
+    assert (pod.phase, pod.exit_code, pod.lingering) == ("Running", None, False)
+
+
 def test_the_scheduler_and_the_kubelet_are_quoted() -> None:
     pod = records.pod(
         pod_raw(
@@ -201,7 +255,9 @@ def test_the_scheduler_and_the_kubelet_are_quoted() -> None:
             conditions=[
                 {"type": "PodScheduled", "status": "False", "message": "0/1 nodes: Insufficient nvidia.com/gpu"}
             ],
-            containerStatuses=[{"state": {"waiting": {"reason": "ErrImagePull", "message": "no such host"}}}],
+            containerStatuses=[
+                {"name": "learner", "state": {"waiting": {"reason": "ErrImagePull", "message": "no such host"}}}
+            ],
         )
     )
     assert pod is not None

@@ -161,6 +161,14 @@ def test_pods_are_cleaned_up_by_policy(scene: Any, policy: str, gone: list[str])
     assert deleted(run.step(after=1)) == gone
 
 
+@pytest.mark.parametrize(("policy", "gone"), [("None", []), ("Running", ["pong-0"])])
+def test_a_pod_in_which_only_a_sidecar_goes_on_is_not_kept_running(scene: Any, policy: str, gone: list[str]) -> None:
+    run = scene(learners=1, runPolicy={"cleanPodPolicy": policy}).start().end()
+    run.pod(0, phase="Succeeded", ready=False, exit_code=0, lingering=True)
+    actions = run.step(after=1)
+    assert (deleted(actions), actions.release) == (gone, ())
+
+
 def test_an_end_is_for_good(scene: Any) -> None:
     run = scene().start().end()
     run.pods.clear()

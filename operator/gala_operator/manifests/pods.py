@@ -20,8 +20,6 @@ from gala_operator.manifests import overlay
 from gala_operator.manifests.metadata import Owner, metadata, pod_labels, spec_hash
 from gala_operator.settings import OperatorSettings
 
-LEARNER_CONTAINER: Final = "learner"
-RESULTS_CONTAINER: Final = "results"
 OPERATOR_VERSION: Final = version("gala")
 HOLD_SECONDS: Final = 86_400
 """How long a finished learner offers its files; the operator releases it as soon as the results are in."""
@@ -50,7 +48,7 @@ def learner_pod(
         name=name,
         labels=pod_labels(owner, plan.learner(rank).role, rank),
         annotations={names.ANNOTATION_ATTEMPT: str(attempt)},
-        container=LEARNER_CONTAINER,
+        container=names.CONTAINER_LEARNER,
         module="gala_worker",
         environment={
             names.ENV_RANK: str(rank),
@@ -75,7 +73,7 @@ def results_pod(
         name=names.results_name(owner.name),
         labels=pod_labels(owner, names.ROLE_RESULTS),
         annotations={},
-        container=RESULTS_CONTAINER,
+        container=names.CONTAINER_RESULTS,
         module="gala_worker.results",
         environment={names.ENV_INCARNATION: str(int(created.timestamp() * 1000))},
         resources=overlay.results_resources(worker),
