@@ -194,7 +194,9 @@ class RunPolicy(Section):
     )
     clean_pod_policy: Literal["None", "Running", "All"] = Field(
         default="Running",
-        description="Which pods are deleted at the run's end. Running keeps the finished ones for their logs.",
+        description="Which pods are deleted at the run's end. None: those of learners that are still at work. Running:"
+        " also those in which a sidecar goes on. All: every pod. What has ended is else kept for its log, and the"
+        " results pod for `gala fetch`.",
     )
 
 

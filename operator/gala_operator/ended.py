@@ -44,7 +44,7 @@ def actions(run: RunObject, observed: Observed, now: datetime, settings: Operato
     if served is not None and served.look_again is not None:
         requeue.append(served.look_again)
     lingering = [pod for pod in learners if pod.lingering]
-    superfluous = () if waiting else _superfluous(policy, own, running, lingering, trained=trained)
+    superfluous = () if waiting else _superfluous(policy, own, running, lingering)
     return Actions(
         release=tuple(pod.ip for pod in running if pod.ip is not None and not pod.deleting) if waiting else (),
         create=() if served is None else served.create,
@@ -61,19 +61,15 @@ def _superfluous(
     own: Sequence[ObservedPod],
     running: Sequence[ObservedPod],
     lingering: Sequence[ObservedPod],
-    *,
-    trained: bool,
 ) -> tuple[DeletePod, ...]:
-    """By cleanPodPolicy. The results pod serves `gala fetch` and goes only with All. Learners that were still at work
-    when the run failed are stopped whatever the policy: a run that is over does not go on training."""
+    """By cleanPodPolicy. The results pod serves `gala fetch` and goes only with All. Learners that are still at work,
+    or have yet to start, are stopped whatever the policy: a run that is over does not go on training."""
     if policy.clean_pod_policy == "All":
         chosen = own
     elif policy.clean_pod_policy == "Running":
         chosen = (*running, *lingering)
-    elif not trained:
-        chosen = running
     else:
-        chosen = ()
+        chosen = running
     return tuple(DeletePod(name=pod.name, uid=pod.uid) for pod in chosen if not pod.deleting)
 
 

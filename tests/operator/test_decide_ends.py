@@ -148,7 +148,7 @@ def test_finished_learners_are_let_go_before_anything_is_cleaned_up(scene: Any) 
 @pytest.mark.parametrize(
     ("policy", "gone"),
     [
-        ("None", []),
+        ("None", ["pong-1"]),
         ("Running", ["pong-1"]),
         ("All", ["pong-0", "pong-1", "pong-2", "pong-results"]),
     ],
@@ -167,6 +167,20 @@ def test_a_pod_in_which_only_a_sidecar_goes_on_is_not_kept_running(scene: Any, p
     run.pod(0, phase="Succeeded", ready=False, exit_code=0, lingering=True)
     actions = run.step(after=1)
     assert (deleted(actions), actions.release) == (gone, ())
+
+
+@pytest.mark.parametrize("policy", ["None", "Running"])
+@pytest.mark.parametrize("fields", [{"phase": "Pending", "ready": False, "ip": None}, {}], ids=["waits", "trains"])
+def test_a_learner_that_was_not_at_the_end_is_stopped_whatever_the_policy(
+    scene: Any, policy: str, fields: dict[str, Any]
+) -> None:
+    run = scene(runPolicy={"cleanPodPolicy": policy}).start().end()
+    run.pod(0, phase="Succeeded", ready=False, exit_code=0)
+    run.fail(2)
+    run.pod(1, **fields)
+    run.answer(1, state="training")
+    assert deleted(run.step(after=29)) == []
+    assert deleted(run.step(after=1)) == ["pong-1"]
 
 
 def test_an_end_is_for_good(scene: Any) -> None:
