@@ -37,6 +37,8 @@ from gala_operator.settings import OperatorSettings
 log = logging.getLogger("gala_operator")
 
 DISCOVERY_SECONDS: Final = 5.0
+LEASE_REQUESTS: Final = 1
+"""At a time: the elector asks one after the other."""
 STOP_SECONDS: Final = 1.0
 """For what is left of the Events, and for kopf's tasks to end by themselves: they have nothing to lose."""
 
@@ -48,8 +50,10 @@ async def serve(settings: OperatorSettings) -> int:
     metrics = Metrics()
     health = Health(settings.resync_seconds)
     cluster = Cluster(await load_configuration(), concurrency=settings.api_concurrency, observe=metrics.observe_request)
+    # Behind hundreds of requests for the runs a renewal would come too late, and the lease would be lost.
+    lease_cluster = Cluster(await load_configuration(), concurrency=LEASE_REQUESTS, observe=metrics.observe_request)
     elector = LeaderElector(
-        cluster,
+        lease_cluster,
         namespace=settings.namespace,
         identity=settings.identity,
         lease_seconds=settings.lease_seconds,
@@ -64,6 +68,7 @@ async def serve(settings: OperatorSettings) -> int:
         metrics.is_leader.set(0)
         if settings.leader_election:
             await elector.release()
+        await lease_cluster.close()
         await cluster.close()
 
 

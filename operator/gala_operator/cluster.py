@@ -82,7 +82,8 @@ class Cluster:
         concurrency: int,
         observe: Callable[[str, str, int, float], None] = lambda verb, resource, code, seconds: None,
     ) -> None:
-        """`observe` is told verb, resource, code and seconds of every request."""
+        """At most `concurrency` requests are under way at a time; `observe` is told verb, resource, code and seconds of
+        each."""
         configuration.connection_pool_maxsize = concurrency
         # Else aiohttp asks a thread for ~/.netrc, which has no say here, and another for proxies, at every request.
         configuration.client_session_kwargs = {"trust_env": bool(getproxies())}
@@ -276,8 +277,8 @@ class Cluster:
         accept: str = JSON,
     ) -> Raw:
         url = self._configuration.host + quote(path) + (f"?{urlencode(query)}" if query else "")
-        async with self._slots:
-            for rejections in range(MAX_REJECTIONS + 1):
+        for rejections in range(MAX_REJECTIONS + 1):
+            async with self._slots:
                 code, started = 0, time.monotonic()
                 try:
                     headers = {"Accept": accept, "Content-Type": content_type, "User-Agent": FIELD_MANAGER}
@@ -292,9 +293,10 @@ class Cluster:
                     raise ApiError(0, type(error).__name__, str(error) or type(error).__name__) from error
                 finally:
                     self._observe(verb, resource, code, time.monotonic() - started)
-                if code != 429 or rejections == MAX_REJECTIONS:
-                    break
-                await asyncio.sleep(_retry_after(response.getheader("Retry-After")))
+            if code != 429 or rejections == MAX_REJECTIONS:
+                break
+            # Without its slot: what the server has time for need not wait as well.
+            await asyncio.sleep(_retry_after(response.getheader("Retry-After")))
         document = _document(data)
         if not 200 <= code < 300:
             raise ApiError(code, str(document.get("reason", "")), str(document.get("message", ""))[:2000])

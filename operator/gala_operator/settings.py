@@ -46,7 +46,7 @@ class OperatorSettings:
     monitoring_namespace: str = ""
     """Whose pods may scrape the learners; empty = nobody but the operator."""
     api_concurrency: int = 32
-    """API requests under way at the same time."""
+    """API requests under way at the same time, beside the lease's own."""
     log_format: str = "json"
     """json or text."""
 

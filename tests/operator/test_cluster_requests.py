@@ -10,7 +10,10 @@ import pytest
 from aiohttp import web
 from kubernetes.aio.client.configuration import Configuration
 
+from gala_operator import __main__ as main
 from gala_operator.cluster import ApiError, Cluster
+from gala_operator.leader import LeaderElector
+from gala_operator.settings import OperatorSettings
 from gala_operator.testing import pod_raw
 
 Answer = tuple[int, Any] | tuple[int, Any, dict[str, str]]
@@ -169,6 +172,55 @@ def test_an_overloaded_server_is_asked_again() -> None:
     seen: list[Any] = []
     assert asking(server, lambda cluster: cluster.get("Pod", "lab", "pong-0"), seen) == {"kind": "Pod"}
     assert [code for _, _, code in seen] == [429, 200]
+
+
+def test_a_request_that_was_turned_away_does_not_keep_others_waiting_while_it_waits() -> None:
+    server = ApiServer((429, "", {"Retry-After": "1"}), (200, {"kind": "Service"}), (200, {"kind": "Pod"}))
+
+    async def scenario(near: Cluster) -> None:
+        cluster = Cluster(Configuration(host=near._configuration.host), concurrency=1)
+        try:
+            turned_away = asyncio.create_task(cluster.get("Pod", "lab", "pong-0"))
+            while not server.requests:
+                await asyncio.sleep(0.01)
+            await cluster.get("Service", "lab", "pong")
+            await turned_away
+        finally:
+            await cluster.close()
+
+    asking(server, scenario)
+    assert [path.split("/")[5] for _, path, _, _ in server.requests] == ["pods", "services", "pods"]
+
+
+def test_the_lease_does_not_wait_for_the_requests_of_the_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    lease = {
+        "kind": "Lease",
+        "metadata": {"name": "gala-operator", "namespace": "default", "resourceVersion": "1"},
+        "spec": {"holderIdentity": "gala-operator"},
+    }
+    server = ApiServer(status(404, "NotFound"), (201, lease), (200, lease))
+
+    async def scenario(near: Cluster) -> int:
+        async def configuration() -> Configuration:
+            return Configuration(host=near._configuration.host)
+
+        async def prepare(*_: Any) -> None:
+            """Nothing: the scripted server has no resources."""
+
+        async def lead(stop: Any, settings: OperatorSettings, cluster: Cluster, elector: LeaderElector, *_: Any) -> int:
+            for _ in range(settings.api_concurrency):
+                await cluster._slots.acquire()
+            await elector.acquire()
+            return 0
+
+        monkeypatch.setattr(main, "load_configuration", configuration)
+        monkeypatch.setattr(main, "_prepare", prepare)
+        monkeypatch.setattr(main, "_lead", lead)
+        settings = OperatorSettings(http_port=0, leader_election=True, lease_seconds=600.0, api_concurrency=2)
+        return await asyncio.wait_for(main.serve(settings), 20)
+
+    assert asking(server, scenario) == 0
+    assert [method for method, *_ in server.requests] == ["GET", "POST", "PUT"], "taken, and then released"
 
 
 def test_a_refusal_says_what_the_server_said() -> None:
