@@ -66,7 +66,7 @@ class ObservedPod:
     """The last lines of the container's log (FallbackToLogsOnError)."""
     disrupted: bool = False
     """Ended by the cluster and not by itself: condition DisruptionTarget, or reason Evicted, Preempted, NodeLost,
-    NodeShutdown, Terminated, NodeAffinity... Does not count against backoffLimit."""
+    NodeShutdown, Terminated, NodeAffinity..., or refused by its node. Does not count against backoffLimit."""
     finished_at: datetime | None = None
     node: str | None = None
     """Where it runs; None before it is placed."""

@@ -47,6 +47,8 @@ DISRUPTIONS: Final = frozenset(
     }
 )
 """`status.reason` of pods that the cluster ended, not themselves."""
+DEADLINE_EXCEEDED: Final = "DeadlineExceeded"
+"""`status.reason` of a pod that used up the time its own spec gives it, maybe before anything of it had started."""
 IMAGE_PROBLEMS: Final = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "CreateContainerConfigError"}
 )
@@ -185,9 +187,22 @@ def _phase(status: Raw, ended: Raw, *, lingering: bool) -> PodPhase:
 
 
 def _disrupted(status: Raw, phase: PodPhase, conditions: Mapping[str, Raw]) -> bool:
-    if text(status.get("reason")) in DISRUPTIONS:
+    reason = text(status.get("reason"))
+    if reason in DISRUPTIONS:
+        return True
+    # A node that does not admit a pod has many reasons: TopologyAffinityError, OutOf<any resource>...
+    if status.get("phase") == "Failed" and reason not in ("", DEADLINE_EXCEEDED) and not _has_started(status):
         return True
     return phase == "Failed" and conditions.get("DisruptionTarget", {}).get("status") == "True"
+
+
+def _has_started(status: Raw) -> bool:
+    """Whether any container of the pod runs or has run."""
+    for each in [*items(status.get("initContainerStatuses")), *items(status.get("containerStatuses"))]:
+        state = mapping(each.get("state"))
+        if "running" in state or "terminated" in state or mapping(each.get("lastState")):
+            return True
+    return False
 
 
 def _exit_code(ended: Raw) -> int | None:

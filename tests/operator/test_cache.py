@@ -175,6 +175,9 @@ def test_a_pod_is_read_in_full() -> None:
     assert pod.scheduling_problem is None
 
 
+LEARNER_KILLED = {"name": "learner", "state": {"terminated": {"exitCode": 137}}}
+
+
 @pytest.mark.parametrize(
     "status",
     [
@@ -182,6 +185,18 @@ def test_a_pod_is_read_in_full() -> None:
         pytest.param({"phase": "Failed", "reason": "NodeShutdown"}, id="node shutdown"),
         pytest.param(
             {"phase": "Failed", "conditions": [{"type": "DisruptionTarget", "status": "True"}]}, id="condition"
+        ),
+        pytest.param(
+            {"phase": "Failed", "reason": "Evicted", "containerStatuses": [LEARNER_KILLED]}, id="evicted while it ran"
+        ),
+        pytest.param({"phase": "Failed", "reason": "TopologyAffinityError"}, id="refused by its node"),
+        pytest.param(
+            {
+                "phase": "Failed",
+                "reason": "OutOfexample.com/fpga",
+                "containerStatuses": [{"name": "learner", "state": {"waiting": {}}, "lastState": {}}],
+            },
+            id="refused for any resource",
         ),
     ],
 )
@@ -191,8 +206,19 @@ def test_a_pod_that_the_cluster_ended_is_disrupted(status: dict[str, Any]) -> No
     assert pod.disrupted
 
 
-def test_a_pod_that_fails_by_itself_is_not_disrupted() -> None:
-    pod = records.pod(pod_raw(0, phase="Failed", conditions=[{"type": "DisruptionTarget", "status": "False"}]))
+@pytest.mark.parametrize(
+    "status",
+    [
+        pytest.param({"conditions": [{"type": "DisruptionTarget", "status": "False"}]}, id="condition is false"),
+        pytest.param({"containerStatuses": [LEARNER_KILLED]}, id="killed"),
+        pytest.param({"reason": "Odd", "containerStatuses": [LEARNER_KILLED]}, id="started, whatever the reason"),
+        pytest.param({"reason": "Odd", "containerStatuses": [{"lastState": {"terminated": {}}}]}, id="started before"),
+        pytest.param({"reason": "Odd", "initContainerStatuses": [LEARNER_KILLED]}, id="an init container failed"),
+        pytest.param({"reason": "DeadlineExceeded"}, id="out of time before it started"),
+    ],
+)
+def test_a_pod_that_fails_by_itself_is_not_disrupted(status: dict[str, Any]) -> None:
+    pod = records.pod(pod_raw(0, phase="Failed", **status))
     assert pod is not None
     assert not pod.disrupted
 
