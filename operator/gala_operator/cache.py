@@ -62,7 +62,8 @@ class Cache:
         self._foreign: dict[str, dict[str, tuple[Place, str]]] = {kind: {} for kind in WATCHED_KINDS}
         """uid -> place and resourceVersion of what carries our label and is none of ours."""
         self._families: dict[Key, _Family] = {}
-        self._gone: OrderedDict[str, None] = OrderedDict()
+        self._gone: OrderedDict[str, str] = OrderedDict()
+        """uid -> resourceVersion at which it went; empty = for good."""
 
     def put(self, kind: str, raw: Raw) -> Key | None:
         """An object as the API server delivered it. Returns the run to look at.
@@ -79,8 +80,9 @@ class Cache:
             return self._put_foreign(kind, place, uid, version)
         if kind == RUN and before is not None and (before.uid, before.version) == (uid, version):
             return None
-        if uid in self._gone or (before is not None and _is_older(version, before.version)):
+        if self.is_gone(uid, version) or (before is not None and _is_older(version, before.version)):
             return key
+        self._gone.pop(uid, None)
         self._foreign[kind].pop(uid, None)
         if before is not None and before.key != key:
             self._drop(kind, place)
@@ -94,15 +96,15 @@ class Cache:
         return key
 
     def remove(self, kind: str, raw: Raw) -> Key | None:
-        """The object is gone. Returns the run to look at."""
+        """The object is gone, or does not carry our label any more. Returns the run to look at."""
         meta = records.metadata(raw)
-        uid = answers.text(meta.get("uid"))
+        uid, version = answers.text(meta.get("uid")), answers.text(meta.get("resourceVersion"))
         place = answers.text(meta.get("namespace")), answers.text(meta.get("name"))
-        return self.remove_uid(kind, place, uid) or records.key_of(kind, raw)
+        return self.remove_uid(kind, place, uid, version) or records.key_of(kind, raw)
 
-    def remove_uid(self, kind: str, place: Place, uid: str) -> Key | None:
-        """As `remove`, for who knows no more than the name and the uid."""
-        self._gone[uid] = None
+    def remove_uid(self, kind: str, place: Place, uid: str, version: str = "") -> Key | None:
+        """As `remove`, for who knows no more than this. Only a newer version can come back; without one none can."""
+        self._gone[uid] = version
         while len(self._gone) > MAX_GONE:
             self._gone.popitem(last=False)
         self._foreign[kind].pop(uid, None)
@@ -161,9 +163,12 @@ class Cache:
         ours = {stored.uid: (place, stored.version) for place, stored in self._stored[kind].items()}
         return self._foreign[kind] | ours
 
-    def is_gone(self, uid: str) -> bool:
-        """Whether the object has been seen to be removed."""
-        return uid in self._gone
+    def is_gone(self, uid: str, version: str = "") -> bool:
+        """Whether the object has been seen to be removed, and this version of it is not from after that.
+
+        To a watch with a selector an object goes when it loses its label, and it may get that back.
+        """
+        return uid in self._gone and not _is_older(self._gone[uid], version)
 
     def put_progress(self, key: Key, progress: LearnerProgress) -> None:
         """A learner has answered."""
@@ -185,7 +190,8 @@ class Cache:
         before = self._stored[kind].get(place)
         ours = before if before is not None and before.uid == uid else None
         known = self._foreign[kind].get(uid, (place, ""))[1] if ours is None else ours.version
-        if uid and uid not in self._gone and not _is_older(version, known):
+        if uid and not self.is_gone(uid, version) and not _is_older(version, known):
+            self._gone.pop(uid, None)
             if ours is not None:
                 self._drop(kind, place)
             self._foreign[kind][uid] = place, version
@@ -222,5 +228,6 @@ def _parse(kind: str, raw: Raw) -> Record | None:
 
 
 def _is_older(version: str, than: str) -> bool:
-    """Versions are compared as numbers, which today's servers promise; what is no number counts as newer."""
+    """Versions are compared as numbers, which today's servers promise; what is no number is not older than anything,
+    nor is anything older than it."""
     return version.isdigit() and than.isdigit() and int(version) < int(than)

@@ -155,14 +155,14 @@ class Resync:
         for kind in WATCHED_KINDS:
             before = self._cache.versions(kind)
             listed = await self._listed(kind)
-            for uid, (place, _) in before.items():
+            for uid, (place, version) in before.items():
                 if uid not in listed and not self._cache.is_gone(uid):
                     log.info("%s %s/%s is gone; its deletion was missed", kind, *place)
-                    self._cache.remove_uid(kind, place, uid)
+                    self._cache.remove_uid(kind, place, uid, version)
             now = self._cache.versions(kind)
             for uid, version in listed.items():
                 ours = now[uid][1] if uid in now else ""
-                if ours != version and not self._cache.is_gone(uid) and not _is_newer(ours, version):
+                if ours != version and not self._cache.is_gone(uid, version) and not _is_newer(ours, version):
                     late[uid] = ours
                     if self._late.get(uid) == ours:
                         raise WatchStalledError(
@@ -180,7 +180,7 @@ class Resync:
 
     def _missing(self, kind: str, listed: Mapping[str, str]) -> set[str]:
         seen = self._cache.versions(kind)
-        return {uid for uid in listed if uid not in seen and not self._cache.is_gone(uid)}
+        return {uid for uid, version in listed.items() if uid not in seen and not self._cache.is_gone(uid, version)}
 
 
 def _is_newer(ours: str, version: str) -> bool:

@@ -64,6 +64,29 @@ def test_a_removed_object_does_not_come_back_with_a_late_answer() -> None:
     assert cache.is_gone("first")
 
 
+def test_a_pod_whose_label_is_taken_away_and_given_back_is_seen_again() -> None:
+    cache = Cache()
+    cache.put("Pod", pod_raw(version=4))
+    # To a watch with a selector it is deleted, at the version that has no label any more.
+    cache.remove("Pod", pod_raw(version=5))
+    for late in (4, 5):
+        assert cache.put("Pod", pod_raw(version=late)) == KEY
+        assert cache.observed(KEY).pods == ()
+    assert cache.put("Pod", pod_raw(version=6, phase="Running")) == KEY
+    assert [pod.phase for pod in cache.observed(KEY).pods] == ["Running"]
+    assert not cache.is_gone("pod-pong-0")
+    cache.remove("Pod", pod_raw(version=7))
+    assert cache.observed(KEY).pods == ()
+
+
+def test_a_pod_that_was_deleted_by_ourselves_does_not_come_back_with_any_version() -> None:
+    cache = Cache()
+    cache.put("Pod", pod_raw(version=4))
+    assert cache.remove_uid("Pod", ("lab", "pong-0"), "pod-pong-0") == KEY
+    cache.put("Pod", pod_raw(version=6))
+    assert cache.observed(KEY).pods == ()
+
+
 def test_a_deleted_run_takes_its_progress_along_and_a_successor_starts_without() -> None:
     cache = Cache()
     cache.put("GalaRun", run_raw())

@@ -121,6 +121,26 @@ def test_a_resync_removes_what_went_unseen_and_queues_every_run() -> None:
     run(scenario)
 
 
+def test_a_pod_that_got_its_label_back_is_waited_for_and_seen() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.see(pod_raw(0))
+        del world.cluster.objects["Pod", "lab", "pong-0"]
+        await world.resync.compare()
+        back = world.cluster.put(pod_raw(0))
+        await world.resync.compare()
+        world.cache.put("Pod", back)
+        await world.resync.compare()
+        assert [pod.name for pod in world.cache.pods(KEY)] == ["pong-0"]
+        world.cache.remove("Pod", back)
+        world.cluster.put(pod_raw(0))
+        await world.resync.compare()
+        with pytest.raises(WatchStalledError, match="seen never"):
+            await world.resync.compare()
+
+    run(scenario)
+
+
 def test_a_watch_that_is_late_once_is_not_dead_but_twice_it_is() -> None:
     async def scenario() -> None:
         world = World()
