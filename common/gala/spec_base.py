@@ -41,7 +41,9 @@ DNS_LABEL: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 RFC1035_LABEL: Final = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 DNS_SUBDOMAIN: Final = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"
 ENVIRONMENT_VARIABLE: Final = r"^[A-Za-z_][A-Za-z0-9_]*$"
-ABSOLUTE_PATH: Final = r"^/[^:]*$"
+ABSOLUTE_PATH: Final = r"^(/([^/:.]|\.[^/:.]|\.\.[^/:])[^/:]*)+/?$"
+"""Without a part that is empty, `.` or `..`: else /etc//gala would be another text than /etc/gala, and the same place.
+Neither reader's engine has look-ahead."""
 LABEL_KEY: Final = r"^([a-z0-9]([-.a-z0-9]*[a-z0-9])?/)?[A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?$"
 LABEL_VALUE: Final = r"^([A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?)?$"
 NO_BLANKS: Final = r"^[!-~]+$"
@@ -53,7 +55,7 @@ IN_WORDS: Final[Mapping[str, str]] = {
     RFC1035_LABEL: "must consist of lower-case letters, digits and inner dashes, and begin with a letter",
     DNS_SUBDOMAIN: "must consist of lower-case letters, digits, inner dashes and dots",
     ENVIRONMENT_VARIABLE: "must consist of letters, digits and underscores, and not begin with a digit",
-    ABSOLUTE_PATH: "must be an absolute path without a colon",
+    ABSOLUTE_PATH: "must be an absolute path without a colon, and without //, /./ or /../ in it",
     LABEL_KEY: "must be a label key such as example.com/gpu",
     LABEL_VALUE: "must be a label value: letters, digits, inner dashes, underscores and dots",
     NO_BLANKS: "must not contain blanks or characters outside of ASCII",

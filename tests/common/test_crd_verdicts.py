@@ -147,6 +147,20 @@ def test_an_exponent_of_a_quantity_has_at_most_two_digits(part: str, quantity: s
     assert accepted or "an exponent has at most two digits" in python[0]
 
 
+@pytest.mark.parametrize(
+    ("path", "accepted"),
+    [
+        *((path, True) for path in ("/data", "/data/", "/a/.b/..c/...", "/etc/galaxy", "/a b", "/etc", "/..a")),
+        *((path, False) for path in ("", "/", "//", "data", "/a:b", "/.", "/..", "/a/.", "/a/..", "/a//")),
+        *((path, False) for path in ("/etc//gala", "/etc/./gala", "//etc/gala", "/etc/x/../gala", "/etc/gala/")),
+    ],
+)
+def test_a_mount_path_has_no_empty_or_dotted_part_and_does_not_lead_to_the_plan(path: str, accepted: bool) -> None:
+    pod = {"volumes": [{"name": "a", "emptyDir": {}}], "volumeMounts": [{"name": "a", "mountPath": path}]}
+    server, python = both(with_spec({"worker": {"podTemplate": {"spec": pod}}}))
+    assert (not server, not python) == (accepted, accepted)
+
+
 CASES = {
     "a server or learner alone": {"algorithm": "IMPALA", "learners": 1},
     "minibatches without a decision": {

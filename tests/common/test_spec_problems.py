@@ -167,6 +167,21 @@ from run_documents import MINIMAL, problems, with_spec
             id="quantity",
         ),
         pytest.param(
+            with_spec(
+                worker={
+                    "podTemplate": {
+                        "spec": {
+                            "volumes": [{"name": "a", "emptyDir": {}}],
+                            "volumeMounts": [{"name": "a", "mountPath": "/etc//gala"}],
+                        }
+                    }
+                }
+            ),
+            "spec.worker.podTemplate.spec.volumeMounts[0].mountPath:"
+            " must be an absolute path without a colon, and without //, /./ or /../ in it, got '/etc//gala'",
+            id="two spellings of a path",
+        ),
+        pytest.param(
             with_spec(worker={"env": [{"name": "A"}, {"name": "B"}, {"name": "A"}]}),
             "spec.worker.env: must not have two entries with the same name, got 'A'",
             id="same variable twice",

@@ -195,6 +195,20 @@ def test_a_learner_computes_with_as_many_threads_as_it_has_cores_to_itself(
     assert environment.get("OMP_NUM_THREADS") == threads
 
 
+def test_the_plan_is_mounted_whatever_a_mount_of_the_users_says() -> None:
+    pod = {"volumes": [{"name": "a", "emptyDir": {}}], "volumeMounts": [{"name": "a", "mountPath": "/etc/x"}]}
+    run = run_with(worker={"podTemplate": {"spec": pod}})
+    template = run.spec.worker.pod_template
+    assert template is not None
+    # As if a spelling of that place had passed gala.spec.
+    mount = template.spec.volume_mounts[0].model_copy(update={"mount_path": "/etc//gala"})
+    overlaid = template.model_copy(update={"spec": template.spec.model_copy(update={"volume_mounts": (mount,)})})
+    worker = run.spec.worker.model_copy(update={"pod_template": overlaid})
+    unchecked = run.model_copy(update={"spec": run.spec.model_copy(update={"worker": worker})})
+    mounts = container_of(learner_of(unchecked))["volumeMounts"]
+    assert {"name": "gala-plan", "mountPath": "/etc/gala", "readOnly": True} in mounts
+
+
 def test_checkpoints_live_where_the_run_says() -> None:
     def output(checkpoint: dict[str, Any], pod: Any) -> dict[str, Any]:
         return mounts_of(pod(run_with(checkpoint=checkpoint)))["/var/lib/gala"]

@@ -110,7 +110,8 @@ def environment(worker: Worker, own: dict[str, str]) -> list[dict[str, Any]]:
 def volumes(worker: Worker, owner: Owner, checkpoint: CheckpointVolume | None, claim: str) -> dict[str, Any]:
     """The pod's volumes and the container's volumeMounts.
 
-    A user's mount at the place of one of ours wins: a larger /dev/shm, a /tmp on a disk of one's own.
+    A user's mount at the place of one of ours wins: a larger /dev/shm, a /tmp on a disk of one's own. Only the plan is
+    always ours: `gala.spec` refuses mounts there, and without it no learner starts.
 
     Args:
         worker: of the run.
@@ -130,7 +131,7 @@ def volumes(worker: Worker, owner: Owner, checkpoint: CheckpointVolume | None, c
         (TEMPORARY_VOLUME, "/tmp", {"emptyDir": {}}),
         (SHARED_MEMORY_VOLUME, "/dev/shm", {"emptyDir": {"medium": "Memory", "sizeLimit": SHARED_MEMORY_SIZE}}),
     ]
-    kept = [(name, path, source) for name, path, source in own if path not in taken]
+    kept = [(name, path, source) for name, path, source in own if name == PLAN_VOLUME or path not in taken]
     mounts: list[dict[str, Any]] = [
         {"name": name, "mountPath": path} | ({"readOnly": True} if name == PLAN_VOLUME else {})
         for name, path, _ in kept
