@@ -96,6 +96,9 @@ PORT_GOSSIP: Final = 7070
 PORT_HTTP: Final = 7071
 """HTTP: /healthz /readyz /metrics /status, and for a finished worker /files and /release."""
 
+STATUS_UID: Final = "uid"
+"""In an answer to /status: the run's uid, so that whoever asks at an address that was another run's can tell."""
+
 # Paths in a learner's container.
 
 PLAN_MOUNT: Final = "/etc/gala"

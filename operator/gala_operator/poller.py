@@ -190,12 +190,15 @@ class Poller:
         answer = await self._fetch(pod.ip or "")
         if answer is None:
             return False
+        # Addresses are used again: another run's pod may have this one by now. Learners of earlier versions say no uid.
+        uid = answer.get(names.STATUS_UID, None if pod.role == names.ROLE_RESULTS else run.uid)
+        if uid != run.uid:
+            return False
         if pod.role == names.ROLE_RESULTS:
             results = results_progress(answer, pod_uid=pod.uid)
             if results is not None:
                 self._cache.put_results(key, results)
             return results is not None
-        # Addresses are used again: another run's learner may have this one by now.
         progress = learner_progress(answer, rank=pod.rank or 0, pod_uid=pod.uid)
         if progress is None or answer.get("run") != run.name:
             return False

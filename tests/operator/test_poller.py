@@ -15,7 +15,7 @@ from gala_operator.cache import Cache
 from gala_operator.metrics import Metrics
 from gala_operator.poller import MAX_BODY_BYTES, SAMPLE, Poller, learner_progress, results_progress
 from gala_operator.records import Key
-from gala_operator.testing import pod_raw, run_raw
+from gala_operator.testing import RUN_UID, pod_raw, run_raw
 
 KEY = ("lab", "pong")
 FORMED = {"conditions": [{"type": "RingFormed", "status": "True"}]}
@@ -160,6 +160,8 @@ def test_pods_that_cannot_answer_are_not_asked(pod_status: dict[str, Any]) -> No
     [
         pytest.param(status(7), id="another rank"),
         pytest.param(status(0, run="other"), id="another run, whose pod has the address now"),
+        pytest.param(status(0, uid="another"), id="an earlier run of that name"),
+        pytest.param(status(0, uid=None), id="no uid where there should be one"),
         pytest.param(b"<html>", id="no JSON"),
         pytest.param(b"[" * 100_000, id="too deep"),
         pytest.param([1, 2], id="no object"),
@@ -204,16 +206,46 @@ def test_a_worker_that_is_not_there_is_no_error() -> None:
     run(scenario)
 
 
+def test_a_learner_that_says_of_which_run_it_is_is_heard() -> None:
+    async def scenario() -> None:
+        cache = cache_of(1)
+        learners = Learners()
+        learners.answer = lambda rank: status(rank, uid=RUN_UID)
+        async with learners.serving(), poller_of(cache, learners.port) as poller:
+            assert await poller.poll(KEY) == 1
+
+    run(scenario)
+
+
+def cache_of_results() -> Cache:
+    cache = cache_of(0)
+    raw = pod_raw(0, uid="results", phase="Running", podIP="127.0.1.9")
+    raw["metadata"]["name"] = "pong-results"
+    raw["metadata"]["labels"]["gala.dev/role"] = "results"
+    del raw["metadata"]["labels"]["gala.dev/rank"]
+    cache.put("Pod", raw)
+    return cache
+
+
+@pytest.mark.parametrize("whose", [{}, {"uid": "another"}, {"uid": None}], ids=["nobody's", "another run's", "odd"])
+def test_another_run_s_result_is_none(whose: dict[str, Any]) -> None:
+    async def scenario() -> None:
+        cache = cache_of_results()
+        learners = Learners()
+        learners.answer = lambda rank: {"state": "ready", "card": {"meanReturn": 20}, "sha256": "ab", **whose}
+        async with learners.serving(), poller_of(cache, learners.port) as poller:
+            assert await poller.poll(KEY) == 0
+        assert cache.observed(KEY).results is None
+
+    run(scenario)
+
+
 def test_the_results_pod_is_asked_too() -> None:
     async def scenario() -> None:
-        cache = cache_of(0)
-        raw = pod_raw(0, uid="results", phase="Running", podIP="127.0.1.9")
-        raw["metadata"]["name"] = "pong-results"
-        raw["metadata"]["labels"]["gala.dev/role"] = "results"
-        del raw["metadata"]["labels"]["gala.dev/rank"]
-        cache.put("Pod", raw)
+        cache = cache_of_results()
         learners = Learners()
-        learners.answer = lambda rank: {"state": "ready", "card": {"meanReturn": 20}, "sha256": "ab", "message": "m"}
+        ready = {"uid": RUN_UID, "state": "ready", "card": {"meanReturn": 20}, "sha256": "ab", "message": "m"}
+        learners.answer = lambda rank: ready
         async with learners.serving(), poller_of(cache, learners.port) as poller:
             assert await poller.poll(KEY) == 1
         results = cache.observed(KEY).results

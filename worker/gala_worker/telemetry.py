@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
+from gala import names
 from gala_worker.algorithms.a2c import Update
 from gala_worker.environments import Episode
 from gala_worker.gossip.stats import GossipStats
@@ -29,9 +30,17 @@ class Telemetry:
     """Belongs to the learner thread, except `status`, which any thread may call."""
 
     def __init__(
-        self, *, run: str, rank: int, incarnation: int, total_steps: int, clock: Callable[[], float] = time.monotonic
+        self,
+        *,
+        run: str,
+        uid: str,
+        rank: int,
+        incarnation: int,
+        total_steps: int,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._identity = {"run": run, "rank": rank, "incarnation": incarnation}
+        """`run` and `uid` are the plan's."""
+        self._identity = {"run": run, names.STATUS_UID: uid, "rank": rank, "incarnation": incarnation}
         self.total_steps = total_steps
         """Of the run, as the newest plan has it."""
         self._clock = clock

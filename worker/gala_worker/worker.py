@@ -154,6 +154,7 @@ class Worker:
         config, plan = self._config, self._plan
         self._telemetry = Telemetry(
             run=plan.run_name,
+            uid=plan.run_uid,
             rank=config.rank,
             incarnation=config.incarnation,
             total_steps=self._spec.total_steps,

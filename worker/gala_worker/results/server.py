@@ -27,7 +27,7 @@ class Board:
     """What is known so far. Written by the main thread and by the collector, read by the server."""
 
     def __init__(self, plan: RunPlan) -> None:
-        self._identity = {"role": names.ROLE_RESULTS, "run": plan.run_name, "uid": plan.run_uid}
+        self._identity = {"role": names.ROLE_RESULTS, "run": plan.run_name, names.STATUS_UID: plan.run_uid}
         self._state: Literal["collecting", "evaluating", "ready", "failed"] = "collecting"
         self._message = f"fetching the final models of {len(plan.learners)} learners"
         self._card: dict[str, Any] | None = None
