@@ -103,10 +103,12 @@ class FakeCluster:
         labels = {"gala.dev/run": run, "gala.dev/run-uid": uid, "gala.dev/role": "results" if rank is None else "actor"}
         labels |= {} if rank is None else {"gala.dev/rank": str(rank)}
         state = {"waiting": {"reason": waiting}} if waiting else {"running": {}} if running else {"terminated": {}}
+        container = "results" if rank is None else "learner"
+        sidecar = {"name": "istio-proxy", "state": {"waiting": {"reason": "PodInitializing"}}}  # sorted by name
         self.pods.append(
             {
                 "metadata": {"name": name, "namespace": "default", "uid": str(uuid.uuid4()), "labels": labels},
-                "status": {"phase": "Running", "containerStatuses": [{"name": "learner", "state": state}]},
+                "status": {"phase": "Running", "containerStatuses": [sidecar, {"name": container, "state": state}]},
             }
         )
 
@@ -193,6 +195,8 @@ class FakeCluster:
         return web.json_response({"kind": "PodList", "apiVersion": "v1", "items": items})
 
     async def _log(self, request: web.Request) -> web.StreamResponse:
+        if "container" not in request.query:  # the server's answer where a pod has several
+            return web.json_response({"message": "a container name must be specified"}, status=400)
         response = web.StreamResponse()
         await response.prepare(request)
         for piece in self.logs.get(request.match_info["name"], []):

@@ -169,14 +169,15 @@ class Cluster:
         return sorted(pods, key=lambda pod: (pod.rank is None, pod.rank or 0, pod.name))
 
     def log_lines(
-        self, pod: str, *, follow: bool = False, tail: int | None = None, since_seconds: int | None = None
+        self, pod: Pod, *, follow: bool = False, tail: int | None = None, since_seconds: int | None = None
     ) -> Iterator[str]:
-        """A pod's log, line by line, as it comes."""
+        """What our container of a pod writes, line by line, as it comes."""
         response = self._ask(
             self._core.read_namespaced_pod_log,
             timeout=FOLLOWING_SECONDS if follow else TIMEOUT_SECONDS,
-            name=pod,
+            name=pod.name,
             namespace=self.namespace,
+            container=_container(pod.rank),
             follow=follow,
             tail_lines=tail,
             since_seconds=since_seconds,
@@ -261,19 +262,26 @@ def _pod(item: Mapping[str, Any]) -> Pod:
     metadata = item.get("metadata") or {}
     labels = metadata.get("labels") or {}
     status = item.get("status") or {}
-    containers = status.get("containerStatuses") or [{}]
-    state = containers[0].get("state") or {}
+    label = str(labels.get(names.LABEL_RANK, ""))
+    rank = int(label) if label.isascii() and label.isdigit() else None
+    # The kubelet sorts them by name, and admission may have put a sidecar before ours.
+    states = {each.get("name"): each.get("state") for each in status.get("containerStatuses") or ()}
+    state = states.get(_container(rank)) or {}
     waiting = state.get("waiting") or {}
-    rank = str(labels.get(names.LABEL_RANK, ""))
     return Pod(
         name=str(metadata.get("name", "")),
         uid=str(metadata.get("uid", "")),
         run_uid=str(labels.get(names.LABEL_RUN_UID, "")),
-        rank=int(rank) if rank.isascii() and rank.isdigit() else None,
+        rank=rank,
         started="running" in state or "terminated" in state,
         reason=str(waiting.get("reason") or status.get("reason") or status.get("phase") or "Pending"),
         running="running" in state and not metadata.get("deletionTimestamp"),
     )
+
+
+def _container(rank: int | None) -> str:
+    """The container that is ours, in a learner's pod or in that of the results."""
+    return names.CONTAINER_RESULTS if rank is None else names.CONTAINER_LEARNER
 
 
 def _items(answer: Mapping[str, Any]) -> list[dict[str, Any]]:

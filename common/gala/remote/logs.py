@@ -53,7 +53,7 @@ def show(cluster: Cluster, name: str, *, rank: str | None, tail: int | None, wri
             note(f"{pod.name} has no log yet: {pod.reason}")
             continue
         prefix = _prefix(pod, alone=rank is not None)
-        for line in cluster.log_lines(pod.name, tail=tail):
+        for line in cluster.log_lines(pod, tail=tail):
             write(prefix + line)
 
 
@@ -111,7 +111,7 @@ class _Reader:
     def _read(self) -> None:
         cluster, pod, prefix, tail, lines = self._arguments
         try:
-            for line in cluster.log_lines(pod.name, follow=True, tail=tail, since_seconds=self._since):
+            for line in cluster.log_lines(pod, follow=True, tail=tail, since_seconds=self._since):
                 self._heard = time.monotonic()
                 lines.put(prefix + line)
         except GalaError:
