@@ -221,6 +221,13 @@ class TestRefusals:
         assert text.startswith("spec.small.base.totalSteps: must be at least 1, got 0")
         assert "such as poles-small-" in text
 
+    @pytest.mark.parametrize("algorithm", [["GALA-A2C", "A2C"], {}, 3])
+    def test_an_algorithm_that_is_no_name_is_told_as_that(self, algorithm: object) -> None:
+        base = {"algorithm": algorithm, "totalSimulators": 8, "environment": {"id": "CartPole-v1"}, "learners": 2}
+        text = refusal(document(base=base, matrix={"seed": [1]}))
+        assert text.startswith("spec.base.algorithm: must be one of GALA-A2C")
+        assert len(text.splitlines()) == 1
+
     @pytest.mark.parametrize(
         ("fields", "expected"),
         [

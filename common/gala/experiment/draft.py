@@ -63,7 +63,7 @@ class Draft:
         learners = self.spec.get("learners", spec.RunSpec.model_fields["learners"].default)
         if type(total) is not int or total < 1:
             return
-        if type(learners) is not int or algorithm not in ALGORITHMS:
+        if type(learners) is not int or not isinstance(algorithm, str) or algorithm not in ALGORITHMS:
             del self.spec[TOTAL_SIMULATORS]  # what is wrong with those two is said without it
             return
         origin = self._origins[(TOTAL_SIMULATORS,)]
