@@ -111,6 +111,10 @@ class TestExpansion:
         entries = [run.entry() for run in expand(data).runs]
         assert [(it.learners, it.simulators, it.total_simulators) for it in entries] == [(4, 16, 64), (5, 16, 64)]
 
+    def test_fields_that_are_null_share_simulators_out_as_their_defaults_do(self) -> None:
+        base = {"environment": {"id": "CartPole-v1"}, "learners": None, "algorithm": None, "totalSimulators": 8}
+        assert [run.entry().simulators for run in expand(document(base=base, matrix={"seed": [1]})).runs] == [2]
+
     def test_a_smaller_scale_replaces_factors_and_adds_the_rest(self) -> None:
         data = document(
             matrix={"environment": ["ALE/Pong-v5"], "algorithm": ["A2C", "A3C"], "seed": ["1..10"]},

@@ -58,9 +58,8 @@ class Draft:
 
         Raises: SpecError when it cannot be shared out evenly.
         """
-        algorithm = self.spec.get("algorithm", spec.RunSpec.model_fields["algorithm"].default)
+        algorithm, learners = self._value("algorithm"), self._value("learners")
         total = self.spec.get(TOTAL_SIMULATORS)
-        learners = self.spec.get("learners", spec.RunSpec.model_fields["learners"].default)
         if type(total) is not int or total < 1:
             return
         if type(learners) is not int or not isinstance(algorithm, str) or algorithm not in ALGORITHMS:
@@ -89,6 +88,11 @@ class Draft:
             return problem
         path = self._origin(tuple(part.partition("[")[0] for part in parts[1:]))
         return Problem(path=path, value=problem.value, message=problem.message, remedy=problem.remedy)
+
+    def _value(self, field: str) -> Any:
+        """Of an outermost field; its default where it is not there or null, as in any GalaRun."""
+        given = self.spec.get(field)
+        return spec.RunSpec.model_fields[field].default if given is None else given
 
     def _put(self, target: dict[str, Any], path: Path, value: Any, origin: str) -> None:
         key = path[-1]
