@@ -129,7 +129,10 @@ def evaluate(
     sampled: Annotated[
         bool, typer.Option("--sampled", help="Draw actions from the policy instead of its best one.")
     ] = False,
-    seed: Annotated[int | None, typer.Option(help="Seed of the simulators.", metavar="N", show_default=False)] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Seed of the simulators.", min=0, max=names.MAX_SEED, metavar="N", show_default=False),
+    ] = None,
 ) -> None:
     """Play with a run's policy and score it, in raw returns."""
     command = [

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
-from gala import document, spec_problems
+from gala import document, names, spec_problems
 from gala.algorithms import ALGORITHMS, GALA_A2C, GALA_PPO
 from gala.errors import SpecError
 from gala.spec_base import (
@@ -224,7 +224,7 @@ class RunSpec(Section):
         default=40_000_000,
         description="Agent decisions over all learners together, after which the run ends. Atari: times 4 = frames.",
     )
-    seed: Annotated[Integer, Field(ge=0, le=2**31 - 1)] = Field(
+    seed: Annotated[Integer, Field(ge=0, le=names.MAX_SEED)] = Field(
         default=1,
         description="Seeds the parameters (the same for all learners) and the simulators; those of A3C's and IMPALA's"
         " acting ranks start elsewhere in their range of seeds at every start.",

@@ -153,6 +153,18 @@ def test_evaluate_passes_its_options_on_and_its_exit_code_back(
     assert called == [[sys.executable, *expected.split()]]
 
 
+@pytest.mark.parametrize(
+    ("seed", "bound"), [("-1", "0"), (str(2**31), "2147483647"), ("99999999999999999999", "2147483647")]
+)
+def test_a_seed_that_no_simulator_takes_is_refused(monkeypatch: pytest.MonkeyPatch, seed: str, bound: str) -> None:
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("it is played with"))
+    ended = CliRunner().invoke(cli.app, ["evaluate", "pole", "--seed", seed])
+    assert ended.exit_code == 2
+    (told,) = [line for line in ended.output.splitlines() if line.startswith("Error: ")]
+    assert "--seed" in told
+    assert bound in told
+
+
 def test_a_misspelt_option_is_the_users_mistake() -> None:
     ended = CliRunner().invoke(cli.app, ["run", "--lerners", "3"])
     assert ended.exit_code == 2

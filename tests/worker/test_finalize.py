@@ -335,6 +335,27 @@ def test_a_run_with_nothing_to_evaluate_says_when_there_will_be(run: Run, capsys
     assert "every 1,000,000 steps" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "bounds"),
+    [
+        ("--seed", "-1", "from 0 to 2147483647"),
+        ("--seed", str(2**31), "from 0 to 2147483647"),
+        ("--seed", "9" * 5000, "from 0 to 2147483647"),
+        ("--seed", "x", "from 0 to 2147483647"),
+        ("--episodes", "0", "from 1 to"),
+    ],
+)
+def test_a_number_out_of_bounds_is_refused(
+    run: Run, capsys: pytest.CaptureFixture[str], option: str, value: str, bounds: str
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        evaluate.main([str(run.directory), f"{option}={value}"])
+    assert end.value.code == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert f"argument {option}: must be a whole number {bounds}" in told
+    assert f"got '{value[:20]}" in told
+
+
 def test_an_unknown_run_is_the_users_mistake(capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate.main(["no-such-run"]) == 2
     assert "there is no run no-such-run" in capsys.readouterr().err

@@ -6,6 +6,7 @@ The final model is played; while a run is not finished, the average of its learn
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import sys
@@ -16,8 +17,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from gala import scores
-from gala.errors import GalaError, UsageError
+from gala import names, scores
+from gala.errors import MAX_SHOWN_VALUE, GalaError, UsageError
 from gala_worker import film
 from gala_worker.evaluation import EvaluationResult, Mode
 from gala_worker.film import Film
@@ -48,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--episodes", type=_positive, default=10, metavar="N", help="whole games to play (default: 10)")
     parser.add_argument("--sampled", action="store_true", help="draw actions from the policy; default: the likeliest")
     parser.add_argument(
-        "--seed", type=int, metavar="N", help="of the games; default: that of the run's final evaluation"
+        "--seed", type=_seed, metavar="N", help="of the games; default: that of the run's final evaluation"
     )
     parser.add_argument("--video", type=Path, metavar="FILE", help="film one more game, as .gif or .mp4")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -56,10 +57,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
+    return _whole(text, 1, sys.maxsize)
+
+
+def _seed(text: str) -> int:
+    return _whole(text, 0, names.MAX_SEED)
+
+
+def _whole(text: str, low: int, high: int) -> int:
+    with contextlib.suppress(ValueError):
+        if low <= (number := int(text)) <= high:
+            return number
+    raise argparse.ArgumentTypeError(f"must be a whole number from {low} to {high}, got {text[:MAX_SHOWN_VALUE]!r}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
