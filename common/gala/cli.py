@@ -16,7 +16,7 @@ import typer
 from gala import names
 from gala.cli_experiment import experiment
 from gala.cli_options import DEFAULT_OUTPUT, File, Learners, Name, Overrides, all_overrides
-from gala.errors import GalaError, SpecError, UsageError
+from gala.errors import GalaError, SpecError, UsageError, reading
 from gala.remote import commands as remote
 
 if TYPE_CHECKING:
@@ -202,8 +202,9 @@ app.add_typer(remote.app)  # without a name: its commands stand beside these
 def _run_directory(run: str, *files: str) -> Path:
     """A run's folder, known by run.json or one of the `files` that are told instead. Raises: UsageError."""
     for path in (Path(run), DEFAULT_OUTPUT / run):
-        if any((path / file).exists() for file in files or (names.RUN_FILE,)):
-            return path
+        with reading(path):
+            if any((path / file).exists() for file in files or (names.RUN_FILE,)):
+                return path
     raise UsageError(f"{run} is not a run: no {names.RUN_FILE} in {run} or in {DEFAULT_OUTPUT / run}")
 
 

@@ -22,9 +22,11 @@ translated where they enter, with `from`.
 
 from __future__ import annotations
 
+import contextlib
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Final
 
 MAX_SHOWN_VALUE: Final = 80
@@ -145,6 +147,18 @@ class SilentError(GossipError):
 
 class MessageError(GossipError):
     """A message is malformed or hostile: it is dropped and counted, nothing else happens."""
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Within it, what the system does not let us look at below `path` is a UsageError: no permission, a name too long.
+
+    pathlib takes "there is none" for an answer; other refusals it raises.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def _shown(value: object) -> str:

@@ -135,6 +135,23 @@ def test_a_run_that_is_not_there_is_named(gala: Gala, command: tuple[str, ...]) 
     assert err == "error: nothing is not a run: no run.json in nothing or in runs/nothing\n"
 
 
+@pytest.mark.parametrize("command", ["evaluate", "report"])
+def test_a_run_that_the_system_does_not_show_is_the_users_mistake(
+    gala: Gala, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    for name in ("x" * 300, f"there/{'x' * 300}"):
+        code, out, err = gala(command, name)
+        assert (code, out) == (2, "")
+        assert len(err.splitlines()) == 1
+        assert err.startswith(f"error: {name}")
+
+    def locked(path: Path, **_: object) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", locked)
+    assert gala(command, "locked") == (2, "", "error: locked: cannot be read: Permission denied\n")
+
+
 def test_evaluate_passes_its_options_on_and_its_exit_code_back(
     gala: Gala, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

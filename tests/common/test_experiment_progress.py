@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from gala.errors import UsageError
 from gala.experiment import definition, matrix
-from gala.experiment.folder import made_steps
+from gala.experiment.folder import Folder, made_steps
 from gala.experiment.index import Index, RunEntry
 from gala.experiment.progress import eta_seconds, groups
 from gala.experiment.table import listing, live_view, plain_line
@@ -143,3 +144,8 @@ def test_curves_and_scores_are_figures_of_the_same_runs(scale: definition.Scale)
     curves, scores = (matrix.expand(definition.load(PAPER / f"{name}.yaml"), scale) for name in ("curves", "scores"))
     assert curves.name == scores.name
     assert [run.document for run in curves.runs] == [run.document for run in scores.runs]
+
+
+def test_a_folder_that_the_system_does_not_take_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="File name too long"):
+        Folder(tmp_path / ("x" * 300)).acquire()

@@ -276,6 +276,26 @@ def test_what_is_not_a_run_is_refused_with_a_hint(tmp_path: Path) -> None:
     assert not (tmp_path / "report.html").exists()
 
 
+def test_a_folder_that_the_system_does_not_show_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="cannot be read: File name too long|no such folder"):
+        report.write([tmp_path / ("x" * 300)], tmp_path / "report.html")
+    run = SyntheticRun(tmp_path, "pong", learners=1, seconds=20)
+    (tmp_path / "locked").mkdir()
+    is_file = Path.is_file
+
+    def locked(path: Path, **options: Any) -> bool:
+        if path.parent.name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path, **options)
+
+    monkeypatch.setattr(Path, "is_file", locked)
+    for look in (report.load, report.is_experiment):
+        with pytest.raises(UsageError, match=r"/locked: cannot be read: Permission denied$"):
+            look(tmp_path / "locked")
+    with pytest.raises(UsageError, match=rf"did you mean {run.directory}\?$"):
+        report.load(tmp_path)
+
+
 def test_an_output_that_cannot_be_written_is_refused_and_leaves_nothing_behind(tmp_path: Path) -> None:
     run = SyntheticRun(tmp_path / "runs", learners=1, seconds=20)
     (tmp_path / "folder").mkdir()

@@ -356,6 +356,16 @@ def test_a_number_out_of_bounds_is_refused(
     assert f"got '{value[:20]}" in told
 
 
+def test_a_final_model_that_cannot_be_looked_at_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def locked(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with Player(run.plan.spec, 1) as player, monkeypatch.context() as patched:
+        patched.setattr(Path, "exists", locked)
+        with pytest.raises(UsageError, match=r"model\.safetensors: cannot be read: Permission denied$"):
+            evaluate.load_newest(player, run.directory, run.plan)
+
+
 def test_an_unknown_run_is_the_users_mistake(capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate.main(["no-such-run"]) == 2
     assert "there is no run no-such-run" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gala import names
 from gala.cores import available_cores
-from gala.errors import CheckpointError, RunError, UsageError
+from gala.errors import CheckpointError, RunError, UsageError, reading
 from gala.plan import SEEDS_PER_LEARNER, RunPlan
 from gala.spec import RunSpec
 from gala_worker import checkpoint, model_file
@@ -124,10 +124,13 @@ def load_newest(player: Player, run_dir: Path, plan: RunPlan) -> str:
 
     Raises:
         RunError: there is neither.
+        UsageError: whether there is a final model cannot be seen.
         CheckpointError: the final model cannot be used.
     """
     final = run_dir / names.FINAL_DIRECTORY / names.MODEL_FILE
-    if final.exists():
+    with reading(final):
+        finished = final.exists()
+    if finished:
         player.load(model_file.load_model(final, player.schema_hash).tensors)
         return "final model"
     newest = {}

@@ -11,7 +11,7 @@ from typing import Any, Final
 import yaml
 
 from gala import names
-from gala.errors import GalaError, UsageError
+from gala.errors import GalaError, UsageError, reading
 from gala.experiment.index import DEFINITION_FILE, INDEX_FILE, Index, RunEntry, read
 from gala.experiment.matrix import PlannedRun
 from gala.experiment.place import Sight
@@ -36,10 +36,13 @@ class Folder:
     def acquire(self) -> None:
         """Take the lock, making the folder if need be.
 
-        Raises: UsageError when another `gala experiment` holds it, or the folder is a run or cannot be written.
+        Raises: UsageError when another `gala experiment` holds it, or the folder is a run, or cannot be read or written.
         """
-        if (self.path / names.RUN_FILE).exists():
-            raise UsageError(f"{self.path} is the folder of a run; give the experiment another name, or use --output")
+        with reading(self.path):
+            if (self.path / names.RUN_FILE).exists():
+                raise UsageError(
+                    f"{self.path} is the folder of a run; give the experiment another name, or use --output"
+                )
         if not self._lock.acquire():
             raise UsageError(f"another gala experiment is at work in {self.path}; stop it first, or wait for it")
 

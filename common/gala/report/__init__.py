@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from gala.errors import UsageError, to_install
+from gala.errors import UsageError, reading, to_install
 from gala.experiment.index import INDEX_FILE
 from gala.report.clock import on_one_clock
 from gala.report.read import Run, read_run
@@ -65,8 +65,9 @@ def write(run_dirs: Sequence[Path], output: Path) -> Path:
 
 
 def is_experiment(directory: Path) -> bool:
-    """Whether `directory` is an experiment's: a folder with an experiment.json."""
-    return (directory / INDEX_FILE).is_file()
+    """Whether `directory` is an experiment's: a folder with an experiment.json. Raises: UsageError, see `reading`."""
+    with reading(directory):
+        return (directory / INDEX_FILE).is_file()
 
 
 def _write_experiment(directory: Path, output: Path) -> Path:

@@ -6,6 +6,7 @@ null where a number belongs are ordinary here. They never raise; what cannot be 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ import yaml
 
 from gala import names
 from gala.algorithms import ALGORITHMS, GALA_A2C
-from gala.errors import UsageError
+from gala.errors import UsageError, reading
 
 Record = Mapping[str, Any]
 
@@ -173,15 +174,10 @@ def read_run(directory: Path) -> Run:
     """Reads one run directory.
 
     Raises:
-        UsageError: `directory` does not exist or is not a run.
+        UsageError: `directory` does not exist, is not a run or cannot be looked at.
     """
-    if not directory.is_dir():
-        what = "it is a file" if directory.exists() else "there is no such folder"
-        raise UsageError(f"{directory}: not a run directory: {what}; give a folder such as runs/pong")
-    if not _is_run(directory):
-        inside = sorted(child.name for child in directory.iterdir() if child.is_dir() and _is_run(child))
-        hint = f"; did you mean {', '.join(str(directory / name) for name in inside[:3])}?" if inside else ""
-        raise UsageError(f"{directory}: not a run directory: no {', '.join(RUN_FILES)} or learner-<rank>/ in it{hint}")
+    with reading(directory):
+        _demand_run(directory)
     document = _read_yaml(directory / names.SPEC_FILE)
     plan = read_json(directory / names.PLAN_FILE)
     card = read_json(directory / names.FINAL_DIRECTORY / names.CARD_FILE)
@@ -195,6 +191,22 @@ def read_run(directory: Path) -> Run:
         card=card,
         learners=tuple(_read_learner(rank, folder) for rank, folder in sorted(_learner_folders(directory))),
     )
+
+
+def _demand_run(directory: Path) -> None:
+    if not directory.is_dir():
+        what = "it is a file" if directory.exists() else "there is no such folder"
+        raise UsageError(f"{directory}: not a run directory: {what}; give a folder such as runs/pong")
+    if not _is_run(directory):
+        inside = sorted(child.name for child in directory.iterdir() if _is_readable_run(child))
+        hint = f"; did you mean {', '.join(str(directory / name) for name in inside[:3])}?" if inside else ""
+        raise UsageError(f"{directory}: not a run directory: no {', '.join(RUN_FILES)} or learner-<rank>/ in it{hint}")
+
+
+def _is_readable_run(directory: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return directory.is_dir() and _is_run(directory)
+    return False
 
 
 def _is_run(directory: Path) -> bool:
