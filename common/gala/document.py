@@ -23,11 +23,22 @@ MAX_NODES: Final = 20_000
 """Values of a document, aliases counted as often as they stand for something: what an alias bomb runs into."""
 MAX_DEPTH: Final = 64
 
-_MERGE_TAG: Final = "tag:yaml.org,2002:merge"
-_STRING_TAG: Final = "tag:yaml.org,2002:str"
-_FLOAT_TAG: Final = "tag:yaml.org,2002:float"
-_INT_TAG: Final = "tag:yaml.org,2002:int"
-_NULL_TAG: Final = "tag:yaml.org,2002:null"
+_TAGS: Final = "tag:yaml.org,2002:"
+"""What `!!` stands for."""
+_MERGE_TAG: Final = f"{_TAGS}merge"
+_STRING_TAG: Final = f"{_TAGS}str"
+_FLOAT_TAG: Final = f"{_TAGS}float"
+_INT_TAG: Final = f"{_TAGS}int"
+_BOOL_TAG: Final = f"{_TAGS}bool"
+_NULL_TAG: Final = f"{_TAGS}null"
+_NODES: Final = {
+    **dict.fromkeys((_NULL_TAG, _BOOL_TAG, _INT_TAG, _FLOAT_TAG, _STRING_TAG), yaml.ScalarNode),
+    f"{_TAGS}seq": yaml.SequenceNode,
+    f"{_TAGS}map": yaml.MappingNode,
+}
+"""The tags that are read, and what may have them."""
+_PATTERNS: Final[dict[str, re.Pattern[str]]] = {}
+"""What a scalar of a tag looks like; text that looks so has the tag without its being written."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -36,7 +47,7 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's interface
     yaml_constructors = {  # noqa: RUF012 - PyYAML's interface
         **{
-            f"tag:yaml.org,2002:{kind}": yaml.SafeLoader.yaml_constructors[f"tag:yaml.org,2002:{kind}"]
+            f"{_TAGS}{kind}": yaml.SafeLoader.yaml_constructors[f"{_TAGS}{kind}"]
             for kind in ("null", "bool", "str", "seq", "map")
         },
         _INT_TAG: lambda _, node: int(node.value.replace("_", ""), 0),
@@ -51,7 +62,7 @@ def _float(text: str) -> float:
 
 for _tag, _pattern, _first in (
     (_NULL_TAG, r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("tag:yaml.org,2002:bool", r"(?:yes|no|true|false|on|off)", list("yYnNtTfFoO")),
+    (_BOOL_TAG, r"(?:yes|no|true|false|on|off)", list("yYnNtTfFoO")),
     (_INT_TAG, r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F]+|0o[0-7]+|0b[01]+)", list("-+0123456789")),
     (
         _FLOAT_TAG,
@@ -60,7 +71,9 @@ for _tag, _pattern, _first in (
     ),
     (_MERGE_TAG, r"<<", ["<"]),
 ):
-    _Loader.add_implicit_resolver(_tag, re.compile(rf"(?:{_pattern})\Z", re.IGNORECASE), _first)
+    # ASCII: otherwise IGNORECASE takes the long s of falſe for an s.
+    _PATTERNS[_tag] = re.compile(rf"(?:{_pattern})\Z", re.IGNORECASE | re.ASCII)
+    _Loader.add_implicit_resolver(_tag, _PATTERNS[_tag], _first)
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -142,7 +155,7 @@ def _load(text: str, name: str) -> Any:
             nodes = []
             while loader.check_node():
                 node = loader.get_node()
-                if node is not None and not (isinstance(node, yaml.ScalarNode) and node.tag == _NULL_TAG):
+                if node is not None and not _is_null(node):
                     nodes.append(node)
                 if len(nodes) > 1:
                     line = nodes[1].start_mark.line + 1
@@ -169,8 +182,18 @@ def _load(text: str, name: str) -> Any:
         _refuse(name, f"holds a value that cannot be read: {error}", cause=error)
 
 
+def _is_null(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and node.tag == _NULL_TAG and _fits(node.value, _NULL_TAG)
+
+
+def _fits(text: str, tag: str) -> bool:
+    """Whether a scalar is what its tag says, which a user may have written: `!!bool maybe`. Any number is a float."""
+    tags = (_FLOAT_TAG, _INT_TAG) if tag == _FLOAT_TAG else (tag,)
+    return tag not in _PATTERNS or any(_PATTERNS[one].match(text) for one in tags)
+
+
 class _Check:
-    """One walk over the parsed nodes, before anything is made of them: size, depth, duplicate keys, odd values."""
+    """One walk over the parsed nodes, before anything is made of them: size, depth, duplicate keys, tags, odd values."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -188,11 +211,18 @@ class _Check:
             _refuse(self._name, f"holds more than {MAX_NODES} values, aliases included", "shorten it")
         if depth > MAX_DEPTH:  # also what an alias to something around it runs into
             _refuse(self._name, f"is nested deeper than {MAX_DEPTH} levels")
-        if isinstance(node, yaml.MappingNode):
+        tag = node.tag.replace(_TAGS, "!!", 1)
+        if node.tag not in _NODES:
+            self._add(path, "has a YAML tag that GALA does not read", tag, "remove it, or put the value in quotes")
+        elif not isinstance(node, _NODES[node.tag]):
+            self._add(path, f"is not what its YAML tag {tag} says", MISSING, "remove the tag")
+        elif isinstance(node, yaml.MappingNode):
             self._mapping(node, path, depth)
         elif isinstance(node, yaml.SequenceNode):
             for index, item in enumerate(node.value):
                 self._walk(item, f"{path}[{index}]", depth + 1)
+        elif not _fits(node.value, node.tag):
+            self._add(path, f"is not what its YAML tag {tag} says", node.value, "remove the tag")
         elif node.tag == _FLOAT_TAG and not math.isfinite(_float(node.value)):
             self._add(path, "must be a finite number", node.value, "")
 
