@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from gala import names, topology
 from gala.algorithms import ALGORITHMS
-from gala.errors import Problem, SpecError
+from gala.errors import MAX_SHOWN_VALUE, Problem, SpecError
 from gala.spec import GalaRun, RunSpec, Topology, parse
 
 FORMAT: Final = 1
@@ -123,6 +123,8 @@ class RunPlan:
             document = json.loads(text)
             if document["format"] != FORMAT:
                 raise _refused(f"is of format {document['format']!r}, this GALA reads {FORMAT}")
+            if not document["learners"]:
+                raise _refused("has no learners")
             # The spec goes through the same checks as a user's file: a plan may come from another version of GALA.
             run = parse(
                 {
@@ -136,11 +138,11 @@ class RunPlan:
                 run_name=run.metadata.name,
                 run_uid=str(document["runUid"]),
                 epoch=int(document["epoch"]),
-                seed=int(document["seed"]),
+                seed=_whole(document["seed"], names.MAX_SEED),
                 spec=run.spec,
                 learners=tuple(_learner(entry) for entry in document["learners"]),
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise _refused(f"cannot be read ({type(error).__name__}: {error})") from error
 
 
@@ -214,14 +216,21 @@ def simulator_seed(run_seed: int, rank: int) -> int:
 
 def _learner(entry: dict[str, Any]) -> LearnerPlan:
     return LearnerPlan(
-        rank=int(entry["rank"]),
+        rank=_whole(entry["rank"], names.MAX_LEARNERS - 1),
         name=str(entry["name"]),
         role=str(entry["role"]),
-        seed=int(entry["seed"]),
+        seed=_whole(entry["seed"], names.MAX_SEED),
         in_peers=tuple(int(peer) for peer in entry["inPeers"]),
         out_peers=tuple(int(peer) for peer in entry["outPeers"]),
         address=Address(gossip=str(entry["address"]["gossip"]), http=str(entry["address"]["http"])),
     )
+
+
+def _whole(value: Any, most: int) -> int:
+    number = int(value)
+    if not 0 <= number <= most:
+        raise ValueError(f"must be from 0 to {most}, got {str(number)[:MAX_SHOWN_VALUE]}")
+    return number
 
 
 def _entry(learner: LearnerPlan) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -100,6 +101,11 @@ def test_a_rank_outside_the_plan_is_a_key_error() -> None:
         pytest.param(lambda document: document.update(epoch="soon"), id="not a number"),
         pytest.param(lambda document: document["spec"].update(learners=-1), id="bad spec"),
         pytest.param(lambda document: document["learners"].append(3), id="not a learner"),
+        pytest.param(lambda document: document.update(learners=[]), id="no learners"),
+        pytest.param(lambda document: document.update(epoch=math.inf), id="no bound"),
+        pytest.param(lambda document: document.update(seed=-1), id="negative seed"),
+        pytest.param(lambda document: document["learners"][0].update(seed=10**400), id="vast simulator seed"),
+        pytest.param(lambda document: document["learners"][0].update(rank=10**400), id="vast rank"),
     ],
 )
 def test_a_damaged_plan_is_refused(damage: Any) -> None:
@@ -109,7 +115,7 @@ def test_a_damaged_plan_is_refused(damage: Any) -> None:
         RunPlan.from_json(json.dumps(document))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "7"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "7", "[" * 100_000])
 def test_what_is_not_a_plan_is_refused(text: str) -> None:
     with pytest.raises(SpecError, match=names.PLAN_FILE):
         RunPlan.from_json(text)

@@ -236,6 +236,25 @@ def test_a_folder_that_is_no_run_is_the_users_mistake(tmp_path: Path, capsys: py
     assert "not a run's folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"\xff\xfe{}", "it is no text"),
+        (b"[" * 100_000, "cannot be read (RecursionError"),
+        (b'{"format": 1, "learners": []}', "has no learners"),
+    ],
+)
+@pytest.mark.parametrize("command", [finalize.main, evaluate.main])
+def test_a_damaged_plan_is_told(
+    run: Run, capsys: pytest.CaptureFixture[str], command: Callable[[list[str]], int], content: bytes, told: str
+) -> None:
+    (run.directory / "plan.json").write_bytes(content)
+    assert command([str(run.directory)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "plan.json" in line
+    assert told in line
+
+
 def test_averages_are_exact_where_float32_sums_are_not() -> None:
     values = [torch.tensor([1e8]), torch.tensor([1.0]), torch.tensor([-1e8])]
     mean = model_file.average([{"x": value, "count": torch.tensor(3)} for value in values])

@@ -99,13 +99,15 @@ def open_plan(run_dir: Path) -> RunPlan:
     """The plan of the run in `run_dir`.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, or it is no text.
         SpecError: it cannot be read.
     """
     try:
         text = (run_dir / names.PLAN_FILE).read_text(encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{run_dir} is not a run's folder: no {names.PLAN_FILE} in it ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{run_dir / names.PLAN_FILE}: cannot be read: it is no text") from error
     return RunPlan.from_json(text)
 
 
