@@ -9,6 +9,7 @@ import http.server
 import io
 import json
 import os
+import re
 import select
 import socket
 import sys
@@ -22,6 +23,7 @@ from rich.console import Console
 
 from gala import spec_schema
 from gala.cores import available_cores, threads_per_learner
+from gala.errors import RunError
 from gala.local.console import Display
 from gala.local.polling import fetch_status
 from gala.local.ports import PortReservation
@@ -226,6 +228,38 @@ class TestRunDirectory:
         directory.write_record(record)
         assert directory.record() == record
         assert set(json.loads((tmp_path / "run.json").read_text())) >= {"uid", "state", "startTime", "wallSeconds"}
+
+    @pytest.mark.parametrize("pid", ["99999999999999999999", "1e400", "-1", "0", "null", '"x"', "[]"])
+    def test_what_cannot_be_a_process_is_no_leftover(self, tmp_path: Path, pid: str) -> None:
+        directory = RunDirectory(tmp_path)
+        directory.write_record(RunRecord(uid="u", state="running", start_time=1.5, worker_pids=[4]))
+        file = tmp_path / "run.json"
+        file.write_text(re.sub(r"\[\s*4", f"[{pid}, 4", file.read_text()))
+        record = directory.record()
+        assert record is not None
+        assert record.worker_pids == [4]
+        assert clear_leftovers(record.worker_pids, {"GALA_OUTPUT_DIR": "/runs/ours"}, 0.0) == []
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"\xff\xfe",
+            b"[" * 100_000,
+            b'{"uid": "u", "state": "running", "startTime": 1e400, "wallSeconds": 1, "updatedTime": 1}',
+            b'{"uid": "u", "state": "running", "startTime": 1, "wallSeconds": 1' + b"0" * 400 + b', "updatedTime": 1}',
+            b'{"uid": "u", "state": "running", "startTime": 1, "wallSeconds": null, "updatedTime": 1}',
+        ],
+    )
+    def test_a_damaged_record_is_told_and_left_alone(self, tmp_path: Path, content: bytes) -> None:
+        (tmp_path / "run.json").write_bytes(content)
+        with pytest.raises(RunError, match=r"run\.json cannot be read"):
+            RunDirectory(tmp_path).record()
+        assert (tmp_path / "run.json").read_bytes() == content
+
+    @pytest.mark.parametrize("content", ['{"epoch": 1e400}', "[" * 100_000])
+    def test_a_damaged_plan_has_no_epoch(self, tmp_path: Path, content: str) -> None:
+        (tmp_path / "plan.json").write_text(content)
+        assert RunDirectory(tmp_path).plan_epoch() == -1
 
     def test_the_document_survives_its_file(self, tmp_path: Path) -> None:
         directory = RunDirectory(tmp_path)

@@ -18,8 +18,8 @@ from typing import IO, Any, Final, Literal
 
 import yaml
 
-from gala import names, spec
-from gala.errors import RunError, UsageError
+from gala import answers, names, spec
+from gala.errors import MAX_SHOWN_VALUE, RunError, UsageError
 from gala.plan import RunPlan
 
 State = Literal["running", "suspended", "stopped", "finished", "failed"]
@@ -38,6 +38,8 @@ _REPLACED: Final = ".replaced"
 """Where `--force` keeps the earlier run until its successor trains."""
 LIVE: Final = ("spec.learners", "spec.totalSteps", "spec.topology.peers", "spec.runPolicy")
 """Fields that may change under a running launcher."""
+MAX_PID: Final = 2**22
+"""Linux gives out no larger process id."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -80,16 +82,18 @@ class RunRecord:
 
     @classmethod
     def from_json(cls, text: str) -> RunRecord:
-        """Read run.json. Raises: ValueError, KeyError or TypeError for anything else."""
+        """Read run.json. Raises: ValueError, KeyError, TypeError or RecursionError for anything else."""
         document = json.loads(text)
+        pids = map(answers.count, document.get("workerPids", []))
         return cls(
             uid=str(document["uid"]),
             state=document["state"],
-            start_time=float(document["startTime"]),
-            wall_seconds=float(document["wallSeconds"]),
-            updated_time=float(document["updatedTime"]),
-            launcher_pid=int(document.get("launcherPid", 0)),
-            worker_pids=[int(pid) for pid in document.get("workerPids", [])],
+            start_time=_seconds(document["startTime"]),
+            wall_seconds=_seconds(document["wallSeconds"]),
+            updated_time=_seconds(document["updatedTime"]),
+            launcher_pid=answers.count(document.get("launcherPid")) or 0,
+            # What cannot be a process has left nothing behind to clear away.
+            worker_pids=[pid for pid in pids if pid is not None and 0 < pid <= MAX_PID],
             is_ending=bool(document.get("isEnding")),
         )
 
@@ -190,7 +194,7 @@ class RunDirectory:
             return RunRecord.from_json(path.read_text())
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise RunError(f"{path} cannot be read ({error}); start over with --force") from error
 
     def write_record(self, record: RunRecord) -> None:
@@ -209,7 +213,7 @@ class RunDirectory:
         """The epoch of the last plan; -1 where there is none or it is of another version of GALA."""
         try:
             return int(json.loads(self.plan_file.read_text())["epoch"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return -1
 
     def write_plan(self, plan: RunPlan) -> None:
@@ -247,6 +251,13 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _seconds(value: Any) -> float:
+    found = answers.number(value)
+    if found is None:
+        raise ValueError(f"a time must be a finite number, got {str(value)[:MAX_SHOWN_VALUE]}")
+    return found
 
 
 def _leaves(document: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
