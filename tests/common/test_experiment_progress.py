@@ -12,6 +12,7 @@ from rich.console import Console
 
 from gala.errors import UsageError
 from gala.experiment import definition, matrix
+from gala.experiment.conducting import survey
 from gala.experiment.folder import Folder, made_steps
 from gala.experiment.index import Index, RunEntry
 from gala.experiment.progress import eta_seconds, groups
@@ -134,6 +135,13 @@ class TestSteps:
         (tmp_path / "final" / "card.json").write_text(json.dumps({"globalSteps": 120}))
         assert made_steps(tmp_path) == 120
 
+    @pytest.mark.parametrize("card", ["[" * 100_000, '{"globalSteps": 1e400}', '{"globalSteps": null}'])
+    def test_damaged_files_have_no_word(self, tmp_path: Path, card: str) -> None:
+        self.write(tmp_path, 0, '{"kind": "train", "globalSteps": 100}', "[" * 20_000)
+        (tmp_path / "final").mkdir()
+        (tmp_path / "final" / "card.json").write_text(card)
+        assert made_steps(tmp_path) == 100
+
     def test_nothing_is_nothing(self, tmp_path: Path) -> None:
         assert made_steps(tmp_path) == 0
 
@@ -144,6 +152,14 @@ def test_curves_and_scores_are_figures_of_the_same_runs(scale: definition.Scale)
     curves, scores = (matrix.expand(definition.load(PAPER / f"{name}.yaml"), scale) for name in ("curves", "scores"))
     assert curves.name == scores.name
     assert [run.document for run in curves.runs] == [run.document for run in scores.runs]
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff", b"[]", b'{"format": 1}', b"null"])
+def test_a_damaged_index_does_not_hide_the_runs(tmp_path: Path, content: bytes) -> None:
+    made = matrix.expand(definition.load(PAPER / "curves.yaml"), "toy")
+    (tmp_path / "experiment.json").write_bytes(content)
+    entries = survey(made, Folder(tmp_path))
+    assert [entry.state for entry in entries] == ["waiting"] * len(made.runs)
 
 
 def test_a_folder_that_the_system_does_not_take_is_refused(tmp_path: Path) -> None:

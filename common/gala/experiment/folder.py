@@ -74,7 +74,7 @@ class Folder:
         """The runs of experiment.json as it was written last; none where it is not there or cannot be read."""
         try:
             found = read(self.path)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return ()
         return found.runs if found is not None else ()
 
@@ -126,7 +126,7 @@ def made_steps(directory: Path) -> int:
     try:
         card = json.loads((directory / names.FINAL_DIRECTORY / names.CARD_FILE).read_bytes())
         return int(card["globalSteps"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         records = map(last_training, directory.glob(f"learner-*/{names.METRICS_FILE}"))
         return max((record["globalSteps"] for record in records if record is not None), default=0)
 
@@ -145,7 +145,7 @@ def last_training(metrics: Path) -> dict[str, Any] | None:
             record: dict[str, Any] = json.loads(line)
             if record["kind"] == "train" and isinstance(record["globalSteps"], int):
                 return record
-        except (ValueError, KeyError, TypeError):  # half a line, or a record of another kind
+        except (ValueError, KeyError, TypeError, RecursionError):  # half a line, or a record of another kind
             continue
     return None
 
