@@ -147,18 +147,22 @@ def test_a_line_that_is_being_written_is_left_for_later(tmp_path: Path) -> None:
         (2, "[3, 0.1, []]", "line 3 is version 3, expected 2"),
         (2, "[2, -1, []]", "cannot be -1.0 long"),
         (2, "[2, NaN, []]", "cannot be nan long"),
+        (0, "[" * 100_000, "not the header"),
+        (0, '{"format": FORMAT, "rank": 1e400}', "not the header"),
+        (2, "[" * 100_000, "line 3 is damaged"),
+        (2, "[2, 0.1, [[1e400, 0, 1, 1]]]", "line 3 is damaged"),
     ],
 )
 def test_a_damaged_trace_is_refused_with_its_line(tmp_path: Path, line: int, content: str, words: str) -> None:
     run = write_run(tmp_path / "run")
     lines = trace_of(run, 0).read_text().splitlines()
-    lines[line] = content
+    lines[line] = content.replace("FORMAT", str(names.TRACE_FORMAT))
     trace_of(run, 0).write_text("\n".join(lines) + "\n")
     with pytest.raises(TraceError, match=words):
         epsilon_ball(read_run(run))
 
 
-@pytest.mark.parametrize("damage", ["cut", "missing", "rubbish", "other"])
+@pytest.mark.parametrize("damage", ["cut", "missing", "rubbish", "other", "deep"])
 def test_a_damaged_snapshot_is_refused_with_its_name(tmp_path: Path, damage: str) -> None:
     run = write_run(tmp_path / "run")
     path = run / "learner-0" / names.DIRECTORY / names.snapshot_file(5, 3)
@@ -169,6 +173,8 @@ def test_a_damaged_snapshot_is_refused_with_its_name(tmp_path: Path, damage: str
             write_tensors(path, something=[1.0])
         case "rubbish":
             path.write_bytes(b"\xff" * 100)
+        case "deep":
+            path.write_bytes((100_000).to_bytes(8, "little") + b"[" * 100_000)
         case "other":
             path.write_bytes(path.read_bytes().replace(b'"F32"', b'"I32"'))
     with pytest.raises(TraceError, match=path.name):

@@ -135,6 +135,23 @@ class TestMeter:
         made.record(70.0)
         assert json.loads((tmp_path / "energy.jsonl").read_text().splitlines()[-1])["cpuJoules"] == 501.0
 
+    @pytest.mark.parametrize("damage", [b"\xff\xfe\n", b"[" * 100_000 + b"\n", b'["x"]\n'])
+    def test_damaged_lines_do_not_cost_what_was_measured(
+        self, tmp_path: Path, powercap: Powercap, damage: bytes
+    ) -> None:
+        (tmp_path / "energy.jsonl").write_bytes(b'{"wallSeconds": 60.0, "cpuJoules": 500.0}\n' + damage)
+        powercap.zone("intel-rapl:1", "package-1", 2_000_000)
+        made = meter(tmp_path, powercap, wall_seconds=60.0)
+        powercap.zone("intel-rapl:1", "package-1", 3_000_000)
+        made.record(70.0)
+        written = (tmp_path / "energy.jsonl").read_bytes().splitlines()[-1]
+        assert json.loads(written)["cpuJoules"] == 501.0
+
+    def test_what_cannot_be_an_energy_is_as_good_as_none(self, tmp_path: Path, powercap: Powercap) -> None:
+        (tmp_path / "energy.jsonl").write_text('{"cpuJoules": 1' + "0" * 400 + "}\n")
+        made = meter(tmp_path, powercap, wall_seconds=60.0)
+        assert "earlier session" in made.facts()["cpu"]["missing"]
+
     def test_a_part_does_not_pass_for_the_whole(self, tmp_path: Path, powercap: Powercap) -> None:
         made = meter(tmp_path, powercap, wall_seconds=3600.0)
         assert "earlier session" in made.facts()["cpu"]["missing"]

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from gala import answers
 from gala.errors import to_install
 
 POWERCAP: Final = Path("/sys/class/powercap")
@@ -176,9 +177,9 @@ class EnergyMeter:
         self._start = "" if whole else "\n"
         fresh = 0.0 if self.wall_seconds < FORGIVEN_SECONDS else None
         for kind, tally in self._tallies.items():
-            joules = before.get(f"{kind}Joules", fresh if not before else None)
-            if isinstance(joules, int | float):
-                tally.joules = float(joules)
+            joules = answers.number(before.get(f"{kind}Joules", fresh if not before else None))
+            if joules is not None:
+                tally.joules = joules
             elif tally.counter is not None:
                 tally.counter, tally.missing = None, "an earlier session of the run could not read it"
 
@@ -232,13 +233,13 @@ def _integer(file: Path) -> int:
 def _last_line(file: Path) -> tuple[dict[str, Any], bool]:
     """The last whole line, empty where there is none; and whether nothing stands behind it."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return {}, True
     for line in reversed(text.splitlines()):
         try:
             found = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(found, dict):
             return found, text.endswith("\n")

@@ -130,7 +130,7 @@ def read_tensor(path: Path, name: str) -> Array:
             data = file.read(end - begin)
             if len(data) != 4 * entry["shape"][0]:
                 raise TraceError(f"{path}: {name} is cut off")
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, struct.error) as error:
         if isinstance(error, TraceError):
             raise
         raise TraceError(f"{path}: {name} cannot be read ({type(error).__name__}: {error})") from error
@@ -153,7 +153,7 @@ def _read_life(directory: Path, incarnation: int) -> Life | None:
             raise TraceError(f"{path}: is of format {header['format']}, this GALA reads {names.TRACE_FORMAT}")
         rank, version = int(header["rank"]), int(header["version"])
         wire, mixing = str(header["wire"]), str(header["mixing"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         if isinstance(error, TraceError):
             raise
         raise TraceError(f"{path}: line 1 is not the header of a trace") from error
@@ -164,7 +164,7 @@ def _read_life(directory: Path, incarnation: int) -> Life | None:
             said, norm, messages = json.loads(line)
             entries = tuple(_mixed(*message) for message in messages)
             norms.append(float(norm))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
             raise TraceError(f"{path}: line {number} is damaged") from error
         if said != version + number - 1:
             raise TraceError(f"{path}: line {number} is version {said}, expected {version + number - 1}")
