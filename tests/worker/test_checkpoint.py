@@ -333,6 +333,16 @@ def sealed(record: bytes, tensors: bytes) -> bytes:
     return b"GALASTAT" + digest + len(record).to_bytes(8, "little") + record + tensors
 
 
+def test_a_checkpoint_of_eight_bits_is_passed_over(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, make(80))
+    odd = make(160)
+    odd.tensors["x"] = torch.zeros(3).to(torch.float8_e4m3fn)
+    checkpoint.save(tmp_path, odd)
+    found = checkpoint.load_latest(tmp_path, SCHEMA)
+    assert found is not None
+    assert found.global_steps == 80
+
+
 def test_a_state_of_another_network_too_large_or_not_finite_is_refused() -> None:
     with pytest.raises(CheckpointError, match="another network"):
         checkpoint.loads(checkpoint.dumps(make(80)), "b" * 64)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from gala.errors import CheckpointError, RunError, UsageError
@@ -69,10 +70,17 @@ class Run:
         global_steps: int = 1000,
         plan: RunPlan | None = None,
         weight: Any = 1.0,
+        record: dict[str, Any] | None = None,
     ) -> Path:
+        """`record`: what the file says instead."""
         self.flat.vector.copy_(self.start + offset)
         counters = Counters(steps=global_steps, wall_seconds=60.0 + rank, progress={0: global_steps})
-        return model_file.export_model(self.learner(rank), self.flat, plan or self.plan, rank, counters, weight=weight)
+        made = plan or self.plan
+        path = model_file.export_model(self.learner(rank), self.flat, made, rank, counters, weight=weight)
+        if record is not None:
+            model = model_file.load_model(path)
+            model_file.save_model(path, model.tensors, model.schema_hash, made.spec, {**model.record, **record})
+        return path
 
     def save_checkpoint(self, rank: int, offset: float, global_steps: int, *, weight: Any = 1.0) -> None:
         saved = checkpoint.Checkpoint(
@@ -181,6 +189,15 @@ def spoil_with_a_stranger(run: Run) -> str:
     return "no model"
 
 
+def spoil_with_tensors_of_eight_bits(run: Run) -> str:
+    path = run.export(1, 9.0)
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in run.flat.tensors().items()}
+    path.write_bytes(safetensors.torch.save(tensors, metadata=metadata))
+    return "not finite numbers, in"
+
+
 def spoil_by_absence(run: Run) -> str:
     return "left no final model"
 
@@ -197,6 +214,7 @@ def spoil_by_age(run: Run) -> str:
         spoil_with_another_network,
         spoil_by_truncation,
         spoil_with_a_stranger,
+        spoil_with_tensors_of_eight_bits,
         spoil_by_absence,
         spoil_by_age,
     ],
@@ -213,6 +231,29 @@ def test_a_model_that_cannot_be_used_is_named_and_left_out(
     (said,) = [line for line in lines if line["event"] in ("refused", "missing")]
     assert said["rank"] == 1
     assert reason in said["reason"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("globalSteps", None),
+        ("globalSteps", "x"),
+        pytest.param("globalSteps", 10**400, id="no bound"),
+        ("wallSeconds", None),
+        ("wallSeconds", -1),
+    ],
+)
+def test_a_learner_whose_record_cannot_be_true_is_named_and_left_out(
+    run: Run, lines: list[dict[str, Any]], key: str, value: Any
+) -> None:
+    run.export(0, 0.0)
+    run.export(1, 9.0, record={key: value})
+    run.export(2, 0.5)
+    card = finalized(run, lines)
+    assert (card["averaged"], card["globalSteps"], card["wallSeconds"]) == ([0, 2], 1000, 62.0)
+    (said,) = [line for line in lines if line["event"] == "refused"]
+    assert said["rank"] == 1
+    assert f"says {key}: {str(value)[:20]}".replace("x", "'x'") in said["reason"]
 
 
 def test_a_run_without_any_model_is_an_error(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,7 +27,6 @@ from typing import Any, Final
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from gala import names
@@ -136,7 +135,7 @@ def load(path: Path, schema_hash: str | None = None) -> Checkpoint:
         raise CheckpointError(f"refusing the checkpoint {path}: no {Path(error.filename).name} in it") from error
     except OSError as error:
         raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
-    except safetensors.SafetensorError as error:
+    except (safetensors.SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"refusing the checkpoint {path}: its tensors cannot be read: {error}") from error
     except CheckpointError as error:
         raise CheckpointError(f"refusing the checkpoint {path}: {error}") from error
@@ -242,9 +241,8 @@ def _parse_record(data: bytes, schema_hash: str | None) -> dict[str, Any]:
 
 
 def _checkpoint(record: dict[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{name} holds values that are not finite")
+    if (name := files.not_finite(tensors)) is not None:
+        raise CheckpointError(f"{name} holds values that are not finite numbers ({tensors[name].dtype})")
     return Checkpoint(
         tensors=tensors,
         counters=record["counters"],

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from gala.errors import UsageError
@@ -54,6 +55,18 @@ def sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of a tensor whose values are not all finite numbers, or of a kind that torch does not compute with."""
+    for name, tensor in tensors.items():
+        try:
+            finite = not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+        except RuntimeError:  # NotImplementedError: of most kinds of 8 and fewer bits
+            finite = False
+        if not finite:
+            return name
+    return None
 
 
 def plain_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -17,8 +17,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-from gala import names, scores
-from gala.errors import CheckpointError, GalaError, RunError
+from gala import answers, names, scores
+from gala.errors import MAX_SHOWN_VALUE, CheckpointError, GalaError, RunError
 from gala.plan import RunPlan
 from gala_worker import files, model_file
 from gala_worker.evaluation import EvaluationResult, Mode
@@ -77,16 +77,17 @@ def collect(run_dir: Path, plan: RunPlan, schema_hash: str, progress: Progress) 
             progress({"event": "missing", "rank": rank, "reason": "it has left no final model"})
             continue
         try:
-            models[rank] = model_file.load_model(path, schema_hash)
+            models[rank] = _checked(model_file.load_model(path, schema_hash), path)
         except CheckpointError as error:
             progress({"event": "refused", "rank": rank, "reason": str(error)})
     if not models:
         raise RunError(f"no learner of {run_dir} has left a model that can be used")
     # Who has the run's steps has ended in time, however far others went on before they had heard of it.
-    furthest = min(max(_steps(model) for model in models.values()), plan.spec.total_steps)
-    for rank, model in sorted(models.items()):
-        if _steps(model) < furthest * (1 - LEFT_BEHIND):
-            reason = f"it ended at {_steps(model):,} of {furthest:,} steps"
+    steps = {rank: _steps(model) or 0 for rank, model in sorted(models.items())}
+    furthest = min(max(steps.values()), plan.spec.total_steps)
+    for rank, made in steps.items():
+        if made < furthest * (1 - LEFT_BEHIND):
+            reason = f"it ended at {made:,} of {furthest:,} steps"
             progress({"event": "refused", "rank": rank, "reason": reason})
             del models[rank]
     return models
@@ -104,8 +105,8 @@ def make_card(
         "seed": plan.seed,
         "learners": len(plan.learners),
         "averaged": sorted(models),
-        "globalSteps": max(_steps(model) for model in models.values()),
-        "wallSeconds": max(float(model.record.get("wallSeconds", 0.0)) for model in models.values()),
+        "globalSteps": max(_steps(model) or 0 for model in models.values()),
+        "wallSeconds": max(_wall_seconds(model) or 0.0 for model in models.values()),
         "versions": versions(),
         "finishedAt": datetime.now(UTC).isoformat(timespec="seconds"),
         "schema": schema_hash,
@@ -150,8 +151,21 @@ def _print(line: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def _steps(model: Model) -> int:
-    return int(model.record.get("globalSteps", 0))
+def _checked(model: Model, path: Path) -> Model:
+    """Raises: CheckpointError for a model whose record cannot be true."""
+    for key, value in (("globalSteps", _steps(model)), ("wallSeconds", _wall_seconds(model))):
+        if value is None or value < 0:
+            shown = repr(model.record[key])[:MAX_SHOWN_VALUE]
+            raise CheckpointError(f"{path} says {key}: {shown}, which cannot be; it takes a number from 0")
+    return model
+
+
+def _steps(model: Model) -> int | None:
+    return answers.count(model.record.get("globalSteps", 0))
+
+
+def _wall_seconds(model: Model) -> float | None:
+    return answers.number(model.record.get("wallSeconds", 0.0))
 
 
 if __name__ == "__main__":

@@ -101,14 +101,13 @@ def load_model(path: Path, schema_hash: str | None = None) -> Model:
         record = json.loads(metadata.get("record", "{}"))
     except OSError as error:
         raise CheckpointError(f"cannot read the model {path}: {error.strerror or error}") from error
-    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
+    except (safetensors.SafetensorError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} is truncated or no model: {error}") from error
     found = metadata.get("schema", "")
     if schema_hash is not None and found != schema_hash:
         raise CheckpointError(f"{path} is of another network (schema {found[:12]}, expected {schema_hash[:12]})")
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{path} holds values that are not finite, in {name}")
+    if (name := files.not_finite(tensors)) is not None:
+        raise CheckpointError(f"{path} holds values that are not finite numbers, in {name} ({tensors[name].dtype})")
     return Model(tensors=tensors, schema_hash=found, record=record if isinstance(record, dict) else {})
 
 
