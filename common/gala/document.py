@@ -193,7 +193,7 @@ def _fits(text: str, tag: str) -> bool:
 
 
 class _Check:
-    """One walk over the parsed nodes, before anything is made of them: size, depth, duplicate keys, tags, odd values."""
+    """One walk over the parsed nodes, before anything is made of them: size, depth, double keys, tags, odd values."""
 
     def __init__(self, name: str) -> None:
         self._name = name

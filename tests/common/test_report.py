@@ -277,7 +277,7 @@ def test_what_is_not_a_run_is_refused_with_a_hint(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_the_system_does_not_show_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match="cannot be read: File name too long|no such folder"):
+    with pytest.raises(UsageError, match=r"cannot be read: File name too long|no such folder"):
         report.write([tmp_path / ("x" * 300)], tmp_path / "report.html")
     run = SyntheticRun(tmp_path, "pong", learners=1, seconds=20)
     (tmp_path / "locked").mkdir()

@@ -36,7 +36,7 @@ class Folder:
     def acquire(self) -> None:
         """Take the lock, making the folder if need be.
 
-        Raises: UsageError when another `gala experiment` holds it, or the folder is a run, or cannot be read or written.
+        Raises: UsageError when another `gala experiment` holds it, or the folder is a run or cannot be read or written.
         """
         with reading(self.path):
             if (self.path / names.RUN_FILE).exists():

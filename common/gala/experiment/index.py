@@ -113,7 +113,7 @@ class Index:
 
     @classmethod
     def from_json(cls, text: str) -> Index:
-        """Read the file. Raises: ValueError, KeyError, TypeError, AttributeError or RecursionError for anything else."""
+        """Read the file. Raises: ValueError, KeyError, TypeError, AttributeError or RecursionError for any other."""
         document = json.loads(text)
         if document["format"] != FORMAT:
             raise ValueError(f"format {document['format']!r}, this GALA reads {FORMAT}")
