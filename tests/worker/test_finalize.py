@@ -1,4 +1,4 @@
-"""The end of a run: which models are averaged, what is written, and what `gala evaluate` makes of it."""
+"""The end of a run: which models are averaged, and what is written."""
 
 from __future__ import annotations
 
@@ -12,14 +12,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from gala.errors import CheckpointError, RunError, UsageError
-from gala.plan import RunPlan, plan
-from gala.spec import parse
-from gala_worker import checkpoint, evaluate, film, finalize, model_file
-from gala_worker.environments import make_simulators
-from gala_worker.evaluation import make_evaluation_policy
-from gala_worker.flat import FlatState
-from gala_worker.players import Player, open_plan
+from ended_run import Run, flat_state, make_plan
+from gala.errors import CheckpointError, UsageError
+from gala_worker import evaluate, finalize, model_file
+from gala_worker.players import open_plan
 from gala_worker.state import Counters
 
 
@@ -30,66 +26,6 @@ def one_compute_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def make_plan(environment: str = "CartPole-v1", **spec: Any) -> RunPlan:
-    document = {
-        "apiVersion": "gala.dev/v1alpha1",
-        "kind": "GalaRun",
-        "metadata": {"name": "test"},
-        "spec": {"environment": {"id": environment}, "learners": 3, "evaluation": {"episodes": 2}, **spec},
-    }
-    return plan(parse(document), uid="uid-1")
-
-
-def flat_state(made: RunPlan) -> FlatState:
-    simulators = make_simulators(made.spec.environment, 1)
-    policy = make_evaluation_policy(made.spec, simulators)
-    simulators.close()
-    return FlatState(policy, policy.gossiped_buffers())
-
-
-class Run:
-    """A run's folder whose learners' parameters the test chooses."""
-
-    def __init__(self, directory: Path, made: RunPlan) -> None:
-        self.directory = directory
-        self.plan = made
-        self.flat = flat_state(made)
-        self.start = self.flat.vector.clone()
-        (directory / "plan.json").write_text(made.to_json())
-
-    def learner(self, rank: int) -> Path:
-        return self.directory / f"learner-{rank}"
-
-    def export(
-        self,
-        rank: int,
-        offset: float = 0.0,
-        *,
-        global_steps: int = 1000,
-        plan: RunPlan | None = None,
-        weight: Any = 1.0,
-        record: dict[str, Any] | None = None,
-    ) -> Path:
-        """`record`: what the file says instead."""
-        self.flat.vector.copy_(self.start + offset)
-        counters = Counters(steps=global_steps, wall_seconds=60.0 + rank, progress={0: global_steps})
-        made = plan or self.plan
-        path = model_file.export_model(self.learner(rank), self.flat, made, rank, counters, weight=weight)
-        if record is not None:
-            model = model_file.load_model(path)
-            model_file.save_model(path, model.tensors, model.schema_hash, made.spec, {**model.record, **record})
-        return path
-
-    def save_checkpoint(self, rank: int, offset: float, global_steps: int, *, weight: Any = 1.0) -> None:
-        saved = checkpoint.Checkpoint(
-            tensors={checkpoint.VECTOR: self.start + offset},
-            counters={"weight": weight},
-            schema_hash=self.flat.schema.hash,
-            global_steps=global_steps,
-        )
-        checkpoint.save(self.learner(rank) / "checkpoints", saved)
 
 
 @pytest.fixture
@@ -314,51 +250,6 @@ def test_models_of_different_shapes_are_not_averaged() -> None:
         model_file.average([{"x": torch.zeros(2)}, {"x": torch.zeros(3)}])
 
 
-def test_a_finished_run_is_evaluated_as_its_card_says(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    run.export(0)
-    card = finalized(run, [])
-    arguments = [str(run.directory), "--episodes", "2", "--sampled", "--json"]
-    assert evaluate.main(arguments) == 0
-    printed = json.loads(capsys.readouterr().out)
-    assert printed["source"] == "final model"
-    assert printed["returns"] == card["evaluation"]["sampled"]["returns"]
-
-
-def test_the_documented_program_plays_with_a_run(
-    run: Run, lines: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run.export(0)
-    finalized(run, lines)
-    runs = run.directory / "somewhere" / "runs"
-    runs.mkdir(parents=True)
-    (runs / "pong").symlink_to(run.directory)
-    monkeypatch.chdir(runs.parent)
-    document = (Path(__file__).parents[2] / "docs" / "environments.md").read_text()
-    program = document[document.index("## A trained policy in a program of your own") :].split("```python\n")[1]
-    exec(program.split("```")[0], {})
-    said = capsys.readouterr().out
-    assert said.startswith("final model\n[Episode(return_=")
-
-
-def test_the_table_shows_every_episode_and_the_mean(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    run.export(0)
-    card = finalized(run, [])
-    assert evaluate.main([str(run.directory), "--episodes", "2"]) == 0
-    text = capsys.readouterr().out
-    assert f"{card['evaluation']['greedy']['meanReturn']:.1f} ±" in text
-    assert "greedy" in text
-
-
-def test_an_unfinished_run_is_evaluated_by_the_average_of_its_newest_checkpoints(run: Run) -> None:
-    run.save_checkpoint(0, 5.0, 80)
-    run.save_checkpoint(0, 0.5, 160)
-    run.save_checkpoint(2, 1.0, 240)
-    with Player(run.plan.spec, 1) as player:
-        source = evaluate.load_newest(player, run.directory, run.plan)
-        assert torch.allclose(player._flat.vector, run.start + 0.75)
-    assert source == "average of 2 of 3 learners' checkpoints at 240 steps"
-
-
 def test_who_has_the_steps_of_the_run_counts_however_far_others_have_gone_on(
     tmp_path: Path, lines: list[dict[str, Any]]
 ) -> None:
@@ -368,115 +259,3 @@ def test_who_has_the_steps_of_the_run_counts_however_far_others_have_gone_on(
     run.export(2, 9.0, global_steps=900)
     assert finalized(run, lines)["averaged"] == [0, 1]
     assert {"event": "refused", "rank": 2, "reason": "it ended at 900 of 1,000 steps"} in lines
-
-
-def test_the_checkpoint_of_a_learner_that_is_gone_for_long_does_not_count(tmp_path: Path) -> None:
-    run = Run(tmp_path, make_plan(checkpoint={"everySteps": 100}))
-    run.save_checkpoint(0, 0.5, 500)
-    run.save_checkpoint(1, 1.0, 300)
-    run.save_checkpoint(2, 9.0, 299)
-    with Player(run.plan.spec, 1) as player:
-        source = evaluate.load_newest(player, run.directory, run.plan)
-        assert torch.allclose(player._flat.vector, run.start + 0.75)
-    assert source == "average of 2 of 3 learners' checkpoints at 500 steps"
-
-
-def test_checkpoints_of_push_sum_are_averaged_by_their_weights(run: Run) -> None:
-    run.save_checkpoint(0, 0.0, 80, weight=0.5)
-    run.save_checkpoint(1, 0.25, 80, weight=0.5)
-    run.save_checkpoint(2, 0.5, 80, weight=2.0)
-    with Player(run.plan.spec, 1) as player:
-        evaluate.load_newest(player, run.directory, run.plan)
-        assert torch.allclose(player._flat.vector, run.start + (0.25 * 0.5 + 0.5 * 2.0) / 3)
-
-
-def test_a_run_with_nothing_to_evaluate_says_when_there_will_be(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    assert evaluate.main([str(run.directory)]) == RunError.exit_code
-    assert "every 1,000,000 steps" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("option", "value", "bounds"),
-    [
-        ("--seed", "-1", "from 0 to 2147483647"),
-        ("--seed", str(2**31), "from 0 to 2147483647"),
-        ("--seed", "9" * 5000, "from 0 to 2147483647"),
-        ("--seed", "x", "from 0 to 2147483647"),
-        ("--episodes", "0", "from 1 to"),
-    ],
-)
-def test_a_number_out_of_bounds_is_refused(
-    run: Run, capsys: pytest.CaptureFixture[str], option: str, value: str, bounds: str
-) -> None:
-    with pytest.raises(SystemExit) as end:
-        evaluate.main([str(run.directory), f"{option}={value}"])
-    assert end.value.code == 2
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert f"argument {option}: must be a whole number {bounds}" in told
-    assert f"got '{value[:20]}" in told
-
-
-def test_a_final_model_that_cannot_be_looked_at_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def locked(path: Path) -> bool:
-        raise PermissionError(13, "Permission denied", str(path))
-
-    with Player(run.plan.spec, 1) as player, monkeypatch.context() as patched:
-        patched.setattr(Path, "exists", locked)
-        with pytest.raises(UsageError, match=r"model\.safetensors: cannot be read: Permission denied$"):
-            evaluate.load_newest(player, run.directory, run.plan)
-
-
-def test_an_unknown_run_is_the_users_mistake(capsys: pytest.CaptureFixture[str]) -> None:
-    assert evaluate.main(["no-such-run"]) == 2
-    assert "there is no run no-such-run" in capsys.readouterr().err
-
-
-def test_a_run_may_be_named_by_its_name(
-    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run.save_checkpoint(0, 0.0, 80)
-    monkeypatch.setattr(evaluate, "RUNS_DIR", run.directory.parent)
-    assert evaluate.main([run.directory.name, "--episodes", "1", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["run"] == "test"
-
-
-def test_a_film_that_cannot_be_written_is_refused_before_anything_is_played(
-    run: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The run has nothing to play, which would be the next complaint."""
-    assert evaluate.main([str(run.directory), "--video", "play.avi"]) == 2
-    assert "must end in .gif or .mp4" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("arguments", [[], ["--json"]])
-def test_the_scores_are_told_even_if_the_film_fails(
-    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str]
-) -> None:
-    run.save_checkpoint(0, 0.5, 80)
-
-    def fail(*_: Any, **options: Any) -> film.Film:
-        raise UsageError("--video play.gif: cannot be written: the disk is full")
-
-    monkeypatch.setattr(film, "film", fail)
-    video = str(run.directory / "play.gif")
-    assert evaluate.main([str(run.directory), "--episodes", "1", "--video", video, *arguments]) == 2
-    said = capsys.readouterr()
-    assert "the disk is full" in said.err
-    assert ("meanReturn" if arguments else "mean") in said.out
-
-
-def test_the_film_is_made_with_the_runs_policy(run: Run, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
-    run.save_checkpoint(0, 0.5, 80)
-    filmed: dict[str, Any] = {}
-
-    def pretend(policy: Any, spec: Any, path: Path, **options: Any) -> film.Film:
-        filmed.update(options, spec=spec, weight=policy.value_head.bias.item())
-        return film.Film(path=path, num_frames=30, seconds=2.0, result=None)
-
-    monkeypatch.setattr(film, "film", pretend)
-    video = run.directory / "play.gif"
-    assert (
-        evaluate.main([str(run.directory), "--episodes", "1", "--sampled", "--seed", "9", "--video", str(video)]) == 0
-    )
-    assert filmed == {"mode": "sampled", "seed": 9, "spec": run.plan.spec, "weight": 0.5}
-    assert "longer than the film" in capsys.readouterr().out
