@@ -129,7 +129,10 @@ def override(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any
             )
             continue
         try:
-            _assign(result, keys, _load(value, path))
+            made = _load(value, path)
+            if made is None and not re.search("null|~", value, re.IGNORECASE):
+                _refuse(path, "has no value", "write null to unset it")
+            _assign(result, keys, made)
         except SpecError as error:
             problems += error.problems
     if problems:
