@@ -29,6 +29,7 @@ Name = Annotated[
 def all_overrides(overrides: list[str] | None, learners: int | None, name: str | None) -> list[str]:
     """--set, --learners and --name as overrides of the document."""
     short = [] if learners is None else [f"spec.learners={learners}"]
-    # Quoted: a name such as 123 or on is a string all the same.
-    short += [] if name is None else [f"metadata.name={json.dumps(name)}"]
+    # Quoted: a name such as 123 or on is a string all the same. Not in ASCII: JSON writes 😀 as two
+    # escapes there, which YAML reads as two halves of a character.
+    short += [] if name is None else [f"metadata.name={json.dumps(name, ensure_ascii=False)}"]
     return [*(overrides or []), *short]

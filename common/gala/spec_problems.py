@@ -38,6 +38,7 @@ _TYPES: Final = {
     "finite_number": "must be a finite number",
     "bool_type": "must be true or false",
     "string_type": "must be text",
+    "string_unicode": "must be text of whole characters, not halves of them",
     "dict_type": "must be a mapping",
     "mapping_type": "must be a mapping",
     "model_type": "must be a mapping",

@@ -93,6 +93,18 @@ def test_plan_as_json_is_what_workers_read(gala: Gala, tmp_path: Path) -> None:
     assert (plan.run_name, plan.ranks) == ("on", (0, 1))
 
 
+def test_a_name_that_cannot_be_is_told_as_it_was_given(gala: Gala, tmp_path: Path) -> None:
+    file = write(tmp_path / "pole.yaml")
+    for name in ("😀", "pölé"):
+        code, out, err = gala("plan", file, "--name", name)
+        assert (code, out) == (2, "")
+        assert err.startswith("error: metadata.name: must consist of lower-case letters")
+        assert err.endswith(f", got '{name}'\n")
+    code, out, err = gala("plan", file, "--set", r'metadata.name="\ud800"')
+    assert (code, out) == (2, "")
+    assert err == "error: metadata.name: must be text of whole characters, not halves of them, got '\\ud800'\n"
+
+
 def test_options_win_over_the_file_and_the_last_word_wins(gala: Gala, tmp_path: Path) -> None:
     arguments = ["--set", "spec.learners=5", "--set", "spec.topology.type=Complete"]
     _, out, _ = gala("plan", write(tmp_path / "pole.yaml", learners=3), *arguments, "--json")

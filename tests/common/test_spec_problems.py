@@ -47,6 +47,11 @@ from run_documents import MINIMAL, problems, with_spec
             id="word for a number",
         ),
         pytest.param(
+            with_spec(environment={"id": "\ud800"}),
+            "spec.environment.id: must be text of whole characters, not halves of them, got '\\ud800'",
+            id="half a character",
+        ),
+        pytest.param(
             with_spec(learners=2.5),
             "spec.learners: must be an integer, got 2.5; give an integer from 1 to 1024 (default 4)",
             id="half a learner",
