@@ -142,6 +142,19 @@ def test_nulls_nans_and_wrong_types_are_gaps(tmp_path: Path) -> None:
     assert_self_contained(page)
 
 
+@pytest.mark.parametrize("size", ["1e308", "9e299", "1e150"])
+def test_numbers_of_any_size_end_no_report(tmp_path: Path, size: str) -> None:
+    """Every number of one learner swings between the largest there are: sums, squares and axes have to bear it."""
+    runs = [SyntheticRun(tmp_path, f"seed-{seed}", learners=2, seconds=50, seed=seed) for seed in (1, 2)]
+    path = runs[0].directory / "learner-0" / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for number, line in enumerate(lines):
+        swung = float(size) * (-1) ** number
+        line |= {key: swung for key, value in line.items() if isinstance(value, float) and key != "time"}
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert_self_contained(write(tmp_path, *runs))
+
+
 def test_a_run_with_half_of_each_file_still_has_a_report(tmp_path: Path) -> None:
     run = SyntheticRun(tmp_path, learners=2, seconds=50)
     for path in FILES:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
@@ -22,6 +22,8 @@ from gala.errors import UsageError, reading
 
 Record = Mapping[str, Any]
 
+MAX_NUMBER: Final = 1e150
+"""Nothing that is measured is larger, and with this matplotlib's axes and the squares of a variance stay finite."""
 RUN_FILES = (names.SPEC_FILE, names.PLAN_FILE, names.RUN_FILE)
 
 
@@ -128,7 +130,7 @@ class Run:
 
 
 def number(record: object, *path: str) -> float:
-    """The finite number at `path`; NaN if it is missing, null, not finite or no number."""
+    """The number at `path`; NaN if it is missing, null, no number, or beyond MAX_NUMBER."""
     value = _at(record, path)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return math.nan
@@ -136,7 +138,7 @@ def number(record: object, *path: str) -> float:
         result = float(value)
     except OverflowError:
         return math.nan
-    return result if math.isfinite(result) else math.nan
+    return result if abs(result) <= MAX_NUMBER else math.nan
 
 
 def integer(record: object, *path: str) -> int | None:
@@ -164,7 +166,7 @@ def objects(record: object, *path: str) -> list[Record]:
 
 
 def numbers(record: object, *path: str) -> list[float]:
-    """The finite numbers in the list at `path`."""
+    """The numbers in the list at `path`, see `number`."""
     value = _at(record, path)
     found = [number({"x": item}, "x") for item in value] if isinstance(value, list) else []
     return [item for item in found if not math.isnan(item)]
