@@ -104,7 +104,13 @@ def test_ctrl_c_in_a_terminal_reaches_the_launcher_only_and_leaves_the_table(mac
 
 def test_a_training_outlives_its_terminal_until_it_is_told_to_stop(machine: Machine) -> None:
     master, terminal = pty.openpty()
-    launcher = machine.gala(stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True)
+    launcher = machine.gala(
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # the tests themselves may run under nohup
+    )
     os.close(terminal)
     shown = b""
     while b"starts" not in shown:
