@@ -167,8 +167,8 @@ class RunDirectory:
         return True
 
     def forget(self) -> None:
-        """Remove what was set aside."""
-        _remove(self.path / _REPLACED)
+        """Remove what was set aside, as far as the disk lets us: it is in nobody's way."""
+        shutil.rmtree(self.path / _REPLACED, ignore_errors=True)
 
     def is_empty(self) -> bool:
         """Whether nothing but the lock is here (and what a launcher killed in its first moments may leave)."""
