@@ -269,6 +269,26 @@ class TestRunDirectory:
         directory.write_run(run)
         assert directory.run() == run
 
+    def test_an_earlier_run_that_is_set_aside_stays_so_whatever_is_started_over_in_its_place(
+        self, tmp_path: Path
+    ) -> None:
+        directory = RunDirectory(tmp_path / "pole")
+        directory.acquire()
+        for content in ("trained", "never trained", "nor this"):
+            (directory.path / "model").write_text(content)
+            directory.set_aside()
+            assert directory.is_empty()
+        assert directory.bring_back()
+        assert (directory.path / "model").read_text() == "trained"
+        assert not directory.bring_back()
+        directory.release()
+
+    def test_a_record_says_that_the_run_is_being_evaluated_only_while_it_is(self) -> None:
+        record = RunRecord(uid="u", state="running", start_time=1.0, is_ending=True)
+        assert RunRecord.from_json(record.to_json()).is_ending
+        record.state = "failed"
+        assert not RunRecord.from_json(record.to_json()).is_ending
+
     def test_what_cannot_change_is_what_the_api_server_refuses_to_change(self) -> None:
         def fixed(schema: dict[str, Any], path: str) -> Iterator[str]:
             if any("oldSelf" in rule["rule"] for rule in schema.get("x-kubernetes-validations", ())):

@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 
+from ended_run import Run, make_plan
 from gala import names
 from gala_worker.gossip import standing
 from gala_worker.gossip.loop_thread import LoopThread
@@ -29,6 +30,21 @@ from waiting import eventually
 ENVIRONMENTS = Path(__file__).parents[1] / "support/environments"
 ANSWER_SECONDS = 10.0
 START_SECONDS = 120.0
+
+
+@pytest.fixture
+def one_compute_thread() -> Iterator[None]:
+    """Several would wait for each other at every layer of these small networks, on a machine that is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """The folder of a run that has ended, or is to end."""
+    return Run(tmp_path, make_plan())
 
 
 @pytest.fixture(params=["chunks", "loans", "mailboxes"])

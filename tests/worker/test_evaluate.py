@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,7 @@ from gala.errors import RunError, UsageError
 from gala_worker import evaluate, film, finalize
 from gala_worker.players import Player
 
-
-@pytest.fixture(autouse=True)
-def one_compute_thread() -> Iterator[None]:
-    """Several would wait for each other at every layer of these small networks, on a machine that is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
-    return Run(tmp_path, make_plan())
+pytestmark = pytest.mark.usefixtures("one_compute_thread")
 
 
 def test_a_finished_run_is_evaluated_as_its_card_says(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,14 +20,7 @@ from gala_worker.evaluation import BackgroundEvaluator, EvaluationResult, Interr
 from gala_worker.flat import FlatState
 from gala_worker.model import ActorCritic, make_policy
 
-
-@pytest.fixture(autouse=True)
-def one_compute_thread() -> Iterator[None]:
-    """Several would wait for each other at every layer of these small networks, on a machine that is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_compute_thread")
 
 
 class Scripted:

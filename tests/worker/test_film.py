@@ -11,7 +11,6 @@ import gymnasium
 import imageio_ffmpeg
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from gala.errors import SimulatorError, UsageError
@@ -20,14 +19,7 @@ from gala_worker import film
 from gala_worker.environments.filming import make_filmed_simulator
 from gala_worker.players import Player
 
-
-@pytest.fixture(autouse=True)
-def one_compute_thread() -> Iterator[None]:
-    """Several would wait for each other at every layer of these small networks, on a machine that is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_compute_thread")
 
 
 def make_spec(environment: str, **options: Any) -> RunSpec:

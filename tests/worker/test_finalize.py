@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,7 @@ from gala_worker import evaluate, finalize, model_file
 from gala_worker.players import open_plan
 from gala_worker.state import Counters
 
-
-@pytest.fixture(autouse=True)
-def one_compute_thread() -> Iterator[None]:
-    """Several would wait for each other at every layer of these small networks, on a machine that is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
-    return Run(tmp_path, make_plan())
+pytestmark = pytest.mark.usefixtures("one_compute_thread")
 
 
 @pytest.fixture

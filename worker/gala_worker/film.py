@@ -77,40 +77,44 @@ def film(policy: ActorCritic, spec: RunSpec, path: Path, *, mode: Mode, seed: in
         SimulatorError: the environment shows no pictures.
     """
     check(path)
+    try:
+        return _shoot(policy, spec, path, mode=mode, seed=seed)
+    except OSError as error:
+        reason = (error.strerror or str(error)).splitlines()[0]
+        raise UsageError(f"--video {path}: cannot be written: {reason}") from error
+
+
+def _shoot(policy: ActorCritic, spec: RunSpec, path: Path, *, mode: Mode, seed: int) -> Film:
     environment_id = spec.environment.id
     simulators, camera = make_filmed_simulator(spec.environment)
     stop = threading.Event()
     num_frames = 0
-    try:
-        with ExitStack() as resources:
-            resources.enter_context(closing(simulators))
-            rate = camera.frames_per_second
-            make_tape = Gif if path.suffix.lower() == ".gif" else Mp4
-            tape = resources.enter_context(closing(make_tape(path, rate)))
+    with ExitStack() as resources:
+        resources.enter_context(closing(simulators))
+        rate = camera.frames_per_second
+        make_tape = Gif if path.suffix.lower() == ".gif" else Mp4
+        tape = resources.enter_context(closing(make_tape(path, rate)))
 
-            def watch(score: float, steps: int) -> None:
-                nonlocal num_frames
-                num_frames += 1
-                tape.add(subtitled(camera.frame(), f"{environment_id}   score {score:g}   step {steps}"))
-                if num_frames >= MAX_SECONDS * rate:
-                    stop.set()
+        def watch(score: float, steps: int) -> None:
+            nonlocal num_frames
+            num_frames += 1
+            tape.add(subtitled(camera.frame(), f"{environment_id}   score {score:g}   step {steps}"))
+            if num_frames >= MAX_SECONDS * rate:
+                stop.set()
 
-            try:
-                result = evaluate(
-                    policy,
-                    simulators,
-                    environment_id=environment_id,
-                    episodes=1,
-                    mode=mode,
-                    seed=seed,
-                    stop=stop,
-                    watch=watch,
-                )
-            except Interrupted:
-                result = None
-    except OSError as error:
-        reason = (error.strerror or str(error)).splitlines()[0]
-        raise UsageError(f"--video {path}: cannot be written: {reason}") from error
+        try:
+            result = evaluate(
+                policy,
+                simulators,
+                environment_id=environment_id,
+                episodes=1,
+                mode=mode,
+                seed=seed,
+                stop=stop,
+                watch=watch,
+            )
+        except Interrupted:
+            result = None
     return Film(path=path, num_frames=num_frames, seconds=num_frames / rate, result=result)
 
 

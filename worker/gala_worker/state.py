@@ -10,7 +10,6 @@ import logging
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
 
 import torch
 from torch import Tensor
@@ -23,8 +22,6 @@ from gala_worker.flat import FlatState
 log = logging.getLogger(__name__)
 
 ACTION_GENERATOR = "generator.actions"
-MAX_AMOUNT: Final = 1 << 62
-"""Of steps, updates and the like: what a message can carry."""
 
 
 @dataclass(slots=True)
@@ -167,7 +164,7 @@ def _counters(document: Mapping[str, object]) -> Counters:
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"its counters cannot be read: {error}") from error
     amounts = (counters.updates, counters.steps, counters.episodes, counters.epoch, *counters.progress.values())
-    if not all(0 <= amount < MAX_AMOUNT for amount in amounts):
+    if not all(0 <= amount < names.COUNT_LIMIT for amount in amounts):
         raise CheckpointError("its counters are negative or impossibly large")
     if not all(0 <= rank < names.MAX_LEARNERS for rank in counters.progress):
         raise CheckpointError("its progress has a rank that no run has")

@@ -377,7 +377,6 @@ class Launcher:
             return self._stopped()
         self._note = ""
         self._observe(time.monotonic(), always=True)
-        self._record.is_ending = False
         missed = ending.missed_score(self.directory, self.run.spec.evaluation.min_return)
         self._write_record("failed" if missed else "finished")
         report = ending.write_report(self.directory)

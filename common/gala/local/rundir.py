@@ -74,7 +74,7 @@ class RunRecord:
             "launcherPid": self.launcher_pid,
             "workerPids": self.worker_pids,
         }
-        if self.is_ending:
+        if self.is_ending and self.state == "running":
             document["isEnding"] = True
         if self.energy:
             document["energy"] = self.energy
@@ -148,9 +148,14 @@ class RunDirectory:
             _remove(entry)
 
     def set_aside(self) -> None:
-        """Put everything but the lock out of the way, until `bring_back` or `forget`."""
+        """Put everything but the lock out of the way, until `bring_back` or `forget`.
+
+        Where an earlier run lies there already, what is here has never trained: that goes, and the earlier run stays.
+        """
         aside = self.path / _REPLACED
-        _remove(aside)
+        if aside.is_dir():
+            self.clear()
+            return
         aside.mkdir()
         for entry in self._content():
             entry.rename(aside / entry.name)

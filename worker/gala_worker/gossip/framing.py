@@ -13,7 +13,7 @@ from typing import Any, Final
 from google.protobuf.message import DecodeError
 
 from gala.errors import MessageError
-from gala.names import MAX_LEARNERS
+from gala.names import COUNT_LIMIT, MAX_LEARNERS
 from gala.wire import gossip_pb2
 from gala_worker.gossip.messages import (
     Ack,
@@ -331,6 +331,6 @@ def progress_map(entries: Any) -> Progress:
     if len(entries) > MAX_LEARNERS:
         raise MessageError(f"progress of {len(entries)} ranks")
     progress = dict(entries)
-    if progress and (max(progress) >= MAX_LEARNERS or max(progress.values()) >= 1 << 62):
+    if progress and (max(progress) >= MAX_LEARNERS or max(progress.values()) >= COUNT_LIMIT):
         raise MessageError("progress of an impossible rank, or an impossible amount")
     return progress

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from gala.errors import MessageError
+from gala.names import COUNT_LIMIT
 from gala.wire import hub_pb2
 from gala_worker.algorithms.hub.messages import (
     MAX_UNPROCESSED,
@@ -72,7 +73,7 @@ def _decode_chunk(kind: Kind, data: memoryview) -> HubChunk:
     header = None
     if head.HasField("header"):
         said = head.header
-        if max(said.version, said.steps) >= 1 << 62:
+        if max(said.version, said.steps) >= COUNT_LIMIT:
             raise MessageError("an impossible version or number of steps")
         progress = framing.progress_map(said.progress)
         header = HubHeader(said.num_bytes, said.version, said.steps, progress, said.finished)

@@ -1,0 +1,164 @@
+"""`gala run` of a name that is there already: refused, resumed, replaced, or handed to the launcher that lives."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import pytest
+
+from local_machine import Machine
+from waiting import eventually
+
+pytestmark = pytest.mark.processes
+
+
+def test_a_finished_run_is_not_overwritten_without_force(machine: Machine) -> None:
+    launcher = machine.gala()
+    machine.started(0, 1)
+    machine.script("all", "finish")
+    machine.ends(launcher, 0)
+    uid = machine.record()["uid"]
+    code, _, error = machine.says()
+    assert code == 2
+    assert "--force" in error
+    assert "--name pole-2" in error
+    assert len(error.splitlines()) == 1
+    assert machine.record()["uid"] == uid
+
+    machine.script("all")
+    launcher = machine.gala("--name", "pole-2")
+    eventually(lambda: (machine.folder / "runs/pole-2/learner-1/notes.jsonl").exists())
+    launcher.send_signal(signal.SIGINT)
+    machine.ends(launcher, 130)
+    assert machine.record()["state"] == "finished"
+
+    launcher = machine.gala("--force")
+    eventually(lambda: (machine.run / "run.json").exists() and machine.record()["uid"] != uid)
+    machine.started(0, 1)
+    assert not (machine.run / "final").exists()
+    launcher.send_signal(signal.SIGINT)
+    machine.ends(launcher, 130)
+
+
+@pytest.mark.parametrize("end", ["mistake", "Ctrl-C"])
+def test_a_run_that_was_to_be_replaced_is_back_when_its_successor_never_trained(machine: Machine, end: str) -> None:
+    launcher = machine.gala()
+    machine.started(0, 1)
+    machine.script("all", "finish")
+    machine.ends(launcher, 0)
+    before = machine.record()
+    if end == "mistake":
+        machine.script("all", "mistake error: there is no environment CartPol-v1")
+        launcher = machine.gala("--force", "--set", "spec.environment.id=CartPol-v1")
+        text = machine.ends(launcher, 2)
+        assert "there is no environment CartPol-v1; the run that was to be replaced is back in its place" in text
+    else:
+        machine.script("all", "mute")
+        launcher = machine.gala("--force")
+        eventually(lambda: (machine.run / "run.json").exists() and machine.record()["uid"] != before["uid"])
+        machine.started(0, 1)
+        launcher.send_signal(signal.SIGINT)
+        assert "the run that was to be replaced is back in its place" in machine.ends(launcher, 130)
+    assert machine.record() == before
+    assert (machine.run / "final" / "card.json").exists()
+
+    machine.script("all")
+    launcher = machine.gala("--force")
+    eventually(lambda: (machine.run / "run.json").exists() and machine.record()["uid"] != before["uid"])
+    eventually(lambda: not (machine.run / ".replaced").exists())
+    launcher.send_signal(signal.SIGINT)
+    machine.ends(launcher, 130)
+    assert machine.record()["uid"] != before["uid"]
+
+
+def test_a_change_that_comes_while_the_run_is_evaluated_is_refused(machine: Machine) -> None:
+    (machine.folder / "fake-wait").touch()
+    launcher = machine.gala()
+    machine.started(0, 1)
+    machine.script("all", "finish")
+    eventually(lambda: machine.record().get("isEnding"))
+    code, _, error = machine.says("--learners", "5")
+    assert code == 2
+    assert "run pole has its steps and is being evaluated" in error
+    (machine.folder / "fake-wait").unlink()
+    machine.ends(launcher, 0)
+    assert "isEnding" not in machine.record()
+
+
+def test_a_run_with_checkpoints_is_not_resumed_as_another_experiment(machine: Machine) -> None:
+    launcher = machine.gala()
+    machine.started(0, 1)
+    launcher.send_signal(signal.SIGINT)
+    machine.ends(launcher, 130)
+    code, _, error = machine.says("--set", "spec.seed=2", "--set", "spec.environment.id=Acrobot-v1")
+    assert code == 2
+    assert "spec.environment.id CartPole-v1 -> Acrobot-v1, spec.seed 1 -> 2" in error
+    assert "--force" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_folder_that_is_no_run_is_never_removed(machine: Machine) -> None:
+    machine.run.mkdir(parents=True)
+    (machine.run / "thesis.tex").write_text("years")
+    for arguments in ([], ["--force"]):
+        code, _, error = machine.says(*arguments)
+        assert code == 2
+        assert "is not a run directory" in error
+    assert (machine.run / "thesis.tex").read_text() == "years"
+
+
+def test_a_second_call_changes_the_ring_of_a_live_run_without_restarts(machine: Machine) -> None:
+    launcher = machine.gala()
+    machine.started(0, 1)
+    code, out, _ = machine.says("--learners", "4")
+    assert code == 0
+    assert "spec.learners 2 -> 4" in out
+    machine.started(2, 3)
+    eventually(lambda: machine.notes(0, "replanned"))
+    grown = json.loads((machine.run / "plan.json").read_text())
+    assert grown["epoch"] == 1
+    assert [learner["outPeers"] for learner in grown["learners"]] == [[1], [2], [3], [0]]
+
+    code, _, _ = machine.says("--learners", "1")
+    assert code == 0
+    eventually(lambda: all(machine.notes(rank, "left") for rank in (1, 2, 3)))
+    shrunk = json.loads((machine.run / "plan.json").read_text())
+    assert shrunk["epoch"] == 2
+    assert shrunk["learners"][0]["address"] == grown["learners"][0]["address"]
+    assert len(machine.notes(0, "started")) == 1
+
+    code, _, _ = machine.says("--learners", "2")
+    machine.started(1, times=2)
+    machine.script("all", "finish")
+    assert "learner 3 has left the ring" in machine.ends(launcher, 0)
+
+
+def test_a_second_call_changes_how_many_peers_the_learners_of_a_live_run_have(machine: Machine) -> None:
+    launcher = machine.gala("--learners", "3")
+    machine.started(0, 1, 2)
+    code, out, _ = machine.says("--learners", "3", "--set", "spec.topology.peers=2")
+    assert code == 0
+    assert "spec.topology.peers null -> 2" in out
+    eventually(lambda: machine.notes(0, "replanned"))
+    plan = json.loads((machine.run / "plan.json").read_text())
+    assert [learner["outPeers"] for learner in plan["learners"]] == [[1, 2], [0, 2], [0, 1]]
+    machine.script("all", "finish")
+    machine.ends(launcher, 0)
+
+
+def test_a_live_run_refuses_what_running_workers_cannot_follow(machine: Machine) -> None:
+    launcher = machine.gala()
+    machine.started(0, 1)
+    for arguments, expected in [
+        ([], "is already running"),
+        (["--force"], "stop it with Ctrl-C"),
+        (["--set", "spec.hyperparameters.learningRate=0.1"], "spec.hyperparameters.learningRate 0.0007 -> 0.1"),
+    ]:
+        code, _, error = machine.says(*arguments)
+        assert code == 2
+        assert expected in error
+        assert len(error.splitlines()) == 1
+    assert launcher.poll() is None
+    launcher.send_signal(signal.SIGINT)
+    machine.ends(launcher, 130)
