@@ -110,7 +110,7 @@ def test_a_backward_pass_in_pieces_equals_one_over_all(dtype: torch.dtype, monke
     observations, starts = rollout(ATARI)
     gradients = []
     for images in (STEPS * BATCH, 5, 1):  # of 12
-        monkeypatch.setattr(convolution_tape, "PIECE_BYTES", images * 21 * 21 * 64 * dtype.itemsize)
+        monkeypatch.setitem(convolution_tape.PIECE_BYTES, dtype, images * 21 * 21 * 64 * dtype.itemsize)
         tape = Tape(policy, STEPS, BATCH, dtype)
         act(tape, observations, starts)
         flat.differentiate(loss_of(*tape.replay()))

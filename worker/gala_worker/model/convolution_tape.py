@@ -18,8 +18,8 @@ from torch.nn import functional
 from gala_worker.model.network import Nature32, NatureWeights, patches
 from gala_worker.model.products import linear_relu, product
 
-PIECE_BYTES: Final = 2 << 20
-"""Of the first convolution's inputs: as much as a CPU's backward pass works on in one go."""
+PIECE_BYTES: Final = {torch.float32: 2 << 20, torch.bfloat16: 8 << 20}
+"""Of the first convolution's inputs: as much as a CPU's backward pass works on in one go, by the compute type."""
 
 
 class ConvolutionTape:
@@ -42,7 +42,7 @@ class ConvolutionTape:
         self._hidden3 = buffer(7, 7, 32)
         self._features = buffer(trunk.num_features)
         image_bytes = 21 * 21 * self._channels * dtype.itemsize
-        pieces = math.ceil(num_images * image_bytes / PIECE_BYTES) if device.type == "cpu" else 1
+        pieces = math.ceil(num_images * image_bytes / PIECE_BYTES[dtype]) if device.type == "cpu" else 1
         self._piece = math.ceil(num_images / pieces)
         self.load_weights()
 
