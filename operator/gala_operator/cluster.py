@@ -7,8 +7,6 @@ and come out as plain dicts. Every failure is an `ApiError`; that something is a
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Final
@@ -22,6 +20,7 @@ from kubernetes.aio.client.exceptions import ApiException
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 
 from gala import names
+from gala.answers import json_object
 from gala.errors import GalaError
 from gala_operator.kinds import FIELD_MANAGER, OLD_DISRUPTION_BUDGET, POD, RESOURCES, RUN, UNHEALTHY_POLICY, Resource
 
@@ -304,11 +303,8 @@ class Cluster:
 
 
 def _document(data: bytes) -> Raw:
-    with contextlib.suppress(ValueError):
-        document = json.loads(data)
-        if isinstance(document, dict):
-            return document
-    return {"message": data[:200].decode(errors="replace")}
+    document = json_object(data)
+    return {"message": data[:200].decode(errors="replace")} if document is None else document
 
 
 def _retry_after(header: str | None) -> float:

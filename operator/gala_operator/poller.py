@@ -10,7 +10,6 @@ numbers.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 import zlib
@@ -22,7 +21,7 @@ from typing import Any, Final
 import aiohttp
 
 from gala import names
-from gala.answers import count, items, mapping, number, text
+from gala.answers import count, items, json_object, mapping, number, text
 from gala_operator.cache import Cache
 from gala_operator.metrics import Metrics
 from gala_operator.observed import LearnerProgress, ObservedPod, ResultsProgress, RunObject
@@ -221,13 +220,9 @@ class Poller:
         except (aiohttp.ClientError, TimeoutError, OSError):
             self._metrics.polls.labels("no-answer").inc()
             return None
-        try:
-            answer = json.loads(bytes(body))
-        except (ValueError, RecursionError):
-            answer = None
-        result = "answer" if isinstance(answer, dict) else "not-json"
-        self._metrics.polls.labels(result).inc()
-        return answer if isinstance(answer, dict) else None
+        answer = json_object(bytes(body))
+        self._metrics.polls.labels("not-json" if answer is None else "answer").inc()
+        return answer
 
     def _url(self, ip: str, path: str) -> str:
         return f"http://{f'[{ip}]' if ':' in ip else ip}:{self._port}/{path}"

@@ -121,6 +121,8 @@ def test_a_final_model_that_cannot_be_looked_at_is_told(run: Run, monkeypatch: p
 def test_an_unknown_run_is_the_users_mistake(capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate.main(["no-such-run"]) == 2
     assert "there is no run no-such-run" in capsys.readouterr().err
+    assert evaluate.main(["x" * 300]) == 2
+    assert "cannot be read: File name too long" in capsys.readouterr().err
 
 
 def test_a_run_may_be_named_by_its_name(

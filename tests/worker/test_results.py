@@ -219,9 +219,9 @@ def test_what_was_fetched_before_an_interruption_is_not_fetched_again(
 class Impostor:
     """Answers for a learner, as it likes."""
 
-    def __init__(self, loop: LoopThread, listing: list[Any], content: bytes) -> None:
+    def __init__(self, loop: LoopThread, listing: list[Any] | str, content: bytes) -> None:
         self._loop = loop
-        self._listing = listing
+        self._listing = listing if isinstance(listing, str) else json.dumps(listing)
         self._content = content
         app = web.Application()
         app.add_routes([web.get("/files", self._get_files), web.get("/files/{path:.+}", self._get_file)])
@@ -230,7 +230,7 @@ class Impostor:
         self.address = Address(gossip="unused:1", http=f"127.0.0.1:{self._runner.addresses[0][1]}")
 
     async def _get_files(self, request: web.Request) -> web.Response:
-        return web.json_response(self._listing)
+        return web.Response(text=self._listing, content_type="application/json")
 
     async def _get_file(self, request: web.Request) -> web.Response:
         return web.Response(body=self._content)
@@ -251,10 +251,11 @@ class Impostor:
         ([{"path": "final/model.safetensors", "bytes": 2, "sha256": "0" * 64}], "longer than announced"),
         ([{"path": "final/model.safetensors", "bytes": 1 << 60, "sha256": "0" * 64}], "no final model"),
         (["final/model.safetensors", 7, None], "no final model"),
+        ("[" * 50_000, "nested too deeply"),
     ],
 )
 def test_a_learner_that_sends_nonsense_is_left_out_and_nothing_of_it_stays(
-    run: Run, loop: LoopThread, listing: list[Any], reason: str
+    run: Run, loop: LoopThread, listing: list[Any] | str, reason: str
 ) -> None:
     impostor = Impostor(loop, listing, b"evil")
     run.learners[0].address = impostor.address

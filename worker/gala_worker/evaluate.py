@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gala import names, scores
-from gala.errors import MAX_SHOWN_VALUE, GalaError, UsageError
+from gala.errors import MAX_SHOWN_VALUE, GalaError, UsageError, reading
 from gala_worker import film
 from gala_worker.evaluation import EvaluationResult, Mode
 from gala_worker.film import Film
@@ -95,10 +95,11 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _run_dir(run: Path) -> Path:
-    if run.is_dir():
-        return run
-    if (RUNS_DIR / run).is_dir():
-        return RUNS_DIR / run
+    with reading(run):
+        if run.is_dir():
+            return run
+        if (RUNS_DIR / run).is_dir():
+            return RUNS_DIR / run
     raise UsageError(f"there is no run {run}: neither that folder nor {RUNS_DIR / run} exists")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Final
 import yaml
 
 from gala import names
+from gala.answers import count, json_file, json_object
 from gala.errors import GalaError, UsageError, reading
 from gala.experiment.index import DEFINITION_FILE, INDEX_FILE, Index, RunEntry, read
 from gala.experiment.matrix import PlannedRun
@@ -123,12 +123,11 @@ def described(changed: dict[str, tuple[Any, Any]]) -> str:
 
 def made_steps(directory: Path) -> int:
     """Decisions that all learners of a run have made, as far as its files tell; 0 where they do not."""
-    try:
-        card = json.loads((directory / names.FINAL_DIRECTORY / names.CARD_FILE).read_bytes())
-        return int(card["globalSteps"])
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        records = map(last_training, directory.glob(f"learner-*/{names.METRICS_FILE}"))
-        return max((record["globalSteps"] for record in records if record is not None), default=0)
+    steps = count(json_file(directory / names.FINAL_DIRECTORY / names.CARD_FILE).get("globalSteps"))
+    if steps is not None:
+        return steps
+    records = map(last_training, directory.glob(f"learner-*/{names.METRICS_FILE}"))
+    return max((record["globalSteps"] for record in records if record is not None), default=0)
 
 
 def last_training(metrics: Path) -> dict[str, Any] | None:
@@ -141,12 +140,9 @@ def last_training(metrics: Path) -> dict[str, Any] | None:
     except OSError:
         return None
     for line in reversed(lines):
-        try:
-            record: dict[str, Any] = json.loads(line)
-            if record["kind"] == "train" and isinstance(record["globalSteps"], int):
-                return record
-        except (ValueError, KeyError, TypeError, RecursionError):  # half a line, or a record of another kind
-            continue
+        record = json_object(line)  # the last one may be half a line
+        if record is not None and record.get("kind") == "train" and isinstance(record.get("globalSteps"), int):
+            return record
     return None
 
 

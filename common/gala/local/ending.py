@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gala import names
+from gala.answers import json_file, mapping, number
 from gala.errors import RunError, to_install
 from gala.local.interrupts import Interrupts
 from gala.local.process import WorkerProcess
@@ -108,12 +108,11 @@ def shown(path: Path) -> str:
 
 def missed_score(directory: RunDirectory, least: float | None) -> str | None:
     """Why the final model's score is not enough, `least` being `evaluation.minReturn`; None where it is."""
-    evaluation = _card(directory).get("evaluation")
-    greedy = evaluation.get("greedy") if isinstance(evaluation, dict) else None
-    score = greedy.get("meanReturn") if isinstance(greedy, dict) else None
-    if least is None or (isinstance(score, int | float) and score >= least):
+    evaluation = mapping(_card(directory).get("evaluation"))
+    score = number(mapping(evaluation.get("greedy")).get("meanReturn"))
+    if least is None or (score is not None and score >= least):
         return None
-    known = f"{score:g}" if isinstance(score, int | float) else "unknown"
+    known = "unknown" if score is None else f"{score:g}"
     return (
         f"spec.evaluation.minReturn: the final model's mean return is {known}, below {least:g}; the same command with a"
         " larger spec.totalSteps trains on"
@@ -121,11 +120,7 @@ def missed_score(directory: RunDirectory, least: float | None) -> str | None:
 
 
 def _card(directory: RunDirectory) -> dict[str, Any]:
-    try:
-        card = json.loads((directory.path / names.FINAL_DIRECTORY / names.CARD_FILE).read_text())
-    except (OSError, ValueError):
-        return {}
-    return card if isinstance(card, dict) else {}
+    return json_file(directory.path / names.FINAL_DIRECTORY / names.CARD_FILE)
 
 
 def _score(result: dict[str, Any]) -> str:

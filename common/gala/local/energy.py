@@ -237,10 +237,6 @@ def _last_line(file: Path) -> tuple[dict[str, Any], bool]:
     except OSError:
         return {}, True
     for line in reversed(text.splitlines()):
-        try:
-            found = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(found, dict):
+        if (found := answers.json_object(line)) is not None:
             return found, text.endswith("\n")
     return {}, not text or text.endswith("\n")

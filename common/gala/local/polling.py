@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import http.client
-import json
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
+from gala.answers import json_object
 from gala.plan import LearnerPlan
 
 TIMEOUT_SECONDS: Final = 2.0
@@ -59,9 +59,8 @@ def fetch_status(address: str, timeout_seconds: float = TIMEOUT_SECONDS) -> dict
         connection.request("GET", "/status")
         response = connection.getresponse()
         body = response.read(MAX_STATUS_BYTES)
-        status = json.loads(body) if response.status == 200 else None
+        return json_object(body) if response.status == 200 else None
     except (OSError, http.client.HTTPException, ValueError):
         return None
     finally:
         connection.close()
-    return status if isinstance(status, dict) else None

@@ -250,7 +250,7 @@ class Cluster:
             raise translate(error.status or 0, str(error.reason or ""), error.body) from error
         except (HTTPError, OSError) as error:
             raise UnreachableError(f"the cluster at {self.server} does not answer: {_why(error)}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ClusterError(f"{self.server} does not answer like a Kubernetes API server") from error
 
 

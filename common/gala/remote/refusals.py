@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, Final
 
 from gala import names
+from gala.answers import json_object
 from gala.errors import ClusterError, GalaError, NotFoundError, Problem, SpecError, UnreachableError, UsageError
 
 NOT_INSTALLED: Final = (
@@ -47,11 +47,8 @@ def translate(code: int, reason: str, body: str | None) -> GalaError:
 
 
 def _status(body: str | None) -> Mapping[str, Any]:
-    try:
-        status = json.loads(body or "")
-    except (ValueError, RecursionError):
-        return {}
-    return status if isinstance(status, Mapping) and status.get("kind") == "Status" else {}
+    status = json_object(body or "") or {}
+    return status if status.get("kind") == "Status" else {}
 
 
 def _problems(message: str, details: Mapping[str, Any]) -> list[Problem]:

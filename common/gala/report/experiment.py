@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from gala.answers import json_file
 from gala.errors import UsageError
 from gala.experiment.index import INDEX_FILE
 from gala.report.clock import on_one_clock
-from gala.report.read import Record, Run, integer, mapping, number, objects, read_json, read_run, text
+from gala.report.read import Record, Run, integer, mapping, number, objects, read_run, text
 
 ENDED = frozenset({"finished", "failed"})
 """States of runs that will not go on."""
@@ -92,7 +93,7 @@ def read_experiment(directory: Path) -> Experiment:
     Raises:
         UsageError: there is no experiment.json, or nothing in it can be read.
     """
-    index = read_json(directory / INDEX_FILE)
+    index = json_file(directory / INDEX_FILE)
     if not index:
         raise UsageError(f"{directory}: not an experiment: {INDEX_FILE} is missing, or cannot be read as a JSON object")
     entries = (_entry(directory, record) for record in objects(index, "runs"))

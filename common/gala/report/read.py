@@ -7,7 +7,6 @@ null where a number belongs are ordinary here. They never raise; what cannot be 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import yaml
 
 from gala import names
 from gala.algorithms import ALGORITHMS, GALA_A2C
+from gala.answers import json_file, json_object
 from gala.errors import UsageError, reading
 
 Record = Mapping[str, Any]
@@ -181,15 +181,15 @@ def read_run(directory: Path) -> Run:
     with reading(directory):
         _demand_run(directory)
     document = _read_yaml(directory / names.SPEC_FILE)
-    plan = read_json(directory / names.PLAN_FILE)
-    card = read_json(directory / names.FINAL_DIRECTORY / names.CARD_FILE)
+    plan = json_file(directory / names.PLAN_FILE)
+    card = json_file(directory / names.FINAL_DIRECTORY / names.CARD_FILE)
     called = (text(document, "metadata", "name"), text(plan, "runName"), text(card, "run"))
     return Run(
         directory=directory,
         name=next((name for name in called if name), directory.resolve().name),
         document=document,
         plan=plan,
-        state=read_json(directory / names.RUN_FILE),
+        state=json_file(directory / names.RUN_FILE),
         card=card,
         learners=tuple(_read_learner(rank, folder) for rank, folder in sorted(_learner_folders(directory))),
     )
@@ -246,24 +246,11 @@ def read_lines(path: Path) -> Iterator[Record | None]:
             for line in file:
                 if not line.strip():
                     continue
-                try:
-                    value = json.loads(line)
-                except (ValueError, RecursionError):
-                    if line.endswith(b"\n"):
-                        yield None
-                    continue
-                yield value if isinstance(value, dict) else None
+                value = json_object(line)
+                if value is not None or line.endswith(b"\n"):
+                    yield value
     except OSError:
         return
-
-
-def read_json(path: Path) -> Record:
-    """The object in a JSON file; empty if it is missing, damaged or none."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _read_yaml(path: Path) -> Record:

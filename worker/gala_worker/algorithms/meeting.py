@@ -270,7 +270,7 @@ class Visit:
                 self._complaints.add("refused", 0, f"rank 0 refuses this rank: {error}", time.monotonic())
             except MessageError as error:
                 self._complaints.add("malformed", 0, f"rank 0 at {self._address}: {error}", time.monotonic())
-            except (OSError, TimeoutError, ValueError) as error:
+            except (OSError, TimeoutError, ValueError, RecursionError) as error:
                 log.debug("rank 0 at %s: %s", self._address, error)
             await asyncio.sleep(RETRY_SECONDS)
 

@@ -137,7 +137,10 @@ class _Collection:
     async def _listing(self, url: str) -> dict[str, dict[str, Any]]:
         async with self._session.get(url) as response:
             content = await _read(response, MAX_LISTING_BYTES)
-        entries = json.loads(content)
+        try:
+            entries = json.loads(content)
+        except RecursionError as error:
+            raise _Refused("its list of files is nested too deeply") from error
         if not isinstance(entries, list):
             raise _Refused("its list of files is no list")
         # By our own names only: a name from a stranger never becomes a path.

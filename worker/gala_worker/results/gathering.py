@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gala import names
+from gala.answers import json_file, json_object, number
 from gala.errors import GalaError
 from gala.local.rundir import RunDirectory, RunRecord, State
 from gala.plan import RunPlan
@@ -62,8 +63,8 @@ def gather(config: ResultsConfig, listen: str, patience: Patience) -> bool:
 def finished_card(run_dir: Path, plan: RunPlan) -> dict[str, Any] | None:
     """The card of a final model that an earlier attempt has left on the volume; None if there is none of this run."""
     final = run_dir / names.FINAL_DIRECTORY
-    card = _json(final / names.CARD_FILE)
-    record = _json(run_dir / names.RUN_FILE)
+    card = json_file(final / names.CARD_FILE)
+    record = json_file(run_dir / names.RUN_FILE)
     is_ours = card.get("uid") == plan.run_uid == record.get("uid") and record.get("state") == "finished"
     return card if is_ours and (final / names.MODEL_FILE).is_file() else None
 
@@ -72,7 +73,7 @@ def discard_foreign(run_dir: Path, plan: RunPlan) -> None:
     """Removes results of an earlier run of the same name, whose volume this is: they must not go into the average."""
     for folder in (run_dir, *run_dir.glob("learner-*")):
         final = folder / names.FINAL_DIRECTORY
-        record = _json(final / names.CARD_FILE) or _json(final / names.MODEL_RECORD_FILE)
+        record = json_file(final / names.CARD_FILE) or json_file(final / names.MODEL_RECORD_FILE)
         if record.get("uid") != plan.run_uid:
             for name in (names.CARD_FILE, names.MODEL_FILE, names.MODEL_RECORD_FILE):
                 (final / name).unlink(missing_ok=True)
@@ -108,18 +109,12 @@ def _start_time(run_dir: Path) -> float:
     """When the first learner wrote its first record; now if there is none yet."""
     times = [time.time()]
     for path in run_dir.glob(f"learner-*/{names.METRICS_FILE}"):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError), path.open("rb") as file:
-            times.append(float(json.loads(file.readline(1 << 16))["time"]))
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            first = json_object(file.readline(1 << 16)) or {}
+            if (written := number(first.get("time"))) is not None:
+                times.append(written)
     return min(times)
 
 
 def _left_out(reasons: dict[int, str]) -> str:
     return "".join(f"; without rank {rank} ({reason})" for rank, reason in sorted(reasons.items())[:8])
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
