@@ -211,6 +211,7 @@ CEL = {
         ),
         pytest.param(503, "busy", 1, ["in trouble (503)"], id="unavailable"),
         pytest.param(200, "<html>hello</html>", 1, ["does not answer like a Kubernetes API server"], id="a web server"),
+        pytest.param(200, "[" * 100_000, 1, ["does not answer like a Kubernetes API server"], id="nested without end"),
     ],
 )
 def test_what_a_cluster_refuses_is_a_line_each(

@@ -182,6 +182,19 @@ def test_noise_does_not_disturb_a_meeting(
     assert guest.result(20) is not None
 
 
+@pytest.mark.parametrize("answer", [b"[" * 100_000, b"\xff", b"{}", b'{"welcome": {}}'])
+def test_a_guest_calls_again_when_what_answers_is_no_host(
+    visit: Callable[[Hello], Visit], free_port: int, stack: ExitStack, answer: bytes
+) -> None:
+    listener = stack.enter_context(socket.create_server(("127.0.0.1", free_port)))
+    listener.settimeout(20)
+    guest = visit(hello(1))
+    for _ in range(2):
+        connection = stack.enter_context(listener.accept()[0])
+        connection.sendall(answer + b"\n")
+    assert guest.result(0.0) is None
+
+
 def test_a_silent_connection_is_hung_up_on(
     host: Callable[[int], Host], free_port: int, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
