@@ -68,6 +68,18 @@ class BareCluster:
         if done.returncode:
             raise SystemExit(f"{' '.join(arguments)}: {done.stderr}")
 
+    def kubectl_until_done(self, *arguments: str) -> None:
+        """A command that succeeds only when the API server has come so far."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                return self.kubectl(*arguments)
+            except SystemExit as error:
+                if time.monotonic() > deadline or self.processes["apiserver"].poll() is not None:
+                    log = (self.folder / "apiserver.log").read_text()[-2000:]
+                    raise SystemExit(f"{error}; the API server said: {log}") from None
+            time.sleep(0.2)
+
 
 def cpu_seconds(pid: int) -> float:
     """User and system time of a process so far."""
@@ -113,16 +125,9 @@ def bare_cluster() -> Iterator[BareCluster]:
             "--service-account-issuer=https://kubernetes.default.svc", "--service-cluster-ip-range=10.96.0.0/16",
             "--authorization-mode=RBAC", f"--cert-dir={folder}", "--feature-gates=BoundServiceAccountTokenVolume=true",
         )  # fmt: skip
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while True:
-            with contextlib.suppress(SystemExit):
-                cluster.kubectl("get", "--raw", "/readyz")
-                break
-            if time.monotonic() > deadline or cluster.processes["apiserver"].poll() is not None:
-                raise SystemExit(f"no API server: {(folder / 'apiserver.log').read_text()[-2000:]}")
-            time.sleep(0.2)
+        cluster.kubectl_until_done("get", "--raw", "/readyz")
         cluster.kubectl("apply", "-f", str(CRD))
-        cluster.kubectl("wait", "--for=condition=Established", "crd/galaruns.gala.dev", "--timeout=30s")
+        cluster.kubectl_until_done("get", "galaruns.gala.dev")
         yield cluster
     finally:
         for name in reversed(list(cluster.processes)):

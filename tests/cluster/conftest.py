@@ -25,11 +25,10 @@ from typing import Any
 
 import pytest
 
-from live_cluster import NODE, PROJECT, Cluster, Namespace, Object, Operator, api_port, wait_for
+from live_cluster import CRD, NODE, PROJECT, Cluster, Namespace, Object, Operator, api_port, wait_for
 
 HERE = Path(__file__).parent
 TEST_SECONDS = 300.0
-CRD = "galaruns.gala.dev"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -125,7 +124,7 @@ def cluster() -> Iterator[Cluster]:
                 f"{LOUD}: GALA_TEST_OPERATOR_IMAGE and GALA_TEST_WORKER_IMAGE must name images that it can pull"
             )
         cluster = Cluster(Path(given), dict(os.environ), False, *images)
-        cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(PROJECT / "crds/galarun.yaml"))
+        cluster.define_galaruns()
         yield cluster
         return
     bash(str(NODE / "install.sh"), "--packages")
@@ -152,8 +151,7 @@ def cluster() -> Iterator[Cluster]:
         cluster = Cluster(Path(kubeconfig), environment, True, operator_image, worker_image)
         other = cluster.kubectl("get", "deployments", "-n", "gala-system", "-o", "name")
         assert not other, f"{other.strip()} of `make deploy` would interfere: helm uninstall -n gala-system gala"
-        cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(PROJECT / "crds/galarun.yaml"))
-        cluster.kubectl("wait", "--for=condition=Established", f"crd/{CRD}", "--timeout=30s")
+        cluster.define_galaruns()
         yield cluster
 
 
@@ -182,8 +180,7 @@ def bare(cluster: Cluster) -> Iterator[None]:
     cluster.kubectl("delete", "crd", CRD, "--ignore-not-found", "--timeout=60s")
     yield
     cluster.kubectl("delete", "crd", CRD, "--ignore-not-found", "--timeout=60s")
-    cluster.kubectl("apply", "--server-side", "-f", str(PROJECT / "crds/galarun.yaml"))
-    cluster.kubectl("wait", "--for=condition=Established", f"crd/{CRD}", "--timeout=30s")
+    cluster.define_galaruns()
 
 
 @pytest.fixture

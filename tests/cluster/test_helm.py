@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from live_cluster import CRD
+
 PROJECT = Path(__file__).parents[2]
 CHART = PROJECT / "charts/gala-operator"
-CRD = "galaruns.gala.dev"
 
 
 @pytest.fixture

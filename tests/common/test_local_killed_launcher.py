@@ -10,7 +10,7 @@ import pytest
 from local_machine import Machine, alive, frozen, ignores_sigterm
 from waiting import eventually
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
 
 
 def test_workers_stop_when_their_launcher_is_killed_and_the_run_resumes(machine: Machine) -> None:
@@ -58,7 +58,7 @@ def test_a_hanging_worker_of_a_killed_launcher_is_cleared_away_by_the_next(
     assert alive(hanging)
     machine.script(0, "")
     launcher = machine.gala(*arguments)
-    eventually(lambda: machine.notes(0, "started") and machine.pid(0) != hanging)
+    eventually(lambda: any(note["pid"] != hanging for note in machine.notes(0, "started")))
     assert not alive(hanging)
     launcher.send_signal(signal.SIGINT)
     machine.ends(launcher, 130)

@@ -12,7 +12,7 @@ import pytest
 from local_machine import Machine, alive, ignores_sigterm
 from waiting import eventually
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
 
 
 def test_a_run_that_reaches_its_steps_ends_with_scores_and_hints(machine: Machine) -> None:
@@ -229,7 +229,7 @@ def test_after_such_a_mistake_the_corrected_file_runs_under_the_same_name(machin
     uid = machine.record()["uid"]
     machine.script("all")
     launcher = machine.gala("--set", "spec.environment.id=CartPole-v2")
-    eventually(lambda: (machine.run / "run.json").exists() and machine.record()["uid"] != uid)
+    eventually(lambda: machine.uid() not in (None, uid))
     machine.started(0, 1)
     launcher.send_signal(signal.SIGINT)
     machine.ends(launcher, 130)
@@ -280,7 +280,9 @@ def test_a_suspended_document_starts_nothing(machine: Machine) -> None:
 
 
 def test_a_run_past_its_deadline_fails(machine: Machine) -> None:
-    launcher = machine.gala("--set", "spec.runPolicy.activeDeadlineSeconds=1")
+    launcher = machine.gala()
+    machine.started(0, 1)
+    assert machine.says("--set", "spec.runPolicy.activeDeadlineSeconds=1")[0] == 0
     text = machine.ends(launcher, 1)
     assert "activeDeadlineSeconds" in text
     assert [len(machine.notes(rank, "stopped")) for rank in (0, 1)] == [1, 1]

@@ -20,6 +20,7 @@ from urllib3.exceptions import HTTPError
 
 PROJECT = Path(__file__).parents[2]
 NODE = PROJECT / "tests/cluster/node"
+CRD = "galaruns.gala.dev"
 T = TypeVar("T")
 Object = dict[str, Any]
 
@@ -124,6 +125,21 @@ class Cluster:
         assert status == 200, f"GET {path}: {status} {data[:500]!r}"
         content: Object = json.loads(data)
         return content
+
+    def define_galaruns(self) -> None:
+        """Applies the project's resource definition and returns when the API server serves it.
+
+        Asked for here since `kubectl wait` fails on a definition whose conditions are still null, which they are until
+        the API server has looked at what it stored (kubernetes/kubernetes issue 66439).
+        """
+        self.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(PROJECT / "crds/galarun.yaml"))
+        path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{CRD}"
+
+        def established() -> bool:
+            conditions = (self.read(path) or {}).get("status", {}).get("conditions") or []
+            return any(c["type"] == "Established" and c["status"] == "True" for c in conditions)
+
+        wait_for(f"{CRD} established", established)
 
 
 @dataclass

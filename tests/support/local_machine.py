@@ -14,6 +14,8 @@ from typing import Any
 
 from waiting import eventually
 
+ENDS_SECONDS = 60.0
+"""The longest that a `gala run` may take to end; to start it takes a second of CPU time."""
 FAKE_GALA = Path(__file__).parents[1] / "common" / "fake_gala.py"
 DOCUMENT = """
 apiVersion: gala.dev/v1alpha1
@@ -48,12 +50,12 @@ class Machine:
     def says(self, *arguments: str) -> tuple[int, str, str]:
         """Exit code, stdout and stderr of a `gala run` that ends by itself."""
         launcher = self.gala(*arguments)
-        out, err = launcher.communicate(timeout=20)
+        out, err = launcher.communicate(timeout=ENDS_SECONDS)
         return launcher.returncode, out, err
 
     def ends(self, launcher: subprocess.Popen[str], code: int) -> str:
         """Wait for the end; returns all that was written."""
-        out, err = launcher.communicate(timeout=20)
+        out, err = launcher.communicate(timeout=ENDS_SECONDS)
         assert launcher.returncode == code, out + err
         return out + err
 
@@ -81,6 +83,13 @@ class Machine:
     def record(self) -> dict[str, Any]:
         return dict(json.loads((self.run / "run.json").read_text()))
 
+    def uid(self) -> str | None:
+        """Of the run that is there; None while one makes room for another."""
+        try:
+            return str(self.record()["uid"])
+        except FileNotFoundError:
+            return None
+
     def clean_up(self) -> None:
         end_all(self._launchers, self.folder)
 
@@ -88,7 +97,7 @@ class Machine:
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the second is said of one that went after the file was opened
         return False
 
 
@@ -114,6 +123,6 @@ def end_all(launchers: Sequence[subprocess.Popen[str]], folder: Path) -> None:
     for notes in folder.rglob("learner-*/notes.jsonl"):
         for line in notes.read_text().splitlines():
             pid = json.loads(line)["pid"]
-            if alive(pid) and b"fake_worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if alive(pid) and b"fake_worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
                     os.kill(pid, signal.SIGKILL)

@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from gala_worker.gossip.loop_thread import LoopThread
 from gala_worker.gossip.memory import MemoryNetwork
 from grpc_ring import Ring
 from hub_star import Star
-from ports import free_ports
+from ports import free_ports, hold_port
 from waiting import eventually
 
 ENVIRONMENTS = Path(__file__).parents[1] / "support/environments"
@@ -83,7 +84,7 @@ class LiveRun:
 
     def status(self, rank: int) -> dict[str, Any]:
         """/status of a learner; empty while there is none. One that is there may take its time on a busy machine."""
-        with contextlib.suppress(OSError, ValueError, StopIteration):
+        with contextlib.suppress(OSError, HTTPException, ValueError, StopIteration):
             host, port = self.address(rank, "http")
             with urllib.request.urlopen(f"http://{host}:{port}/status", timeout=ANSWER_SECONDS) as answer:
                 content: dict[str, Any] = json.load(answer)
@@ -182,6 +183,13 @@ def loop_thread() -> Iterator[LoopThread]:
 def free_port() -> int:
     """A port that nobody listens on."""
     return free_ports(1)[0]
+
+
+@pytest.fixture
+def held_port() -> Iterator[int]:
+    """A port that nobody else gets before a process that takes its time listens on it."""
+    with contextlib.ExitStack() as stack:
+        yield hold_port(stack)
 
 
 @pytest.fixture

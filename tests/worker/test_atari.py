@@ -18,6 +18,7 @@ from gala.errors import SimulatorError
 from gala.spec import Environment
 from gala_worker.environments import Episode, Simulators, Transition, make_simulators
 from gala_worker.environments import atari as atari_module
+from waiting import eventually
 
 NOOP, FIRE = 0, 1  # in every set of actions used here
 
@@ -289,7 +290,7 @@ def test_as_many_threads_are_started_as_asked_for_and_close_ends_them(make: Make
     assert threads_of_this_process() == before + threads
     simulators.reset(0)
     simulators.close()
-    assert threads_of_this_process() == before
+    eventually(lambda: threads_of_this_process() == before)  # one that was joined is still listed for a moment
     simulators.close()
     with pytest.raises(RuntimeError, match="closed"):
         simulators.step(np.zeros(1, np.int64))

@@ -179,6 +179,7 @@ def process(request):
 
 
 @pytest.mark.processes
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_process_that_is_killed_or_frozen_stops_nobody_and_comes_back(ring, process, fault):
     made = ring(3, num_elements=900_000)

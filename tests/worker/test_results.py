@@ -321,11 +321,11 @@ def until(condition: Callable[[], Any], process: subprocess.Popen[bytes], second
 
 @pytest.mark.processes
 def test_the_process_serves_its_status_and_an_archive_that_can_be_evaluated_until_it_is_told_to_end(
-    run: Run, tmp_path: Path, free_port: int, capsys: pytest.CaptureFixture[str]
+    run: Run, tmp_path: Path, held_port: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    base = f"http://127.0.0.1:{free_port}"
+    base = f"http://127.0.0.1:{held_port}"
     environment = os.environ | {"GALA_PLAN_FILE": str(run.plan_file), "GALA_OUTPUT_DIR": str(run.directory)}
-    command = [sys.executable, "-P", "-m", "gala_worker.results", "--listen", f"127.0.0.1:{free_port}"]
+    command = [sys.executable, "-P", "-m", "gala_worker.results", "--listen", f"127.0.0.1:{held_port}"]
     process = subprocess.Popen(command, env=environment)
     try:
         status = until(lambda: json.loads(get(f"{base}/status")), process)

@@ -80,11 +80,12 @@ class Watch:
 
     def look(self) -> None:
         for rank, (since, updates) in self._last.items():
+            asked = time.monotonic()
             status = self._run.status(rank)
-            now = time.monotonic()
             if status.get("updates", updates) != updates:
-                self._last[rank] = (now, status["updates"])
-            self.longest_pause = max(self.longest_pause, now - since)
+                self._last[rank] = (time.monotonic(), status["updates"])
+            else:  # nothing is known of the time after the question: an answer may take long on a busy machine
+                self.longest_pause = max(self.longest_pause, asked - since)
             assert status.get("incarnation", self.incarnations[rank]) == self.incarnations[rank], "it was restarted"
 
     def until(self, condition: Callable[[], object], what: str, seconds: float = 90.0) -> None:
