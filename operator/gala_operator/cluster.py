@@ -162,18 +162,28 @@ class Cluster:
     async def annotate_pod(self, namespace: str, name: str, uid: str, annotations: Mapping[str, str]) -> Raw | None:
         """Of this very uid. Returns the pod; None if it is gone."""
         resource = RESOURCES[POD]
-        return await self._unless_gone(
-            "patch",
-            resource.plural,
-            "PATCH",
-            resource.path(namespace, name),
-            query=[("fieldManager", FIELD_MANAGER)],
-            body={"metadata": {"uid": uid, "annotations": dict(annotations)}},
-            content_type=MERGE_PATCH,
-        )
+        try:
+            return await self._unless_gone(
+                "patch",
+                resource.plural,
+                "PATCH",
+                resource.path(namespace, name),
+                query=[("fieldManager", FIELD_MANAGER)],
+                body={"metadata": {"uid": uid, "annotations": dict(annotations)}},
+                content_type=MERGE_PATCH,
+            )
+        except ApiError as error:
+            if error.status == 422 and "metadata.uid" in error.message:  # said of a pod's successor, which has its own
+                return None
+            raise
 
-    async def patch_status(self, namespace: str, name: str, uid: str, patch: Mapping[str, Any]) -> Raw | None:
-        """A merge patch of the status of the GalaRun of this very uid. Returns the GalaRun; None if it is gone."""
+    async def patch_status(self, namespace: str, name: str, version: str, patch: Mapping[str, Any]) -> Raw | None:
+        """A merge patch of the status of this very version of a GalaRun. Returns the new one.
+
+        None if it has changed or is gone. Bound to the resourceVersion and not to the uid, for an API server gives a
+        custom resource's status the metadata that are there, all but the version, before it compares: a status for a
+        run that was deleted would become its successor's.
+        """
         resource = RESOURCES[RUN]
         return await self._unless_gone(
             "patch",
@@ -181,7 +191,7 @@ class Cluster:
             "PATCH",
             resource.path(namespace, name, "status"),
             query=[("fieldManager", FIELD_MANAGER)],
-            body={"metadata": {"uid": uid}, "status": dict(patch)},
+            body={"metadata": {"resourceVersion": version}, "status": dict(patch)},
             content_type=MERGE_PATCH,
         )
 

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 Decide = Callable[[RunObject, Observed, datetime, OperatorSettings], Actions]
 SOON_SECONDS: Final = 0.05
 """A time that decide asks for in the past, or right now, is at least so far away."""
+CHANGED_SECONDS: Final = 2.0
+"""A run that has changed since it was looked at is looked at again when its event comes, or else after so long."""
 CLAIM: Final = "PersistentVolumeClaim"
 DISPENSABLE: Final = frozenset({CLAIM, "PodDisruptionBudget"})
 """Children without which the run goes on, but for the one pod that mounts a claim."""
@@ -51,7 +53,7 @@ class ClusterApi(Protocol):
         self, namespace: str, name: str, uid: str, annotations: Mapping[str, str]
     ) -> dict[str, Any] | None: ...
     async def patch_status(
-        self, namespace: str, name: str, uid: str, patch: Mapping[str, Any]
+        self, namespace: str, name: str, version: str, patch: Mapping[str, Any]
     ) -> dict[str, Any] | None: ...
 
 
@@ -137,7 +139,7 @@ class Controller:
             self._workers.watch(key, False)
             self._written.pop(key, None)
             return _nothing
-        now = self._clock()
+        now, version = self._clock(), self._cache.version(key)
         actions = self._decide(run, self._cache.observed(key), now, self._settings)
         refusal, decided = None, actions.status
         try:
@@ -151,24 +153,30 @@ class Controller:
             self._events.post(run, RunEvent(type="Warning", reason=reason, message=error.message))
             decided = with_problem(decided, reason, error.message, generation=run.generation, now=now)
         self._workers.watch(key, actions.poll)
-        return lambda: self._tell(key, run, actions, decided, refusal)
+        return lambda: self._tell(key, run, version, actions, decided, refusal)
 
     async def _tell(
-        self, key: Key, run: RunObject, actions: Actions, decided: Mapping[str, Any], refusal: ApiError | None
+        self,
+        key: Key,
+        run: RunObject,
+        version: str,
+        actions: Actions,
+        decided: Mapping[str, Any],
+        refusal: ApiError | None,
     ) -> float | None:
         if actions.delete_run:
             log.info("the run's time to live is over")
             await self._cluster.delete_run(run.namespace, run.name, run.uid)
             return None
-        if await self._write_status(key, run, decided):
+        told = await self._write_status(key, run, version, decided)
+        if told:
             for event in actions.events:
                 log.info("%s: %s", event.reason, event.message)
                 self._events.post(run, event)
         if refusal is not None:
             raise refusal
-        known = self._cache.run(key)
-        if known is not None and known.generation != run.generation:
-            return SOON_SECONDS  # the answer to our write brought a new spec, whose own event is then no news
+        if not told:
+            return CHANGED_SECONDS
         if actions.requeue_at is None:
             return None
         return max((actions.requeue_at - self._clock()).total_seconds(), SOON_SECONDS)
@@ -231,17 +239,16 @@ class Controller:
         if raw is not None:
             self._cache.put(POD, raw)
 
-    async def _write_status(self, key: Key, run: RunObject, status: Mapping[str, Any]) -> bool:
-        """Whether the status that was decided is now the run's."""
+    async def _write_status(self, key: Key, run: RunObject, version: str, status: Mapping[str, Any]) -> bool:
+        """Whether the status that was decided of this version of the run is now the run's."""
         status = without_nulls(status)
-        version = self._cache.version(key)
         if self._written.get(key) == (version, status):
             return True
         patch = merge_patch(run.status, status)
         if not patch:
             return True
-        answer = await self._cluster.patch_status(run.namespace, run.name, run.uid, patch)
-        if answer is None:  # deleted meanwhile
+        answer = await self._cluster.patch_status(run.namespace, run.name, version, patch)
+        if answer is None:  # changed or deleted meanwhile
             return False
         self._cache.put(RUN, answer)
         self._written[key] = (str(answer.get("metadata", {}).get("resourceVersion", "")), status)

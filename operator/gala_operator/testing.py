@@ -179,10 +179,10 @@ class FakeCluster:
         stored["metadata"].setdefault("annotations", {}).update(annotations)
         return self.put(stored)
 
-    async def patch_status(self, namespace: str, name: str, uid: str, patch: Mapping[str, Any]) -> Raw | None:
+    async def patch_status(self, namespace: str, name: str, version: str, patch: Mapping[str, Any]) -> Raw | None:
         self._called("patch", f"{names.KIND}/status", name)
         stored = self.objects.get((names.KIND, namespace, name))
-        if stored is None or stored["metadata"]["uid"] != uid:
+        if stored is None or stored["metadata"]["resourceVersion"] != version:
             return None
         stored["status"] = merged(stored.get("status", {}), patch)
         return self.put(stored)

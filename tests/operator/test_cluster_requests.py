@@ -120,6 +120,19 @@ def test_a_pod_that_exists_is_none() -> None:
     assert server.requests[0][:2] == ("POST", "/api/v1/namespaces/lab/pods")
 
 
+def test_an_annotation_of_a_pod_names_the_uid_and_spares_its_successor() -> None:
+    refused = status(422, "Invalid", 'Pod "pong-0" is invalid: metadata.uid: Invalid value: "u": field is immutable')
+    server = ApiServer((200, {"kind": "Pod"}), refused, status(422, "Invalid", "metadata.annotations: Too long"))
+
+    async def scenario(cluster: Cluster) -> list[Any]:
+        return [await cluster.annotate_pod("lab", "pong-0", "u", {"a": "b"}) for _ in range(2)]
+
+    assert asking(server, scenario) == [{"kind": "Pod"}, None]
+    assert server.requests[0][3] == {"metadata": {"uid": "u", "annotations": {"a": "b"}}}
+    with pytest.raises(ApiError, match="Too long"):
+        asking(server, lambda cluster: cluster.annotate_pod("lab", "pong-0", "u", {"a": "b" * 300_000}))
+
+
 def test_deletions_name_the_uid() -> None:
     server = ApiServer(status(409, "Conflict"), status(404, "NotFound"), (200, {"kind": "Pod", "metadata": {}}))
 
@@ -140,13 +153,13 @@ def test_deleting_a_run_takes_what_it_owns_along() -> None:
     assert server.requests[0][3]["propagationPolicy"] == "Background"
 
 
-def test_the_status_is_a_merge_patch_bound_to_the_uid() -> None:
+def test_the_status_is_a_merge_patch_bound_to_the_version() -> None:
     server = ApiServer((200, {"kind": "GalaRun"}))
-    asking(server, lambda cluster: cluster.patch_status("lab", "pong", "u", {"state": "Running", "steps": None}))
+    asking(server, lambda cluster: cluster.patch_status("lab", "pong", "7", {"state": "Running", "steps": None}))
     method, path, query, body = server.requests[0]
     assert (method, path) == ("PATCH", "/apis/gala.dev/v1alpha1/namespaces/lab/galaruns/pong/status")
     assert query == {"fieldManager": "gala-operator"}
-    assert body == {"metadata": {"uid": "u"}, "status": {"state": "Running", "steps": None}}
+    assert body == {"metadata": {"resourceVersion": "7"}, "status": {"state": "Running", "steps": None}}
     assert server.content_types == ["application/merge-patch+json"]
 
 

@@ -1,5 +1,6 @@
 """The controller: what decide says is carried out in order, once, and nothing else."""
 
+import asyncio
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from controller_world import KEY, NOW, STATUS, World, labelled
 from gala_operator.actions import Actions, AnnotatePod, DeletePod, RunEvent
 from gala_operator.cluster import ApiError
-from gala_operator.controller import NameTakenError, merge_patch, without_nulls
+from gala_operator.controller import CHANGED_SECONDS, NameTakenError, merge_patch, without_nulls
 from gala_operator.observed import Observed, RunObject
 from gala_operator.testing import child_raw, merged, pod_raw, run_raw
 
@@ -268,9 +269,9 @@ def test_only_what_changed_of_the_status_is_sent() -> None:
     world = World(lambda run, observed: Actions(status=statuses[0]))
     patch_status = world.cluster.patch_status
 
-    async def spy(namespace: str, name: str, uid: str, patch: Mapping[str, Any]) -> Any:
+    async def spy(namespace: str, name: str, version: str, patch: Mapping[str, Any]) -> Any:
         patches.append(patch)
-        return await patch_status(namespace, name, uid, patch)
+        return await patch_status(namespace, name, version, patch)
 
     world.cluster.patch_status = spy  # type: ignore[method-assign]
     world.see(run_raw())
@@ -288,9 +289,9 @@ def test_what_the_server_prunes_of_the_status_is_not_sent_again_and_again() -> N
     world = World(lambda run, observed: Actions(status={**STATUS, "unknownToAnOldCrd": 1}))
     patch_status = world.cluster.patch_status
 
-    async def prune(namespace: str, name: str, uid: str, patch: Mapping[str, Any]) -> Any:
+    async def prune(namespace: str, name: str, version: str, patch: Mapping[str, Any]) -> Any:
         known = {field: value for field, value in patch.items() if field in STATUS}
-        return await patch_status(namespace, name, uid, known)
+        return await patch_status(namespace, name, version, known)
 
     world.cluster.patch_status = prune  # type: ignore[method-assign]
     world.see(run_raw())
@@ -306,6 +307,27 @@ def test_the_status_is_sent_again_if_somebody_else_has_changed_it() -> None:
     world.see({**run_raw(), "status": {"state": "Nonsense"}})
     world.reconcile()
     assert world.cluster.objects["GalaRun", "lab", "pong"]["status"] == STATUS
+
+
+@pytest.mark.parametrize("change", ["replaced", "edited"])
+def test_a_status_that_was_decided_for_a_run_of_the_past_is_not_written_to_what_is_there_now(change: str) -> None:
+    event = RunEvent(type="Warning", reason="Failed", message="left out")
+    world = World(lambda run, observed: Actions(status={"state": "Failed"}, events=(event,)))
+    world.see(run_raw())
+
+    async def scenario() -> float | None:
+        tell = await world.controller.reconcile(KEY)
+        if change == "replaced":
+            del world.cluster.objects["GalaRun", "lab", "pong"]
+        world.cluster.put(run_raw(uid="its-successor") if change == "replaced" else run_raw(spec={"learners": 3}))
+        return await tell()
+
+    assert asyncio.run(scenario()) == CHANGED_SECONDS, "should the change's own event be lost"
+    assert "status" not in world.cluster.objects["GalaRun", "lab", "pong"]
+    assert not [raw for raw in world.cluster.objects.values() if raw["kind"] == "Event"]
+    world.see(world.cluster.objects["GalaRun", "lab", "pong"])
+    assert world.reconcile() is None
+    assert world.cluster.objects["GalaRun", "lab", "pong"]["status"] == {"state": "Failed"}
 
 
 @pytest.mark.parametrize("gone", ["absent", "deleting"])

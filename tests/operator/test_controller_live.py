@@ -5,10 +5,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
-import pytest
-
-from controller_world import KEY, NOW, STATUS, FakeWorkers, World
-from gala_operator.actions import Actions
+from controller_world import KEY, NOW, FakeWorkers
 from gala_operator.cache import Cache
 from gala_operator.controller import Controller
 from gala_operator.decide import decide
@@ -143,12 +140,3 @@ def test_the_echo_of_a_status_that_was_written_is_no_reason_to_look_again() -> N
     run = live.cluster.objects["GalaRun", "lab", "pong"]
     assert live.cache.put("GalaRun", run) is None
     assert live.cache.put("GalaRun", live.cluster.put(run)) == KEY, "somebody else has written it"
-
-
-def test_a_spec_that_came_with_the_answer_to_a_write_is_looked_at_soon() -> None:
-    world = World(lambda run, observed: Actions(status={**STATUS, "generation": run.generation}))
-    world.see(run_raw())
-    raw = world.cluster.objects["GalaRun", "lab", "pong"]
-    world.cluster.put({**raw, "metadata": {**raw["metadata"], "generation": 2}})
-    assert world.reconcile() == pytest.approx(0.05)
-    assert world.reconcile() is None
