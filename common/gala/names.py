@@ -88,8 +88,8 @@ ENV_INCARNATION: Final = "GALA_INCARNATION"
 it, the time of the start."""
 
 ENV_HOLD: Final = "GALA_HOLD_SECONDS"
-"""How long a finished worker goes on serving /files and waits for POST /release before it exits, >= 0. Optional: 0, as
-on one machine, where the run directory is shared."""
+"""For how long nobody must have asked for a finished worker's /status before it no longer serves /files, waits for POST
+/release, and exits, >= 0. Optional: 0, as on one machine, where the run directory is shared."""
 
 WORKER_ENVIRONMENT: Final = (ENV_RANK, ENV_PLAN_FILE, ENV_OUTPUT_DIR, ENV_THREADS, ENV_INCARNATION, ENV_HOLD)
 

@@ -172,7 +172,10 @@ class PodSpec(Section):
     scheduler_name: ObjectName | None = Field(
         default=None, description="Name of the scheduler; unset = the cluster's default."
     )
-    runtime_class_name: ObjectName | None = Field(default=None, description="RuntimeClass of the pods, such as nvidia.")
+    runtime_class_name: ObjectName | None = Field(
+        default=None,
+        description="RuntimeClass of the pods, such as nvidia; where learners have GPUs not the results pod's.",
+    )
     termination_grace_period_seconds: Annotated[Integer, Field(ge=1, le=3600)] = Field(
         default=60, description="Seconds a learner has for its last checkpoint and its farewell after SIGTERM."
     )

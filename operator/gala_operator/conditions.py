@@ -19,6 +19,8 @@ ORDER: Final[tuple[Type, ...]] = (
     "Failed",
 )
 MAX_MESSAGE: Final = 4096
+REFUSED: Final = "Refused"
+"""Reason of PodsReady while the API server refuses what is to be made."""
 
 
 class Conditions:

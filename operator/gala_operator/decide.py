@@ -98,7 +98,7 @@ def _pursue(situation: Situation, difference: children.Difference) -> Actions:
     events = transitions.events(situation.run.status, after, ranks)
     if outcome is not None:
         return Actions(status=after, events=events, requeue_at=now + timedelta(seconds=1))
-    look_again = [numbers_due, _deadline(situation)]
+    look_again = [numbers_due, _deadline(situation), stuck.next_look(situation.pods.values(), now)]
     if difference.obstacle is not None or difference.claims:
         look_again.append(now + timedelta(seconds=5))
     if finish is None:

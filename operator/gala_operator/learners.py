@@ -85,7 +85,9 @@ def assess(situation: Situation, rank: int, difference: Difference) -> Learner:
     if pod.phase == "Failed" or (pod.phase == "Succeeded" and not _has_finished(progress, entry)):
         return _ended_early(situation, rank, pod, tally)
     state = _state(pod, progress, entry)
-    why = None if is_ready(pod) or state == FINISHED else stuck.of_pod(pod) or _aftermath(situation, name, pod, tally)
+    why = None
+    if not is_ready(pod) and state != FINISHED:
+        why = stuck.of_pod(pod, situation.now) or _aftermath(situation, name, pod, tally)
     return Learner(rank=rank, name=name, pod=pod, tally=tally, state=state, progress=progress, stuck=why)
 
 

@@ -79,6 +79,7 @@ class Metrics:
         self.is_leader = Gauge("galarun_operator_is_leader", "1 if this replica does the work.", registry=self.registry)
         for result in ("success", "error"):
             self.reconciles.labels(result)
+            self.resyncs.labels(result)
 
     def observe_request(self, verb: str, resource: str, code: int, seconds: float) -> None:
         """A request to the API server has been answered, or not: code 0."""

@@ -56,6 +56,8 @@ class ObservedPod:
     ip: str | None
     scheduling_problem: str | None = None
     """The scheduler's message while the pod cannot be placed."""
+    scheduled: datetime | None = None
+    """When it was placed."""
     waiting_reason: str | None = None
     """Of the container: ErrImagePull, ImagePullBackOff, CreateContainerConfigError, ContainerCreating..."""
     waiting_message: str | None = None

@@ -131,6 +131,7 @@ def pod(raw: Raw) -> ObservedPod | None:
         scheduling_problem=_optional(scheduled.get("message"), "cannot be scheduled")
         if scheduled.get("status") == "False"
         else None,
+        scheduled=times.read(scheduled.get("lastTransitionTime")) if scheduled.get("status") == "True" else None,
         waiting_reason=_optional(waiting.get("reason")),
         waiting_message=_optional(waiting.get("message")),
         exit_code=_exit_code(ended),

@@ -5,6 +5,7 @@ While it waits for the last learners and for the results, nothing of the ring is
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -12,7 +13,7 @@ from typing import Any, Final
 
 from gala import names
 from gala.answers import count, mapping, number
-from gala_operator import failures, manifests, stuck, times
+from gala_operator import conditions, failures, manifests, stuck, times
 from gala_operator.actions import DeletePod, Manifest
 from gala_operator.failures import Tally
 from gala_operator.learners import FINISHED, Learner
@@ -24,6 +25,7 @@ PATIENCE: Final = timedelta(seconds=60)
 that keep state count: the others have nothing to give."""
 MAX_FAILURES: Final = 3
 """Failures of the results pod before the run is given up."""
+LIMIT_RANGE: Final = re.compile(r" per (Container|Pod) is ")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +74,16 @@ def assess(situation: Situation, learners: Sequence[Learner]) -> Finish | None:
     return _gather(situation, since, pod)
 
 
+def was_too_modest(status: Mapping[str, Any]) -> bool:
+    """Whether a pod was refused just now, in the words of Kubernetes's LimitRanger, for the amounts that it asks for.
+
+    A LimitRange may want more CPU or memory than a results pod needs, or limits nearer to what is asked for. It has let
+    the learners in, so it lets in what asks for as much.
+    """
+    ready = conditions.read(status).get("PodsReady", {})
+    return ready.get("reason") == conditions.REFUSED and bool(LIMIT_RANGE.search(str(ready.get("message"))))
+
+
 def _gather(situation: Situation, since: datetime, pod: ObservedPod | None) -> Finish:
     now = situation.now
     before = Tally.read(mapping(situation.run.status.get("results")))
@@ -81,7 +93,12 @@ def _gather(situation: Situation, since: datetime, pod: ObservedPod | None) -> F
         if retry_at is not None and retry_at > now:
             return Finish(since=since, gathering=True, message=message, tally=before, look_again=retry_at)
         manifest = manifests.results_pod(
-            situation.document, situation.owner, situation.plan, created=now, settings=situation.settings
+            situation.document,
+            situation.owner,
+            situation.plan,
+            created=now,
+            settings=situation.settings,
+            modest=not was_too_modest(situation.run.status),
         )
         free = not situation.is_taken(names.results_name(situation.run.name))
         return Finish(since=since, gathering=True, message=message, tally=before, create=(manifest,) if free else ())
@@ -99,7 +116,7 @@ def _gather(situation: Situation, since: datetime, pod: ObservedPod | None) -> F
         at = failures.replaceable_at(pod)
         delete = (DeletePod(name=pod.name, uid=pod.uid),) if at <= now else ()
         return Finish(since=since, gathering=True, message=message, tally=before, delete=delete, look_again=at)
-    problem = stuck.of_pod(pod)
+    problem = stuck.of_pod(pod, now)
     if problem is not None:
         message = f"The final model cannot be made yet: {problem.reason}: {problem.message}"
     return Finish(

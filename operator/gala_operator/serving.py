@@ -17,7 +17,7 @@ from gala_operator import children, conditions, failures, manifests, situation, 
 from gala_operator.actions import DeletePod, Manifest
 from gala_operator.failures import Tally
 from gala_operator.observed import Observed, ObservedPod, RunObject
-from gala_operator.results import MAX_FAILURES
+from gala_operator.results import MAX_FAILURES, was_too_modest
 from gala_operator.settings import OperatorSettings
 from gala_operator.status import MAX_MESSAGE
 
@@ -79,7 +79,7 @@ def message(run: RunObject, served: Serving) -> str:
 
 
 def _present(pod: ObservedPod, tally: Tally, now: datetime) -> Serving:
-    why = stuck.of_deletion(pod, now) or stuck.of_pod(pod)
+    why = stuck.of_deletion(pod, now) or stuck.of_pod(pod, now)
     problem = "" if why is None else f"The result cannot be fetched at present: {why.reason}: {why.message}"
     return Serving(tally=tally, problem=problem, look_again=stuck.next_look([pod], now))
 
@@ -111,4 +111,5 @@ def _manifest(
     run: RunObject, document: GalaRun, observed: Observed, now: datetime, settings: OperatorSettings
 ) -> Manifest:
     plan = children.current_plan(run, document, observed)
-    return manifests.results_pod(document, situation.owner(run), plan, created=now, settings=settings)
+    modest = not was_too_modest(run.status)
+    return manifests.results_pod(document, situation.owner(run), plan, created=now, settings=settings, modest=modest)

@@ -29,7 +29,11 @@ CRASH_LOOP: Final = "CrashLoopBackOff"
 NODE_LOST: Final = "NodeLost"
 OVERDUE: Final = timedelta(seconds=60)
 """How long after its grace a deleted pod may still be there before its node counts as lost."""
-WORTH_TELLING: Final = frozenset({*_WAITING.values(), UNSCHEDULABLE, NAME_CONFLICT, NODE_LOST})
+CONTAINER_CREATING: Final = "ContainerCreating"
+SLOW_START: Final = timedelta(minutes=5)
+"""How long a node may take to create a pod's container before that is told. A large image takes minutes; for a volume,
+a Secret or a runtime that it will never have a node looks without end, and tells in Events only."""
+WORTH_TELLING: Final = frozenset({*_WAITING.values(), UNSCHEDULABLE, NAME_CONFLICT, NODE_LOST, CONTAINER_CREATING})
 """Reasons of pods that neither come to life nor go without somebody's help."""
 
 
@@ -45,7 +49,7 @@ class Stuck:
     """The kubelet's "back-off pulling image": it says less than what it said before, which is worth keeping."""
 
 
-def of_pod(pod: ObservedPod) -> Stuck | None:
+def of_pod(pod: ObservedPod, now: datetime) -> Stuck | None:
     """Why a pod does not start; None if it only needs time."""
     if pod.phase != "Pending":
         return None
@@ -57,7 +61,22 @@ def of_pod(pod: ObservedPod) -> Stuck | None:
             message=f"{pod.name}: {pod.waiting_message or pod.waiting_reason}",
             is_repetition=pod.waiting_reason == "ImagePullBackOff",
         )
+    if (told_at := _slow_at(pod)) is not None and now >= told_at:
+        since = times.write(pod.scheduled or pod.created)
+        return Stuck(
+            reason=CONTAINER_CREATING,
+            message=f"{pod.name}: node {pod.node} has had it since {since} and has not created its container: it loads "
+            "a large image, or lacks a volume, a Secret, a runtime class or an address; the pod's Events tell "
+            f"(kubectl describe pod {pod.name})",
+        )
     return None
+
+
+def _slow_at(pod: ObservedPod) -> datetime | None:
+    """When a pod that its node makes ready has taken long."""
+    if pod.deleting or pod.phase != "Pending" or pod.waiting_reason != CONTAINER_CREATING:
+        return None
+    return (pod.scheduled or pod.created) + SLOW_START
 
 
 def of_deletion(pod: ObservedPod, now: datetime) -> Stuck | None:
@@ -78,8 +97,10 @@ def of_deletion(pod: ObservedPod, now: datetime) -> Stuck | None:
 
 
 def next_look(pods: Iterable[ObservedPod], now: datetime) -> datetime | None:
-    """When the first of these pods that are being deleted is overdue."""
+    """When the first of these pods has taken long: to go, or to get its container."""
+    pods = list(pods)
     due = [pod.end_due + OVERDUE for pod in pods if pod.deleting and pod.end_due is not None]
+    due += [at for pod in pods if (at := _slow_at(pod)) is not None]
     return min((at for at in due if at > now), default=None)
 
 

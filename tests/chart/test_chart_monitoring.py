@@ -148,6 +148,22 @@ def test_a_rate_is_taken_of_counters_only(query: str) -> None:
             assert re.search(r"_(total|bucket|sum|count)$", range_.vector_selector.name)
 
 
+def test_what_alerts_ask_about_is_counted_before_it_has_happened() -> None:
+    """Of a counter that appears with its first event no increase is known, so that none would go unnoticed."""
+    for result in ("success", "error"):
+        for metric in ("resync", "reconcile"):
+            sample = Metrics().registry.get_sample_value(f"galarun_operator_{metric}_total", {"result": result})
+            assert sample == 0, (metric, result)
+
+
+@pytest.mark.parametrize("name", ["GalaResyncStalled", "GalaCheckpointsStale"])
+def test_an_absence_is_told_only_of_what_was_there_at_the_beginning_of_the_time_looked_at(name: str) -> None:
+    (query,) = [parameter.values[0] for parameter in alert_queries() if parameter.id == name]
+    looked_at = {range_.range for node in nodes(query) if isinstance(node, promql_parser.Call) for range_ in node.args}
+    offsets = {node.offset for node in nodes(query) if isinstance(node, promql_parser.VectorSelector)} - {None}
+    assert looked_at == offsets != set()
+
+
 def test_the_metric_names_follow_prometheus(known: dict[str, set[str]]) -> None:
     own = {name for name in known if not name.startswith(("process_", "python_"))}
     assert all(name.startswith(("galarun_", "gala_")) for name in own)

@@ -66,6 +66,14 @@ MATRIX: dict[str, dict[str, Any]] = {
         "resources": {},
     },
     "paused": {"replicas": 0, "controller": {"logFormat": "text", "httpPort": 9090}},
+    "names that yaml takes for something else": EVERYTHING
+    | {
+        "watchNamespaces": ["123", "no", "off"],
+        "fullnameOverride": "42",
+        "serviceAccount": {"name": "007"},
+        "priorityClassName": "0x10",
+        "monitoring": EVERYTHING["monitoring"] | {"namespace": "7"},
+    },
     "own affinity": {"affinity": {"nodeAffinity": {}}, "crds": {"keep": False}, "fullnameOverride": "trainer"},
 }
 
@@ -325,6 +333,14 @@ def test_the_egress_rules_name_the_api_server_and_the_learners(render: Render) -
     assert {"kubernetes.io/metadata.name": "monitoring"} in [
         peer["namespaceSelector"]["matchLabels"] for peer in policy["ingress"][0]["from"] if "namespaceSelector" in peer
     ]
+
+
+def test_a_release_and_a_namespace_may_have_names_that_yaml_takes_for_numbers(render: Render) -> None:
+    for manifest in render(EVERYTHING, "--namespace", "123", release="7"):
+        if not manifest["apiVersion"].startswith(("monitoring.coreos.com/", "apiextensions.k8s.io/")):
+            kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+        assert manifest["metadata"].get("namespace", "123") == "123"
+        assert manifest["metadata"]["labels"]["app.kubernetes.io/instance"] == "7"
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,25 @@ def test_a_second_submit_changes_a_run_that_goes_on(gala: Gala, cluster: Any, fi
     assert cluster.runs[("default", "pole")]["spec"]["learners"] == 5
 
 
+@pytest.mark.parametrize("arguments", [(), ("--force",)])
+def test_a_document_that_a_cluster_gave_is_submitted_without_what_binds_it_to_the_run_it_was(
+    gala: Gala, cluster: Any, file: str, arguments: tuple[str, ...]
+) -> None:
+    gala("submit", file)
+    given = cluster.runs[("default", "pole")]
+    given["metadata"] |= {
+        "resourceVersion": "7",
+        "managedFields": [{"manager": "gala"}],
+        "labels": {"team": "lab"},
+    }
+    Path(file).write_text(yaml.safe_dump({**given, "status": {"state": "Running"}}))
+    assert given["metadata"]["uid"]
+    assert gala("submit", file, *arguments)[0] == 0
+    body = cluster.requests[-1][3]
+    assert body.keys() == {"apiVersion", "kind", "metadata", "spec"}
+    assert body["metadata"] == {"name": "pole", "namespace": "default", "labels": {"team": "lab"}}
+
+
 def test_an_ended_run_is_not_submitted_again_but_by_force(gala: Gala, cluster: Any, file: str) -> None:
     uid = cluster.add_run("pole", SPEC, cluster.status("Succeeded"))
     code, _, err = gala("submit", file)

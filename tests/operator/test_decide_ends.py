@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 
 from gala_operator.actions import Actions
+from gala_operator.status import with_problem
 
 
 def made(actions: Actions) -> list[str]:
@@ -28,6 +30,40 @@ def test_the_results_pod_is_made_when_every_learner_that_is_ready_has_finished(s
     assert made(run.step(after=10)) == ["pong-results"]
     assert run.status["finishingTime"] == "2026-11-22T18:00:20Z"
     assert run.condition("Progressing")["reason"] == "Finishing"
+
+
+@pytest.mark.parametrize(
+    ("refusal", "requests"),
+    [
+        ("minimum cpu usage per Container is 100m, but request is 50m", {"cpu": "4", "memory": "8Gi"}),
+        ("cpu max limit to request ratio per Pod is 10, but provided ratio is 80.0", {"cpu": "4", "memory": "8Gi"}),
+        ("exceeded quota: pods, requested: pods=1", {"cpu": "50m", "memory": "128Mi"}),
+    ],
+)
+@pytest.mark.parametrize("after_the_end", [False, True])
+def test_a_results_pod_that_a_limit_range_refuses_asks_for_what_a_learner_asks_for(
+    scene: Any, refusal: str, requests: dict[str, str], after_the_end: bool
+) -> None:
+    run = scene(
+        learners=1,
+        worker={"resources": {"requests": {"cpu": "4", "memory": "8Gi"}}},
+        checkpoint={"volume": {"size": "1Gi"}},
+    ).start()
+    run.answer(0, state="finished")
+    if after_the_end:
+        run.step()
+        run.pod(None)
+        run.answer_results()
+        run.step()
+        assert run.status["state"] == "Succeeded"
+        del run.pods["pong-results"]
+    (pod,) = run.step().create
+    assert pod["spec"]["containers"][0]["resources"]["requests"] == {"cpu": "50m", "memory": "128Mi"}
+    message = f'pods "pong-results" is forbidden: {refusal}'
+    refused = with_problem(run.status, "Refused", message, generation=run.run.generation, now=run.now)
+    run.run = dataclasses.replace(run.run, status=refused)
+    (pod,) = run.step(after=5).create
+    assert pod["spec"]["containers"][0]["resources"]["requests"] == requests
 
 
 def test_a_learner_that_does_not_come_to_its_end_is_left_out_after_a_while(scene: Any) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from gala import names
 from gala_operator.actions import Actions
+from gala_operator.stuck import SLOW_START
 
 
 def deleted(actions: Actions) -> list[str]:
@@ -230,6 +232,30 @@ def test_the_reason_behind_a_pod_that_does_not_start_is_lifted(
     run.pod(1, phase="Pending", ready=False, **pod)
     run.step()
     assert (run.condition("PodsReady")["reason"], run.condition("PodsReady")["message"]) == (reason, words)
+
+
+@pytest.mark.parametrize("rank", [1, None])
+def test_a_container_that_a_node_does_not_create_for_minutes_is_told_once_and_forgotten_when_it_starts(
+    scene: Any, rank: int | None
+) -> None:
+    run = scene().start()
+    if rank is None:
+        for learner in range(3):
+            run.answer(learner, state="finished")
+        run.step()
+    since = run.now - timedelta(seconds=20)
+    run.pod(rank, phase="Pending", ready=False, waiting_reason="ContainerCreating", node="gpu-7", scheduled=since)
+    actions = run.step()
+    assert "ContainerCreating" not in str(actions.status)
+    assert actions.requeue_at is not None
+    assert actions.requeue_at <= since + SLOW_START
+    actions = run.step(after=SLOW_START.total_seconds() - 20)
+    assert "node gpu-7 has had it since" in run.status["message"]
+    assert [event.reason for event in actions.events] == ["ContainerCreating"] * (rank is not None)
+    assert run.decide(after=3600).status == run.status, "said once"
+    run.pod(rank, phase="Running", ready=True, waiting_reason=None)
+    run.step()
+    assert "node gpu-7" not in str(run.status)
 
 
 def test_the_kubelets_back_off_does_not_hide_why_an_image_cannot_be_pulled(scene: Any) -> None:

@@ -105,7 +105,7 @@ def pods_of(run: GalaRun) -> dict[str, Manifest]:
         manifests.learner_pod(run, OWNER, plan_of(run), rank, attempt=0, created=made, settings=SETTINGS)
         for rank in range(run.spec.learners)
     ]
-    results = manifests.results_pod(run, OWNER, plan_of(run), created=made, settings=SETTINGS)
+    results = manifests.results_pod(run, OWNER, plan_of(run), created=made, settings=SETTINGS, modest=True)
     return {pod["metadata"]["name"]: pod for pod in (*learners, results)}
 
 

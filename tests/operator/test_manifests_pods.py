@@ -47,8 +47,8 @@ def learner_of(run: GalaRun, rank: int = 1, attempt: int = 0, epoch: int = 0) ->
     )
 
 
-def results_of(run: GalaRun) -> Manifest:
-    return manifests.results_pod(run, OWNER, plan(run, uid=UID), created=CREATED, settings=SETTINGS)
+def results_of(run: GalaRun, *, modest: bool = True) -> Manifest:
+    return manifests.results_pod(run, OWNER, plan(run, uid=UID), created=CREATED, settings=SETTINGS, modest=modest)
 
 
 def container_of(pod: Manifest) -> dict[str, Any]:
@@ -177,6 +177,16 @@ def test_a_run_without_gpus_gets_none_even_where_every_container_would() -> None
     assert "NVIDIA_VISIBLE_DEVICES" not in environment_of(learner_of(run_with()))
 
 
+def test_the_results_pod_of_learners_with_gpus_sees_none_and_can_run_where_their_runtime_is_not() -> None:
+    nvidia = {"podTemplate": {"spec": {"runtimeClassName": "nvidia"}}}
+    run = run_with(worker=nvidia)
+    assert learner_of(run)["spec"]["runtimeClassName"] == "nvidia"
+    assert "runtimeClassName" not in results_of(run)["spec"]
+    assert environment_of(results_of(run))["NVIDIA_VISIBLE_DEVICES"] == "void"
+    sandboxed = run_with(worker={"gpus": 0, "podTemplate": {"spec": {"runtimeClassName": "gvisor"}}})
+    assert results_of(sandboxed)["spec"]["runtimeClassName"] == "gvisor"
+
+
 @pytest.mark.parametrize(
     ("resources", "threads"),
     [
@@ -252,6 +262,12 @@ def test_the_results_pod_finds_room_while_the_learners_hold_theirs() -> None:
     small = results_of(run_with(worker={"resources": {"requests": {"cpu": "20m"}, "limits": {"memory": "100Mi"}}}))
     assert container_of(small)["resources"]["requests"] == {"cpu": "20m", "memory": "100Mi"}
     assert container_of(results_of(run_with()))["resources"] == {}
+    asked = {"requests": {"cpu": "4"}, "limits": {"cpu": "4", "memory": "8Gi", "example.com/fpga": "1"}}
+    as_much_as_a_learner = results_of(run_with(worker={"resources": asked}), modest=False)
+    assert container_of(as_much_as_a_learner)["resources"] == {
+        "requests": {"cpu": "4"},
+        "limits": {"cpu": "4", "memory": "8Gi"},
+    }
     assert pod["metadata"]["labels"][names.LABEL_ROLE] == names.ROLE_RESULTS
     assert names.ENV_RANK not in environment_of(pod)
 

@@ -249,7 +249,9 @@ def test_prometheus_gets_the_latest_values_with_run_and_rank(make_writer) -> Non
     writer.train(TRAIN)
     writer.train(TRAIN | {"updates": 41, "meanReturn": None})
     writer.evaluation(RESULT, global_steps=6400)
+    writer.expect("checkpoint")
     writer.event("peer-gone", peer=1)
+    writer.expect("peer-gone")
     writer.event("peer-gone", peer=3)
     found = samples(writer)
     assert found["gala_updates_total", frozenset(own)] == 41
@@ -260,4 +262,5 @@ def test_prometheus_gets_the_latest_values_with_run_and_rank(make_writer) -> Non
     assert found["gala_gossip_edge_replaced_total", frozenset(edge)] == 3
     assert found["gala_evaluation_return_mean", frozenset(own | {("mode", "greedy")})] == -20.0
     assert found["gala_events_total", frozenset(own | {("event", "peer-gone")})] == 2
+    assert found["gala_events_total", frozenset(own | {("event", "checkpoint")})] == 0
     assert any(name == "process_resident_memory_bytes" for name, _ in found)

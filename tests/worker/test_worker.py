@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import urllib.error
+import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import torch
 from gala import names
 from gala.plan import Address, RunPlan, plan
 from gala.spec import parse
-from gala_worker import checkpoint
+from gala_worker import checkpoint, http
 from gala_worker import worker as module
 from gala_worker.algorithms.a2c import Update
 from gala_worker.algorithms.algorithm import Algorithm, Setup
@@ -24,6 +27,7 @@ from gala_worker.rollout import Collector
 from gala_worker.state import ACTION_GENERATOR, Counters
 from gala_worker.worker import Worker
 from ports import free_ports
+from waiting import eventually
 
 STEPS_PER_UPDATE = 10
 WEIGHT = 0.75
@@ -96,7 +100,9 @@ class Bench:
         gossip, http = self.ports[2 * rank : 2 * rank + 2]
         return Address(gossip=f"127.0.0.1:{gossip}", http=f"127.0.0.1:{http}")
 
-    def run(self, after_step: Callable[[Led, Counters], None], *, rank: int = 0, threads: int = 1) -> bool:
+    def run(
+        self, after_step: Callable[[Led, Counters], None], *, rank: int = 0, threads: int = 1, hold: int = 0
+    ) -> bool:
         def make(setup: Setup) -> Led:
             self.algorithm = Led(setup)
             self.algorithm.after_step = after_step
@@ -109,6 +115,7 @@ class Bench:
             output_dir=self.folder / "led",
             threads=threads,
             incarnation=1,
+            hold_seconds=hold,
         )
         done = Worker(config).run()
         assert self.algorithm is not None
@@ -227,3 +234,61 @@ def test_a_worker_that_a_newer_plan_leaves_out_keeps_its_state_and_leaves_no_mod
     assert any(event["event"] == "ring" and event["left"] for event in bench.events(1))
     assert list((bench.learner(1) / names.CHECKPOINTS_DIRECTORY).iterdir())
     assert not (bench.learner(1) / names.FINAL_DIRECTORY).exists()
+
+
+def test_before_its_first_checkpoint_a_worker_says_that_there_was_none(bench):
+    address = bench.write_plan().learners[0].address.http
+    told = []
+
+    def after_step(algorithm: Led, counters: Counters) -> None:
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=20) as answer:
+            told.append(answer.read().decode())
+        algorithm.over = True
+
+    assert bench.run(after_step)
+    assert 'gala_events_total{event="checkpoint",rank="0",run="led"} 0.0' in told[0]
+
+
+class Clock:
+    """Stands still, and knows how often it was looked at."""
+
+    def __init__(self) -> None:
+        self.now, self.looks = 0.0, 0
+
+    def monotonic(self) -> float:
+        self.looks += 1
+        return self.now
+
+
+def test_a_finished_worker_holds_its_result_for_as_long_as_somebody_asks_for_its_status(bench, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(http, "time", clock)
+    address = bench.write_plan().learners[0].address.http
+
+    def get(path: str) -> int:
+        try:
+            with urllib.request.urlopen(f"http://{address}/{path}", timeout=20) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            error.close()
+            return error.code
+        except OSError:
+            return 0
+
+    def looked() -> None:
+        seen = clock.looks
+        eventually(lambda: clock.looks > seen + 2)
+
+    with ThreadPoolExecutor() as aside:
+        worker = aside.submit(bench.run, over_after(1), hold=60)
+        try:
+            eventually(lambda: get("files") == 200)
+            for clock.now in (50.0, 100.0, 150.0):
+                assert get("status") == 200
+            clock.now = 205.0
+            looked()
+            assert not worker.done()
+            assert [get(path) for path in ("files", "readyz", "healthz", "metrics")] == [200] * 4, "nor do these count"
+        finally:
+            clock.now = 211.0
+        assert worker.result(30)

@@ -27,7 +27,7 @@ class WorkerConfig:
     incarnation: int
     """Rises with every start of this rank: neighbours prefer the newest."""
     hold_seconds: int = 0
-    """How long a finished worker serves its files and waits to be released."""
+    """A finished worker serves its files until it is released, or nobody has asked for its /status for so long."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> WorkerConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -61,7 +60,7 @@ class LatestValues:
         self._labels = {"run": run, "rank": str(rank)}
         self._train: Mapping[str, Any] = {}
         self._evaluations: dict[str, Mapping[str, Any]] = {}
-        self._events: Counter[str] = Counter()
+        self._events: Mapping[str, int] = {}
         self._num_dropped = 0
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -74,7 +73,14 @@ class LatestValues:
         elif record["kind"] == "evaluation":
             self._evaluations = self._evaluations | {str(record["mode"]): record}
         else:
-            self._events = self._events + Counter([str(record["event"])])
+            self._count(str(record["event"]), 1)
+
+    def expect(self, event: str) -> None:
+        """An event is counted from 0 on: of a counter that is not there before the first one no rate is known."""
+        self._count(event, 0)
+
+    def _count(self, event: str, times: int) -> None:
+        self._events = {**self._events, event: self._events.get(event, 0) + times}
 
     def exposition(self, *, num_dropped: int) -> bytes:
         """Everything, as text."""

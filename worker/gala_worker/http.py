@@ -15,6 +15,7 @@ local launcher ask. Nothing here touches the learner thread: it reads what that 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
@@ -48,14 +49,20 @@ class StatusServer(HttpServer):
         self._heartbeat = heartbeat
         self._downloads: Downloads | None = None
         self._release: Callable[[], None] | None = None
+        self._asked = time.monotonic()
 
     def hold(self, downloads: Downloads, release: Callable[[], None]) -> None:
         """From now on the worker's files are served, it counts as ready, and who asks may have it `release`d.
 
         Thread-safe; `release` is called on the asyncio thread.
         """
+        self._asked = time.monotonic()
         self._release = release
         self._downloads = downloads
+
+    def unasked_seconds(self) -> float:
+        """How long nobody has asked for /status, since `hold` at most. Thread-safe."""
+        return time.monotonic() - self._asked
 
     def routes(self) -> Iterable[web.RouteDef]:
         """All of them."""
@@ -82,6 +89,7 @@ class StatusServer(HttpServer):
         return web.Response(body=self._exposition(), headers={"Content-Type": EXPOSITION_CONTENT_TYPE})
 
     async def _get_status(self, request: web.Request) -> web.Response:
+        self._asked = time.monotonic()
         return web.json_response(to_json(self._status()), dumps=json.dumps)
 
     async def _get_files(self, request: web.Request) -> web.Response:

@@ -50,6 +50,7 @@ class Keeper:
         self._metrics = metrics
         self._telemetry = telemetry
         self._next_checkpoint = self._next_evaluation = math.inf
+        metrics.expect("checkpoint")
         self._evaluator = BackgroundEvaluator(
             plan.spec,
             schema_hash=flat.schema.hash,

@@ -94,6 +94,10 @@ class MetricsWriter:
         """One line about something that happened: started, resumed, ring, peer-gone, checkpoint, finished, ..."""
         self._put("event", {"event": event, **details})
 
+    def expect(self, event: str) -> None:
+        """This event is to come: until it does, Prometheus is told that there was none of it."""
+        self._latest.expect(event)
+
     def exposition(self) -> bytes:
         """The latest values in Prometheus's text format."""
         return self._latest.exposition(num_dropped=self._num_dropped)

@@ -23,7 +23,7 @@
 run's NetworkPolicy lets the operator in, so it is the same whatever the release is called. */}}
 {{- define "gala-operator.selectorLabels" -}}
 app.kubernetes.io/name: {{ .Chart.Name }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: operator
 {{- end }}
 

@@ -19,14 +19,17 @@ DELETION_SECONDS: Final = 300.0
 def read(file: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """The document as the user wrote it, with the overrides, found valid.
 
-    Defaults are left to the cluster: what the file does not say stays free for `kubectl scale` and others to set.
+    Defaults are left to the cluster: what the file does not say stays free for `kubectl scale` and others to set. Left
+    out is what a server has added to a document (`kubectl get -o yaml`): it would bind it to a run that may be gone.
 
     Raises: SpecError.
     """
     data = document.override(document.read(file), overrides)
     spec.parse(data)
-    data.pop("status", None)
-    return data
+    return {
+        **{key: value for key, value in data.items() if key != "status"},
+        "metadata": {key: value for key, value in data["metadata"].items() if key not in spec.OTHER_METADATA},
+    }
 
 
 def namespace(data: Mapping[str, Any]) -> str | None:

@@ -73,16 +73,20 @@ def resources(worker: Worker) -> dict[str, Any]:
     )
 
 
-def results_resources(worker: Worker) -> dict[str, Any]:
-    """The results pod's: a learner's limits, little set aside, and neither GPUs nor other devices."""
+def results_resources(worker: Worker, *, modest: bool) -> dict[str, Any]:
+    """The results pod's: a learner's limits, little set aside if `modest`, and neither GPUs nor other devices."""
     limits = {name: value for name, value in worker.resources.limits.items() if name in RESULTS_REQUESTS}
-    asked = {**limits, **{key: value for key, value in worker.resources.requests.items() if key in RESULTS_REQUESTS}}
-    requests = {name: min(value, RESULTS_REQUESTS[name], key=_amount) for name, value in asked.items()}
+    asked = {name: value for name, value in worker.resources.requests.items() if name in RESULTS_REQUESTS}
+    little = {key: min(value, RESULTS_REQUESTS[key], key=_amount) for key, value in {**limits, **asked}.items()}
+    requests = little if modest else asked
     return _without_empty({"requests": requests, "limits": limits})
 
 
-def environment(worker: Worker, own: dict[str, str]) -> list[dict[str, Any]]:
-    """The user's variables, which win over the defaults for a container without a home, and then the operator's own."""
+def environment(worker: Worker, own: dict[str, str], *, gpus: int) -> list[dict[str, Any]]:
+    """The user's variables, which win over the defaults for a container without a home, and then the operator's own.
+
+    `gpus`: how many this very pod asks for.
+    """
     users = [_dumped(variable) for variable in worker.env]
     defaults = {
         "HOME": "/tmp",
@@ -93,7 +97,7 @@ def environment(worker: Worker, own: dict[str, str]) -> list[dict[str, Any]]:
         "USER": "gala",  # getpass.getuser fails for a user id without an entry in /etc/passwd
         "PYTHONUNBUFFERED": "1",
     }
-    if worker.gpus == 0:
+    if gpus == 0:
         # Where NVIDIA's runtime is the nodes' default, an image of CUDA's gets every GPU of the node without asking.
         defaults["NVIDIA_VISIBLE_DEVICES"] = "void"
     if threads := _threads(worker):
@@ -162,8 +166,11 @@ def pod_metadata(worker: Worker) -> tuple[dict[str, str], dict[str, str]]:
     return dict(metadata.labels), dict(metadata.annotations)
 
 
-def pod_fields(worker: Worker) -> dict[str, Any]:
-    """The fields of a pod's spec that stand for themselves."""
+def pod_fields(worker: Worker, *, gpus: int) -> dict[str, Any]:
+    """The fields of a pod's spec that stand for themselves. `gpus`: how many this very pod asks for.
+
+    A RuntimeClass for learners with GPUs is not for a pod without: it may come to a node that has no such runtime.
+    """
     pod = _pod(worker)
     return {
         "terminationGracePeriodSeconds": pod.termination_grace_period_seconds,
@@ -171,7 +178,7 @@ def pod_fields(worker: Worker) -> dict[str, Any]:
             {
                 "serviceAccountName": worker.service_account_name,
                 "imagePullSecrets": [_dumped(secret) for secret in pod.image_pull_secrets],
-                "runtimeClassName": pod.runtime_class_name,
+                "runtimeClassName": pod.runtime_class_name if gpus == worker.gpus else None,
             }
         ),
     }

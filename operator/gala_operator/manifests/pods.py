@@ -22,7 +22,8 @@ from gala_operator.settings import OperatorSettings
 
 OPERATOR_VERSION: Final = version("gala")
 HOLD_SECONDS: Final = 86_400
-"""How long a finished learner offers its files; the operator releases it as soon as the results are in."""
+"""How long a finished learner offers its files though nobody asks for its status any more. The operator does, until the
+results are in and it releases the learner: without an operator, too, no room is taken for ever."""
 START_SECONDS: Final = 600
 """A cold start may load gigabytes of CUDA libraries from a slow disk before the worker answers."""
 
@@ -55,15 +56,19 @@ def learner_pod(
             names.ENV_INCARNATION: str(int(created.timestamp() * 1000)),
             names.ENV_HOLD: str(HOLD_SECONDS),
         },
+        gpus=worker.gpus,
         resources=overlay.resources(worker),
         scheduling=overlay.scheduling(worker, owner),
     )
 
 
 def results_pod(
-    run: GalaRun, owner: Owner, plan: RunPlan, *, created: datetime, settings: OperatorSettings
+    run: GalaRun, owner: Owner, plan: RunPlan, *, created: datetime, settings: OperatorSettings, modest: bool
 ) -> Manifest:
-    """The pod that collects the learners' final models, averages, scores and serves them. It asks for no GPU."""
+    """The pod that collects the learners' final models, averages, scores and serves them. It asks for no GPU.
+
+    And for little else if it is `modest`; otherwise for the CPU and memory that a learner asks for.
+    """
     worker = run.spec.worker
     return _pod(
         run,
@@ -76,7 +81,8 @@ def results_pod(
         container=names.CONTAINER_RESULTS,
         module="gala_worker.results",
         environment={names.ENV_INCARNATION: str(int(created.timestamp() * 1000))},
-        resources=overlay.results_resources(worker),
+        gpus=0,
+        resources=overlay.results_resources(worker, modest=modest),
         scheduling=overlay.results_scheduling(worker),
     )
 
@@ -93,6 +99,7 @@ def _pod(
     container: str,
     module: str,
     environment: Mapping[str, str],
+    gpus: int,
     resources: Mapping[str, Any],
     scheduling: Mapping[str, Any],
 ) -> Manifest:
@@ -122,7 +129,7 @@ def _pod(
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
             "securityContext": overlay.identity(worker, checkpoint),
-            **overlay.pod_fields(worker),
+            **overlay.pod_fields(worker, gpus=gpus),
             **scheduling,
             "volumes": volumes["volumes"],
             "containers": [
@@ -131,7 +138,7 @@ def _pod(
                     "image": image,
                     "imagePullPolicy": worker.image_pull_policy,
                     "command": ["python", "-m", module],
-                    "env": overlay.environment(worker, own_environment),
+                    "env": overlay.environment(worker, own_environment, gpus=gpus),
                     "ports": [
                         {"name": "gossip", "containerPort": names.PORT_GOSSIP, "protocol": "TCP"},
                         {"name": "http", "containerPort": names.PORT_HTTP, "protocol": "TCP"},
