@@ -104,7 +104,7 @@ def ended_with_this_process() -> Iterator[None]:
             yield
         finally:
             ending.stdin.close()
-            status = ending.wait(60)
+            status = ending.wait(300)
     assert status == 0, f"down.sh ended with {status}"
 
 
@@ -135,7 +135,7 @@ def cluster() -> Iterator[Cluster]:
     lane = os.environ.get("PYTEST_XDIST_WORKER", "")
     if lane:
         os.environ["GALA_STATE"] = f"{settings('GALA_STATE')[0]}-{lane}"
-        os.environ["GALA_API_PORT"] = str(api_port())
+        os.environ["GALA_API_PORT"] = str(api_port(int(lane.removeprefix("gw")) + 1))
         os.environ["GALA_CPU_SHARES"] = "2048"  # so that pods that train leave their share to the tests of all lanes
     state, tools, kubeconfig = settings("GALA_STATE", "GALA_TOOLS", "GALA_KUBECONFIG")
     was_up = not lane and Path(state, "run/node-ready").exists()

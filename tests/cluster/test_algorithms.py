@@ -85,8 +85,7 @@ def test_the_others_wait_for_an_essential_learner_that_is_killed_and_the_run_goe
         "galaruns",
         RUN,
         lambda found: found["status"] if progressing(found["status"]).get("reason") == "EssentialLearnerAway" else None,
-        30,
-        "the status says that the others wait",
+        what="the status says that the others wait",
     )
     assert status["state"] == "Degraded"
     assert f"the others wait for {RUN}-0, which goes on from {goes_on}" in status["message"]

@@ -35,7 +35,6 @@ def test_a_ring_is_scaled_and_edited_without_a_restart_and_refuses_what_it_must(
             until(
                 f"{name} adopts the plan of epoch {status['epoch']}",
                 lambda name=name: epoch(namespace.worker_status(name)) == status["epoch"],
-                15,
             )
 
     def everyone_learns(learners: int) -> None:
@@ -85,7 +84,7 @@ def test_a_ring_is_scaled_and_edited_without_a_restart_and_refuses_what_it_must(
 
 
 @pytest.mark.usefixtures("operator")
-def test_a_suspended_run_goes_on_from_its_checkpoints_where_it_stopped(namespace, slow_pole):
+def test_a_suspended_run_goes_on_from_its_checkpoints_where_it_stopped(namespace, slow_pole, until):
     run = slow_pole(RUN, checkpoint={"volume": {"size": "1Gi"}})
     namespace.apply(run)
     namespace.wait_condition(RUN, "RingFormed", "Formed", 120)
@@ -113,6 +112,7 @@ def test_a_suspended_run_goes_on_from_its_checkpoints_where_it_stopped(namespace
         assert namespace.lives(RUN)[name][0] != first[name]
         # Who is there second may find the first one ahead of its own checkpoint.
         assert int(starts[name]["steps"].replace(",", "")) >= sum(learned.values()), "older than the suspension"
+        until(f"{name} answers", lambda name=name: namespace.worker_status(name))
         assert namespace.worker_status(name)["steps"] >= steps
     assert {c["metadata"]["name"]: c["metadata"]["uid"] for c in namespace.items("persistentvolumeclaims")} == claims
     assert {c["type"]: c["status"] for c in status["conditions"]}["Suspended"] == "False"

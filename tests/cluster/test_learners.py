@@ -46,8 +46,7 @@ class Ring:
                 for entry in found["status"]["learnerStatuses"]
                 if entry["rank"] in ranks
             ),
-            20,
-            f"the steps of {ranks} rise beyond {at_least}",
+            what=f"the steps of {ranks} rise beyond {at_least}",
         )
 
     def replaced(self, rank: int) -> str:
@@ -61,8 +60,7 @@ class Ring:
             "galaruns",
             RUN,
             lambda found: found["status"]["learnerStatuses"][rank].get("steps", 0) >= self.steps[rank],
-            20,
-            f"{name} has the {self.steps[rank]} steps of its former life",
+            what=f"{name} has the {self.steps[rank]} steps of its former life",
         )
         return log
 
@@ -90,10 +88,11 @@ def test_a_learner_that_ends_for_whatever_reason_is_replaced_and_the_others_go_o
         failures: int = status["learnerStatuses"][rank]["failures"]
         return failures
 
-    def degraded_by(reason: str) -> Callable[[dict[str, Any]], bool]:
+    def degraded_by(*reasons: str) -> Callable[[dict[str, Any]], bool]:
         def seen(status: dict[str, Any]) -> bool:
             pods_ready = next(c for c in status["conditions"] if c["type"] == "PodsReady")
-            return (status["state"], pods_ready["reason"], pods_ready["status"]) == ("Degraded", reason, "False")
+            degraded = (status["state"], pods_ready["status"]) == ("Degraded", "False")
+            return degraded and pods_ready["reason"] in reasons
 
         return seen
 
@@ -114,8 +113,10 @@ def test_a_learner_that_ends_for_whatever_reason_is_replaced_and_the_others_go_o
     def take_memory() -> None:
         namespace.kubectl("exec", f"{RUN}-2", "--", "touch", "/tmp/take-memory")
 
-    assert loses(2, take_memory, degraded_by("OOMKilled")) == 1
-    assert namespace.status(RUN)["learnerStatuses"][2]["lastFailure"]["reason"] == "OOMKilled"
+    # Old versions of containerd sometimes tell of the end before they know its cause (containerd's issue 8180).
+    assert loses(2, take_memory, degraded_by("OOMKilled", "Error")) == 1
+    last = namespace.status(RUN)["learnerStatuses"][2]["lastFailure"]
+    assert last["reason"] == "OOMKilled" or "exit code 137" in last["message"], last
 
     # The kubelet evicts it, because a volume of its holds more than it may.
     def fill_volume() -> None:

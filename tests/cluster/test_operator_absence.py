@@ -70,8 +70,10 @@ def test_an_api_server_that_is_away_is_waited_for_and_then_caught_up_with(
         cluster.service("start", "apiserver")
     until("the API server is back", lambda: cluster.kubectl("get", "--raw", "/readyz", check=False) == "ok")
 
-    seen = namespace.status("pole")["steps"]
-    namespace.wait("galaruns", "pole", lambda run: run["status"]["steps"] > seen, what="the steps rise in the status")
+    seen = namespace.status("pole").get("steps", 0)
+    namespace.wait(
+        "galaruns", "pole", lambda run: run["status"].get("steps", 0) > seen, what="the steps rise in the status"
+    )
     assert namespace.lives("pole") == before
     # Its watches work again, too.
     namespace.delete("pod", "pole-1", "--grace-period=1")
@@ -126,7 +128,8 @@ def test_of_two_operators_one_works_and_the_other_takes_over(namespace, slow_pol
     second.start()
     namespace.apply(slow_pole("pole"))
     namespace.wait_state("pole", "Running")
-    assert leads(first)
+    until("the first leads still", lambda: leads(first))
+    until("the second answers", lambda: second.get("/metrics"))
     assert not leads(second)
     assert reconciles(first) > 0
     assert reconciles(second) == 0
@@ -138,6 +141,7 @@ def test_of_two_operators_one_works_and_the_other_takes_over(namespace, slow_pol
     namespace.wait_replaced("pole-1", before["pole-1"][0])
     namespace.wait_state("pole", "Running")
     first.start()
+    until("the first answers", lambda: first.get("/metrics"))
     assert not leads(first)
 
     assert second.stop() == 0

@@ -85,9 +85,14 @@ def test_the_operator_has_the_rights_that_it_uses_and_no_others(cluster, namespa
         }
     )
     namespace.patch("pole", learners=2)
-    until("the pod's name is taken", lambda: any("pole-1" in e["message"] for e in namespace.items("events")))
+
+    def refused_its_name() -> bool:
+        events = [event for event in namespace.items("events") if event["reason"] == "NameTaken"]
+        return any("pole-1" in event["message"] for event in events)
+
+    until("the pod's name is taken", refused_its_name)
     namespace.delete("pod", "pole-1", "--grace-period=1")
-    namespace.wait_state("pole", "Running")
+    namespace.wait("galaruns", "pole", lambda run: run["status"]["readyLearners"] == 2, what="both learners are ready")
     namespace.patch("pole", learners=1)
     until("the second learner has left", lambda: list(namespace.pods("pole")) == ["pole-0"])
     namespace.patch("pole", totalSteps=1)

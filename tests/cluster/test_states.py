@@ -12,7 +12,7 @@ def test_a_run_that_is_stuck_says_why_and_goes_on_when_the_reason_is_gone(namesp
     namespace.apply(
         slow_pole("no-image", learners=1, worker={"image": "localhost/none:1", "imagePullPolicy": "Never"}),
         slow_pole("no-registry", learners=1, worker={"image": "registry.invalid/none:1"}),
-        slow_pole("no-gpus", learners=1, worker={"gpus": 5}, runPolicy={"activeDeadlineSeconds": 20}),
+        slow_pole("no-gpus", learners=1, worker={"gpus": 5}),
         slow_pole("no-secret", learners=1, worker={"env": [path, secret]}),
         slow_pole("wrong", learners=2, topology={"peers": 2}, gossip={"everyUpdates": 5, "maxStaleness": 1}),
     )
@@ -44,11 +44,15 @@ def test_a_run_that_is_stuck_says_why_and_goes_on_when_the_reason_is_gone(namesp
     namespace.wait_condition("wrong", "Accepted", "Valid")
 
     # A run that never came to life has its deadline too, and takes its pods with it.
+    namespace.patch("no-gpus", runPolicy={"activeDeadlineSeconds": 1})
     status = namespace.wait_state("no-gpus", "Failed")
     assert {c["type"]: c["reason"] for c in status["conditions"]}["Failed"] == "DeadlineExceeded"
     namespace.wait("galaruns", "no-gpus", lambda _: not namespace.pods("no-gpus"), what="its pods are gone")
 
     # One that learns as well; and when its time is over, it goes.
+    namespace.wait(
+        "galaruns", "no-secret", lambda run: run["status"]["learnerStatuses"][0].get("steps", 0) > 0, what="its steps"
+    )
     namespace.patch("no-secret", runPolicy={"activeDeadlineSeconds": 1, "cleanPodPolicy": "None"})
     status = namespace.wait_state("no-secret", "Failed")
     assert status["learnerStatuses"][0]["steps"] > 0

@@ -7,6 +7,7 @@ import json
 import os
 import ssl
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -14,9 +15,20 @@ from pathlib import Path
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
+PATIENCE_SECONDS = 60
+
+
 def operator(path: str) -> str:
-    with urllib.request.urlopen(f"{os.environ['OPERATOR_URL']}{path}", timeout=10) as answer:
-        return answer.read().decode()
+    """A new pod of the operator takes some seconds to stand behind its Service on every node."""
+    until = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            with urllib.request.urlopen(f"{os.environ['OPERATOR_URL']}{path}", timeout=10) as answer:
+                return answer.read().decode()
+        except OSError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(1)
 
 
 def dry_run(learners: int) -> tuple[int, str]:
