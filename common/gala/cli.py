@@ -1,11 +1,13 @@
 """`gala`: the command line. Every command is a thin shell over a function of this package.
 
 Heavy modules are imported by the command that needs them, so that `gala --help` and `gala --version` answer at once.
-Exit codes: 0 done, 1 failed, 2 the user's mistake (one line says which), 124 timeout, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 the user's mistake (one line says which), 124 timeout, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -38,12 +40,29 @@ Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its 
 
 def main() -> None:
     """The console script: errors become one line each and an exit code."""
+    _open_standard_streams()
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except GalaError as error:
         for line in str(error).splitlines():
             typer.echo(f"error: {line}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO) or error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what it holds back is flushed at the end
+        typer.echo(f"error: the output cannot be written: {error.strerror}", err=True)
+        sys.exit(1)
+
+
+def _open_standard_streams() -> None:
+    """A caller may have closed them (`>&-`): files that are opened next would be taken for them."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123 - for as long as the process lives
 
 
 def _version(wanted: bool) -> None:
@@ -80,8 +99,10 @@ def run(
     from gala import local
     from gala.spec import load
 
-    document = load(file, all_overrides(overrides, learners, name))
-    raise typer.Exit(local.start(document, output=output, force=force, source=str(file)))
+    made = all_overrides(overrides, learners, name)
+    source = file if not overrides and file.is_file() else None
+    asked = tuple(override.partition("=")[0].strip() for override in made)
+    raise typer.Exit(local.start(load(file, made), output=output, force=force, source=source, asked=asked))
 
 
 @app.command()

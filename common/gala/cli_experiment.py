@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gala.cli_options import DEFAULT_OUTPUT, Name, Overrides, all_overrides
+from gala.cli_options import DEFAULT_OUTPUT, ExperimentOverrides, Name, all_overrides
 from gala.errors import UsageError
 from gala.remote.commands import Context, Kubeconfig, Namespace
 
@@ -30,7 +30,7 @@ def experiment(
     force: Annotated[
         bool, typer.Option("--force", help="Start over the runs that were made with another definition.")
     ] = False,
-    overrides: Overrides = None,
+    overrides: ExperimentOverrides = None,
     name: Name = None,
     output: Annotated[Path, typer.Option(help="Where run folders go.", metavar="FOLDER")] = DEFAULT_OUTPUT,
     in_cluster: Annotated[

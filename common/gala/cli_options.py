@@ -8,7 +8,9 @@ from typing import Annotated, Final
 
 import typer
 
-DEFAULT_OUTPUT: Final = Path("runs")
+from gala import names
+
+DEFAULT_OUTPUT: Final = Path(names.RUNS_DIRECTORY)
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A GalaRun document (yaml).", show_default=False)]
 Overrides = Annotated[
@@ -17,6 +19,15 @@ Overrides = Annotated[
         "--set",
         metavar="PATH=VALUE",
         help="Override a field, such as spec.learners=8; may be repeated.",
+        show_default=False,
+    ),
+]
+ExperimentOverrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUE",
+        help="Override a field, such as spec.base.totalSteps=1000; may be repeated.",
         show_default=False,
     ),
 ]

@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn
 
 import yaml
 
-from gala.errors import MISSING, Problem, SpecError
+from gala.errors import MAX_SHOWN_VALUE, MISSING, Problem, SpecError
 
 MAX_BYTES: Final = 256 * 1024
 """Of a file. The example files have 1 KiB."""
@@ -127,6 +127,9 @@ def override(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any
             problems.append(
                 Problem(path=text, message="is not an override", remedy="write path=value, such as spec.learners=8")
             )
+            continue
+        if len(keys) > MAX_DEPTH:
+            problems.append(Problem(path=f"{path[:MAX_SHOWN_VALUE]}...", message=f"is deeper than {MAX_DEPTH} levels"))
             continue
         try:
             made = _load(value, path)

@@ -51,6 +51,11 @@ OTHER_METADATA: Final = frozenset(
 """What an API server adds to metadata: accepted and dropped, so that `kubectl get -o yaml` gives a valid document."""
 
 
+def beside(name: str, suffix: str) -> str:
+    """A name like that of a run, for another one beside it: `pong-2`. Shortened where it would be too long."""
+    return f"{name[: MAX_NAME - len(suffix) - 1].rstrip('-')}-{suffix}"
+
+
 class Metadata(Section):
     """Name and labels of the run."""
 

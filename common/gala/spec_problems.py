@@ -63,9 +63,16 @@ def problems(model: type[Section], data: Any, error: ValidationError) -> list[Pr
 
     A document of another kind gets that one answer, not a list of the fields that a GalaRun would have had.
     """
-    found = [problem for detail in error.errors(include_url=False) for problem in _translate(model, data, detail)]
+    details = error.errors(include_url=False)
+    # Of a list pydantic counts the valid entries only: what is wrong with the others is said, and is enough.
+    details = [each for each in details if each["type"] != "too_short" or not _within(each["loc"], details)]
+    found = [problem for detail in details for problem in _translate(model, data, detail)]
     kind = [problem for problem in found if problem.path in ("apiVersion", "kind")]
     return kind or found + _unjudged(model, data, error)
+
+
+def _within(loc: tuple[int | str, ...], details: Sequence[ErrorDetails]) -> bool:
+    return any(len(other["loc"]) > len(loc) and other["loc"][: len(loc)] == loc for other in details)
 
 
 def _translate(model: type[Section], data: Any, detail: ErrorDetails) -> Iterator[Problem]:
@@ -207,6 +214,9 @@ def _unquote(value: object, kind: str) -> str:
             float(value)
         except ValueError:
             return ""
+        digits = value.lstrip("+-").lstrip("0")
+        if value.lstrip("+-") != digits and digits.isdecimal():
+            return f"write {digits}, or 0o{digits} if it is octal: a number does not begin with 0"
         return "remove the quotes"
     if kind == "string_type" and isinstance(value, bool | int | float):
         return "put it in quotes"

@@ -87,7 +87,9 @@ def _plain(node: Schema, definitions: Schema) -> Schema:
         node["properties"] = {name: _plain(field, definitions) for name, field in node["properties"].items()}
         node.pop("additionalProperties", None)  # an API server prunes or refuses unknown fields by itself
     elif node.get("type") == "object":
-        values = node.pop("additionalProperties", None)
+        # Of keys that must match a pattern an API server's schema knows nothing, but of what they stand for.
+        keyed = node.pop("patternProperties", {})
+        values = node.pop("additionalProperties", None) or next(iter(keyed.values()), None)
         if values := isinstance(values, dict) and _plain(values, definitions):
             node["additionalProperties"] = values
         else:

@@ -204,3 +204,21 @@ def test_the_crd_is_the_committed_one(gala: Gala) -> None:
     code, out, _ = gala("crd")
     assert code == 0
     assert out == (EXAMPLES.parent / "crds/galarun.yaml").read_text()
+
+
+@pytest.mark.parametrize("arguments", [("crd",), ("--help",), ("plan", "cartpole.yaml"), ("validate", "cartpole.yaml")])
+def test_an_output_that_the_disk_does_not_take_costs_one_line(arguments: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-P", "-m", "gala", *arguments]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=EXAMPLES, check=False)
+    assert (done.returncode, done.stderr) == (1, "error: the output cannot be written: No space left on device\n")
+
+
+def test_closed_standard_streams_are_no_others() -> None:
+    """The next file that is opened would get the number of the closed one."""
+    program = "from gala import cli; import os, sys; cli._open_standard_streams(); print(os.open('/dev/null', 0) > 2)"
+    done = subprocess.run(
+        ["bash", "-c", '"$0" -P -c "$1" >&- 2>&-; exec "$0" -P -m gala crd >&-', sys.executable, program],
+        stderr=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")

@@ -192,6 +192,7 @@ def test_an_override_sets_one_value(overrides: list[str], spec: dict[str, Any]) 
         ("spec.learners.x=8", "spec.learners.x: cannot be set: spec.learners is a number, not a mapping"),
         ("spec.learners=[1", "spec.learners: is not valid YAML"),
         ("spec.learners={a: 1, a: 2}", "a: stands twice"),
+        (".".join(["spec"] * 3000) + "=1", "spec.spec.spec.spec"),
         ("spec.x=!!bool foo", "spec.x: is not what its YAML tag !!bool says, got 'foo'; remove the tag"),
         ("spec.seed=!!int [1]", "spec.seed: is not what its YAML tag !!int says; remove the tag"),
         ("spec.seed=!!float {a: 1}", "spec.seed: is not what its YAML tag !!float says; remove the tag"),
@@ -202,6 +203,13 @@ def test_an_override_that_cannot_be_made_says_why(override: str, sentence: str) 
     with pytest.raises(SpecError) as error:
         document.override(BASE, [override])
     assert str(error.value).startswith(sentence)
+
+
+def test_an_override_of_any_depth_is_a_line_of_bounded_length() -> None:
+    for depth in (65, 3000, 100_000):
+        with pytest.raises(SpecError, match=r"\.\.\.: is deeper than 64 levels$") as error:
+            document.override(BASE, [".".join(["spec"] * depth) + "=1"])
+        assert len(str(error.value)) < 200
 
 
 def test_all_overrides_that_cannot_be_made_are_listed() -> None:

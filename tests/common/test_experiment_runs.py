@@ -10,6 +10,7 @@ import pty
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 import waiting
+from gala.local.interrupts import ECHO_SECONDS
 from local_machine import FAKE_GALA, alive, end_all
 
 # Patient: each run is three processes that start, one after the other, and others may be busy.
@@ -155,6 +157,7 @@ def test_a_second_ctrl_c_does_not_wait_for_checkpoints(bench: Bench) -> None:
     process.send_signal(signal.SIGINT)
     assert process.stdout is not None
     next(line for line in process.stdout if "a second Ctrl-C kills them" in line)
+    time.sleep(ECHO_SECONDS)  # as a hand would: right after the first it is the same one
     process.send_signal(signal.SIGINT)
     bench.ends(process, 130)
     pid = bench.notes("poles-s1")[0]["pid"]

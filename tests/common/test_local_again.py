@@ -106,6 +106,7 @@ def test_a_folder_that_is_no_run_is_never_removed(machine: Machine) -> None:
         assert code == 2
         assert "is not a run directory" in error
     assert (machine.run / "thesis.tex").read_text() == "years"
+    assert [entry.name for entry in machine.run.iterdir()] == ["thesis.tex"], "and nothing is put there"
 
 
 def test_a_second_call_changes_the_ring_of_a_live_run_without_restarts(machine: Machine) -> None:
@@ -147,13 +148,31 @@ def test_a_second_call_changes_how_many_peers_the_learners_of_a_live_run_have(ma
     machine.ends(launcher, 0)
 
 
+def test_fewer_steps_than_a_live_run_has_been_given_are_taken_from_the_command_line_only(machine: Machine) -> None:
+    launcher = machine.gala("--set", "spec.totalSteps=2000000")
+    machine.started(0, 1)
+    code, out, error = machine.says("--learners", "3")
+    assert (code, out) == (2, "")
+    assert "spec.totalSteps 2000000 -> 1000000; give --set spec.totalSteps=2000000 again" in error
+    assert not machine.notes(0, "replanned")
+    assert machine.says("--learners", "3", "--set", "spec.totalSteps=2000000")[0] == 0
+    machine.started(2)
+    code, out, _ = machine.says("--learners", "3", "--set", "spec.totalSteps=1500000")
+    assert code == 0
+    assert "spec.totalSteps 2000000 -> 1500000" in out
+    launcher.send_signal(signal.SIGINT)
+    machine.ends(launcher, 130)
+
+
 def test_a_live_run_refuses_what_running_workers_cannot_follow(machine: Machine) -> None:
     launcher = machine.gala()
     machine.started(0, 1)
     for arguments, expected in [
         ([], "is already running"),
         (["--force"], "stop it with Ctrl-C"),
+        (["--set", "spec.hyperparameters.learningRate=0.1"], "or stop it with Ctrl-C and resume it so"),
         (["--set", "spec.hyperparameters.learningRate=0.1"], "spec.hyperparameters.learningRate 0.0007 -> 0.1"),
+        (["--set", "spec.seed=5"], "give the options of the first call again, or use --name pole-2"),
     ]:
         code, _, error = machine.says(*arguments)
         assert code == 2

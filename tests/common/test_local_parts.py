@@ -252,6 +252,7 @@ class TestRunDirectory:
         [
             b"\xff\xfe",
             b"[" * 100_000,
+            b"[]",
             b'{"uid": "u", "state": "running", "startTime": 1e400, "wallSeconds": 1, "updatedTime": 1}',
             b'{"uid": "u", "state": "running", "startTime": 1, "wallSeconds": 1' + b"0" * 400 + b', "updatedTime": 1}',
             b'{"uid": "u", "state": "running", "startTime": 1, "wallSeconds": null, "updatedTime": 1}',
@@ -259,7 +260,7 @@ class TestRunDirectory:
     )
     def test_a_damaged_record_is_told_and_left_alone(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "run.json").write_bytes(content)
-        with pytest.raises(RunError, match=r"run\.json cannot be read"):
+        with pytest.raises(RunError, match=r"run\.json is damaged"):
             RunDirectory(tmp_path).record()
         assert (tmp_path / "run.json").read_bytes() == content
 

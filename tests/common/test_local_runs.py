@@ -6,9 +6,11 @@ import contextlib
 import os
 import pty
 import signal
+import time
 
 import pytest
 
+from gala.local.interrupts import ECHO_SECONDS
 from local_machine import Machine, alive, ignores_sigterm
 from waiting import eventually
 
@@ -23,7 +25,20 @@ def test_a_run_that_reaches_its_steps_ends_with_scores_and_hints(machine: Machin
     assert machine.record()["state"] == "finished"
     assert "pole has reached 1,234,567 decisions" in text
     assert "mean return 19.5 ± 0.5 over 10 episodes (114% of human)" in text
-    assert "gala evaluate runs/pole" in text
+    assert "  gala evaluate runs/pole --video pole.gif\n" in text
+    assert "  gala run pole.yaml --name pole-more --learners 4\n" in text
+    assert "  gala report runs/pole runs/pole-more\n" in text
+
+
+def test_the_hints_at_the_end_know_the_options_of_the_call_and_what_is_possible(machine: Machine) -> None:
+    name = "pole-" + "x" * 45
+    machine.script("all", "finish")
+    launcher = machine.gala("--name", name, "--output", "my runs", "--set", "spec.environment.id=mine:Pole-v1")
+    text = machine.ends(launcher, 0)
+    more = f"{name[:45]}-more"
+    assert f"  gala run 'my runs/{name}/galarun.yaml' --name {more} --learners 4 --output 'my runs'\n" in text
+    assert f"  gala report 'my runs/{name}' 'my runs/{more}'\n" in text
+    assert f"  gala evaluate 'my runs/{name}' --episodes 100\n" in text, "whether it can be filmed is not known"
 
 
 def test_a_worker_gets_its_rank_plan_folder_and_share_of_the_cores(machine: Machine) -> None:
@@ -160,6 +175,7 @@ def test_a_second_ctrl_c_kills_workers_that_do_not_stop(machine: Machine) -> Non
     eventually(lambda: machine.notes(1, "stopped"))
     assert launcher.poll() is None
     assert alive(machine.pid(0))
+    time.sleep(ECHO_SECONDS)  # as a hand would: right after the first it is the same one
     launcher.send_signal(signal.SIGINT)
     machine.ends(launcher, 130)
     assert not alive(machine.pid(0))

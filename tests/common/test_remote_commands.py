@@ -262,6 +262,7 @@ def test_a_cluster_that_is_not_there_is_a_line(gala: Gala, tmp_path: Path) -> No
     [
         pytest.param(None, (), "no cluster is configured", id="no kubeconfig"),
         pytest.param(None, ("--kubeconfig", "nowhere"), "there is no nowhere", id="no such file"),
+        pytest.param(None, ("--kubeconfig", "/usr"), "/usr is a folder", id="a folder"),
         pytest.param("", (), "cannot be used", id="empty"),
         pytest.param("a: [", (), "cannot be used", id="no yaml"),
         pytest.param("[]", (), "cannot be used", id="a list"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -318,6 +319,19 @@ def test_an_output_that_cannot_be_written_is_refused_and_leaves_nothing_behind(t
     with pytest.raises(UsageError, match="cannot be written"):
         report.write([run.directory], tmp_path / "file" / "report.html")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "runs"]
+
+
+def test_an_output_that_is_no_file_stays_what_it_is(tmp_path: Path) -> None:
+    run = SyntheticRun(tmp_path / "runs", learners=1, seconds=20)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="it is a device or a pipe"):
+        report.write([run.directory], tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "link").symlink_to("page.html")
+    report.write([run.directory], tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "page.html", "pipe", "runs"]
 
 
 def test_the_output_is_readable_by_others_and_its_folder_is_made(tmp_path: Path) -> None:

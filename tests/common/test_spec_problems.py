@@ -42,6 +42,12 @@ from run_documents import MINIMAL, problems, with_spec
             id="quoted number",
         ),
         pytest.param(
+            with_spec(learners="010"),
+            "spec.learners: must be an integer, got '010'; write 10, or 0o10 if it is octal: a number does not begin"
+            " with 0",
+            id="a number that begins with 0",
+        ),
+        pytest.param(
             with_spec(learners="four"),
             "spec.learners: must be an integer, got 'four'; give an integer from 1 to 1024 (default 4)",
             id="word for a number",

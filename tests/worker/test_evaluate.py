@@ -120,7 +120,7 @@ def test_a_final_model_that_cannot_be_looked_at_is_told(run: Run, monkeypatch: p
 
 def test_an_unknown_run_is_the_users_mistake(capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate.main(["no-such-run"]) == 2
-    assert "there is no run no-such-run" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith("error: there is no run no-such-run")
     assert evaluate.main(["x" * 300]) == 2
     assert "cannot be read: File name too long" in capsys.readouterr().err
 

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _evaluate(options)
     except GalaError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.writelines(f"error: {line}\n" for line in str(error).splitlines())
         return error.exit_code
     except KeyboardInterrupt:
         return 130

@@ -31,6 +31,7 @@ MAX_NAME: Final = 40
 MAX_RANGE: Final = 1000
 MAX_LABEL: Final = 100
 MAX_FACTOR: Final = 63
+_LABEL: Final = re.compile(r"(spec\.(?:(small|toy)\.)?matrix\.(.+)\[(\d+)\])\.label")
 _RANGE: Final = re.compile(r"(\d{1,9})\.\.(\d{1,9})")
 
 Scale = Literal["full", "small", "toy"]
@@ -190,8 +191,17 @@ def parse(data: Mapping[str, Any]) -> GalaExperiment:
         return GalaExperiment.model_validate(data, by_alias=True, by_name=False)
     except ValidationError as error:
         found = spec_problems.problems(GalaExperiment, data, error)
-        # Of a key that is wrong, pydantic says so behind it.
-        raise SpecError([replace(problem, path=problem.path.removesuffix(".[key]")) for problem in found]) from error
+        raise SpecError([replace(problem, path=_written(problem.path, data)) for problem in found]) from error
+
+
+def _written(path: str, data: Any) -> str:
+    """A problem's path as the user wrote it: without pydantic's mark of a key, and the label that a plain level is."""
+    path = path.removesuffix(".[key]")
+    found = _LABEL.fullmatch(path)
+    if found is None:
+        return path
+    place = data["spec"][found[2]] if found[2] else data["spec"]
+    return path if isinstance(place["matrix"][found[3]][int(found[4])], Mapping) else found[1]
 
 
 def load(path: str | Path) -> GalaExperiment:

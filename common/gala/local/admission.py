@@ -6,13 +6,15 @@ import contextlib
 import time
 import uuid
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from gala import names
 from gala.errors import RunError, UsageError
 from gala.local.process import clear_leftovers
 from gala.local.rundir import IMMUTABLE, LIVE, RunDirectory, RunRecord, changed_fields, is_below
-from gala.spec import GalaRun
+from gala.spec import GalaRun, beside
+
+TOTAL_STEPS: Final = "spec.totalSteps"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +53,7 @@ def admit(directory: RunDirectory, run: GalaRun, *, force: bool, grace_seconds: 
     if record.state == "finished":
         raise UsageError(
             f"run {name} is finished, its results are in {directory.path}; "
-            f"start over with --force (removes them) or keep both with --name {name}-2"
+            f"start over with --force (removes them) or keep both with --name {beside(name, '2')}"
         )
     if not directory.spec_file.exists():  # its launcher was killed in its first moments
         return _afresh()
@@ -66,7 +68,7 @@ def admit(directory: RunDirectory, run: GalaRun, *, force: bool, grace_seconds: 
     if frozen and directory.has_results():
         raise UsageError(
             f"run {name} cannot be resumed as another experiment: {describe(changes, frozen)}; "
-            f"undo that, use --name {name}-2 for a run beside it, or --force to start over"
+            f"undo that, use --name {beside(name, '2')} for a run beside it, or --force to start over"
         )
     if frozen:
         # It never got anywhere, most likely because of what has been corrected now: a wrong environment id.
@@ -75,8 +77,12 @@ def admit(directory: RunDirectory, run: GalaRun, *, force: bool, grace_seconds: 
     return Admission(record=record, epoch=directory.plan_epoch() + 1, resumed=True, changes=changes)
 
 
-def amend(directory: RunDirectory, run: GalaRun, *, force: bool) -> str:
+def amend(directory: RunDirectory, run: GalaRun, *, force: bool, asked: tuple[str, ...]) -> str:
     """Hand a changed document to the live launcher of a directory. Returns what to tell the user.
+
+    Args:
+        asked: the fields that the user has set on the command line. Fewer total steps are taken from there only: they
+            can end a run, and a run that has ended is not taken up again.
 
     Raises: UsageError when nothing changed, or something that cannot change while workers run.
     """
@@ -91,19 +97,27 @@ def amend(directory: RunDirectory, run: GalaRun, *, force: bool) -> str:
     if record is not None and record.is_ending:
         raise UsageError(
             f"run {name} has its steps and is being evaluated; wait for its end, or start another one beside it with "
-            f"--name {name}-2"
+            f"--name {beside(name, '2')}"
         )
     changes = changed_fields(directory.run(), run)
     if not changes:
         raise UsageError(
             f"run {name} is already running in {directory.path}; change it with --learners N, "
-            f"or start another one beside it with --name {name}-2"
+            f"or start another one beside it with --name {beside(name, '2')}"
         )
     rigid = not_live(changes)
     if rigid:
+        resume = "" if any(is_below(path, IMMUTABLE) for path in rigid) else "or stop it with Ctrl-C and resume it so, "
         raise UsageError(
             f"run {name} is running and cannot change this on the fly: {describe(changes, rigid)}; give the "
-            f"options of the first call again, or stop it with Ctrl-C and resume it so, or use --name {name}-2"
+            f"options of the first call again, {resume}or use --name {beside(name, '2')}"
+        )
+    before, after = changes.get(TOTAL_STEPS, (0, 0))
+    if after < before and not is_below(TOTAL_STEPS, asked):
+        raise UsageError(
+            f"run {name} is running for {before:,} steps and the document asks for fewer, which may end it for good: "
+            f"{TOTAL_STEPS} {before} -> {after}; give --set {TOTAL_STEPS}={before} again, or --set "
+            f"{TOTAL_STEPS}={after} if that is what you want"
         )
     directory.write_run(run)
     return f"run {name} is running; handed to its launcher: {describe(changes, list(changes))}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from gala.local.interrupts import Interrupts
 from gala.local.process import WorkerProcess
 from gala.local.rundir import RunDirectory
 from gala.local.table import duration
+from gala.spec import MAX_LEARNERS, GalaRun, beside
 
 FINALIZE_LOG = "finalize.log"
 
@@ -61,20 +63,31 @@ def write_report(directory: RunDirectory) -> tuple[Path | None, str]:
 
 
 def summary(
-    directory: RunDirectory, source: str, num_learners: int, wall_seconds: float, report: tuple[Path | None, str]
+    directory: RunDirectory, run: GalaRun, source: Path | None, wall_seconds: float, report: tuple[Path | None, str]
 ) -> list[str]:
-    """The lines that end a successful run."""
-    path = shown(directory.path)
-    name = directory.path.name
+    """The lines that end a successful run.
+
+    Args:
+        source: the document as the user named it; None where the run is more than what it says.
+    """
+    name, folder = directory.path.name, directory.path.parent
+    path, more = (shlex.quote(shown(each)) for each in (directory.path, folder / beside(name, "more")))
+    again = ["gala", "run", os.fspath(source) if source is not None else shown(directory.spec_file)]
+    again += ["--name", beside(name, "more"), "--learners", str(min(2 * run.spec.learners, MAX_LEARNERS))]
+    again += [] if shown(folder) == names.RUNS_DIRECTORY else ["--output", shown(folder)]
+    # Whether an environment of the user's own can be filmed only the environment knows.
+    watch, what = f"--video {name}.gif", "watch the final policy play"
+    if ":" in run.spec.environment.id:
+        watch, what = "--episodes 100", "score the final policy in more episodes"
     return [
         f"{name} has reached {_card(directory).get('globalSteps', 0):,} decisions in {duration(wall_seconds)}.",
         *results(directory, report),
         "Next:",
-        f"  gala evaluate {path} --video {name}.gif",
-        "      watch the final policy play",
-        f"  gala run {source} --name {name}-more --learners {2 * num_learners}",
-        "      a ring of twice the size beside this run",
-        f"  gala report {path} {path}-more",
+        f"  gala evaluate {path} {watch}",
+        f"      {what}",
+        f"  {shlex.join(again)}",
+        "      twice the learners, beside this run",
+        f"  gala report {path} {more}",
         "      both on one page",
         f"  tensorboard --logdir {path}",
         "      every curve of every learner",

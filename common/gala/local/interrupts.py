@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
+import time
 from types import FrameType, TracebackType
 from typing import Any, Final
 
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ECHO_SECONDS: Final = 0.5
+"""A signal that comes again so soon is the same wish: timeout(1) sends it to its child and to the group of both."""
 
 
 class Interrupts:
@@ -18,6 +22,8 @@ class Interrupts:
     def __init__(self) -> None:
         self.received: list[signal.Signals] = []
         """In the order of their arrival."""
+        self._heard = -math.inf
+        """When the last one came."""
         self._previous: dict[signal.Signals, Any] = {}
         self._previous_wakeup = -1
         self._reader, self._writer = -1, -1
@@ -63,4 +69,7 @@ class Interrupts:
             os.read(self._reader, 4096)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received.append(signal.Signals(number))
+        now = time.monotonic()
+        if not (self.received and self.received[-1] == number and now < self._heard + ECHO_SECONDS):
+            self.received.append(signal.Signals(number))
+            self._heard = now

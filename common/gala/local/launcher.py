@@ -17,7 +17,7 @@ from rich.console import Console
 
 from gala import names
 from gala.cores import available_cores, threads_per_learner
-from gala.errors import RunError, SpecError, UsageError
+from gala.errors import RunError, SpecError, UsageError, reading
 from gala.local import ending, observing
 from gala.local.admission import Admission, admit, amend, describe, not_live
 from gala.local.console import Display, lasting_console
@@ -60,7 +60,8 @@ def start(
     *,
     output: Path = Path("runs"),
     force: bool = False,
-    source: str = "FILE",
+    source: Path | None = None,
+    asked: tuple[str, ...] = (),
     console: Console | None = None,
     commands: Commands | None = None,
     patience: Patience | None = None,
@@ -72,7 +73,8 @@ def start(
         run: what to run.
         output: the folder of run directories.
         force: remove an earlier run of this name.
-        source: the document's file, as the user wrote it, for the hints at the end.
+        source: the document's file, as the user named it, for the hints at the end; None where that is not all.
+        asked: the fields that the user has set on the command line.
 
     Raises:
         UsageError: the name is taken, or a worker says that the user has to change something.
@@ -80,8 +82,11 @@ def start(
     """
     console, patience = console or lasting_console(), patience or Patience()
     directory = RunDirectory(output / run.metadata.name)
+    with reading(directory.path):
+        if directory.is_foreign():
+            raise UsageError(f"{directory.path} exists and is not a run directory; use another --name or --output")
     if not directory.acquire():
-        console.print(amend(directory, run, force=force), markup=False, highlight=False, soft_wrap=True)
+        console.print(amend(directory, run, force=force, asked=asked), markup=False, highlight=False, soft_wrap=True)
         return 0
     try:
         if run.spec.run_policy.suspend:
@@ -114,7 +119,7 @@ class Launcher:
     directory: RunDirectory
     admission: Admission
     console: Console
-    source: str
+    source: Path | None
     commands: Commands
     patience: Patience
     rhythm: Rhythm
@@ -381,8 +386,7 @@ class Launcher:
         self._write_record("failed" if missed else "finished")
         report = ending.write_report(self.directory)
         self._display.close()
-        num_learners, seconds = self.run.spec.learners, self._record.wall_seconds
-        for line in ending.summary(self.directory, self.source, num_learners, seconds, report):
+        for line in ending.summary(self.directory, self.run, self.source, self._record.wall_seconds, report):
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
         if missed:
             raise RunError(missed)

@@ -83,7 +83,7 @@ class RunRecord:
     @classmethod
     def from_json(cls, text: str) -> RunRecord:
         """Read run.json. Raises: ValueError, KeyError, TypeError or RecursionError for anything else."""
-        document = json.loads(text)
+        document = answers.mapping(json.loads(text))
         pids = map(answers.count, document.get("workerPids", []))
         return cls(
             uid=str(document["uid"]),
@@ -135,6 +135,11 @@ class RunDirectory:
             return False
         self._lock = lock
         return True
+
+    def is_foreign(self) -> bool:
+        """Whether there is something that no launcher has left."""
+        ours = any((self.path / name).exists() for name in (names.LOCK_FILE, names.RUN_FILE))
+        return self.path.is_dir() and not ours and not self.is_empty()
 
     def release(self) -> None:
         """Let go of the lock."""
@@ -199,8 +204,10 @@ class RunDirectory:
             return RunRecord.from_json(path.read_text())
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise RunError(f"{path} cannot be read ({error}); start over with --force") from error
+        except OSError as error:
+            raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise RunError(f"{path} is damaged ({error}); start over with --force") from error
 
     def write_record(self, record: RunRecord) -> None:
         """Replace run.json."""

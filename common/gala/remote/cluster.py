@@ -94,7 +94,9 @@ class Cluster:
                 raise UsageError(f"this pod may not talk to its cluster: {error}") from error
             return cls(configuration, namespace or usual, _options(namespace=namespace if namespace != usual else None))
         if not found:
-            raise UsageError(f"no cluster is configured: there is no {files}; name a file with --kubeconfig")
+            folder = any(Path(os.path.expanduser(name)).is_dir() for name in files.split(os.pathsep) if name)  # noqa: PTH111
+            what = f"{files} is a folder" if folder else f"there is no {files}"
+            raise UsageError(f"no cluster is configured: {what}; name a file with --kubeconfig")
         try:
             config.load_kube_config(
                 config_file=files, context=context, client_configuration=configuration, persist_config=False

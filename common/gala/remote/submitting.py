@@ -57,7 +57,7 @@ def submit(cluster: Cluster, data: Mapping[str, Any], *, force: bool) -> str:
     elif before is not None and before.ended:
         raise UsageError(
             f"run {name} has ended ({before.state}), its results are kept: gala fetch {name}{cluster.options}; "
-            f"start over with --force (removes them) or keep both with --name {name}-2"
+            f"start over with --force (removes them) or keep both with --name {spec.beside(name, '2')}"
         )
     after = Run.of(cluster.apply(body))
     where = f"in namespace {cluster.namespace}"

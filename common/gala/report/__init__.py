@@ -97,9 +97,12 @@ def load(directory: Path) -> Run:
 
 def _replace(output: Path, content: str) -> None:
     try:
+        output = Path(os.path.realpath(output))  # where a link leads to: what is replaced is never the link
         output.parent.mkdir(parents=True, exist_ok=True)
         if output.is_dir():
             raise IsADirectoryError(21, "it is a folder; give the name of an HTML file")
+        if output.exists() and not output.is_file():
+            raise FileExistsError(17, "it is a device or a pipe; give the name of an HTML file")
         handle, temporary = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.", suffix=".part")
         try:
             # JSON can name halves of characters, which UTF-8 cannot.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -95,6 +96,8 @@ class _FilmedVector(VectorSimulators):
     """Asks the environment itself for pictures."""
 
     def __init__(self, environment: Environment) -> None:
+        # pygame, which draws many environments, would look for a screen that it does not need, and complain.
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
         kwargs = {**environment.kwargs, "render_mode": "rgb_array"}
         super().__init__(environment.model_copy(update={"kwargs": kwargs}), 1)
         self.frames_per_second = float(self._open().metadata.get("render_fps") or USUAL_FRAMES_PER_SECOND)
