@@ -31,14 +31,22 @@ class Ring:
     """Peers of one run in this process, each with a port that is its own for as long as the test takes."""
 
     def __init__(
-        self, thread: LoopThread, learners: int, *, num_elements: int = 8, gossip=None, one_machine=True, **transport
+        self,
+        thread: LoopThread,
+        learners: int,
+        *,
+        num_elements: int = 8,
+        gossip=None,
+        topology=None,
+        one_machine=True,
+        **transport,
     ):
         self.thread, self.num_elements, self.transport = thread, num_elements, transport
         self.make_transport = GrpcTransport if one_machine else ManyMachines
         self.gossip = {**GOSSIP, **(gossip or {})}
         self.holders = contextlib.ExitStack()
         self.ports = [hold_port(self.holders) for _ in range(learners)]
-        self.plan = small_plan(learners=learners, gossip=self.gossip, address=self.address)
+        self.plan = small_plan(learners=learners, gossip=self.gossip, topology=topology, address=self.address)
         self.peers: dict[int, GossipPeer] = {}
         self.runners: dict[int, Runner] = {}
 

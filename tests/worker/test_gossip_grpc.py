@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -27,29 +28,98 @@ from grpc_ring import PATIENCE, Ring, Runner
 # ------------------------------------------------------------------ neighbours
 
 
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("mixing", ["average", "push-sum"])
+@pytest.mark.parametrize(("shape", "size"), [("Ring", 4), ("OnePeerExponential", 6)])
 @pytest.mark.parametrize("one_machine", [True, False])
-def test_synchronous_rounds_over_the_network_equal_the_product_of_the_mixing_matrices(ring, one_machine):
+def test_synchronous_rounds_over_the_network_equal_the_product_of_the_mixing_matrices(
+    ring, one_machine, shape, size, mixing
+):
     """Each learner at its own pace: nobody is ahead by more than the bound allows."""
-    gossip = {"maxStaleness": 0, "peerTimeoutSeconds": 30}
-    made = ring(4, num_elements=300_000, gossip=gossip, one_machine=one_machine)
+    gossip = {"maxStaleness": 0, "peerTimeoutSeconds": 30, "mixing": mixing}
+    made = ring(size, num_elements=100_000, gossip=gossip, topology={"type": shape}, one_machine=one_machine)
     made.connect()
     assert made.lends() == {one_machine}
     generator = torch.Generator().manual_seed(0)
-    vectors = {rank: torch.randn(300_000, generator=generator) for rank in made.peers}
-    matrix = np.array(topology.mixing_matrix(made.plan.spec.topology, 4))
-    expected = np.linalg.matrix_power(matrix, 10) @ torch.stack(list(vectors.values())).double().numpy()
+    vectors = {rank: torch.randn(100_000, generator=generator) for rank in made.peers}
+    expected = torch.stack(list(vectors.values())).double().numpy()
+    for version in range(1, 31):
+        expected = np.array(topology.mixing_matrix(made.plan.spec.topology, size, version)) @ expected
+    mixed: dict[int, list[int]] = {rank: [] for rank in made.peers}
 
     def learner(rank: int) -> None:
-        for version in range(1, 11):
+        pace = random.Random(rank)
+        for version in range(1, 31):
+            threading.Event().wait(0.002 * pace.random())  # its update
             made.peers[rank].offer(vectors[rank], version=version, steps=version)
-            made.peers[rank].mix(vectors[rank])
+            mixing = made.peers[rank].mix(vectors[rank])
+            mixed[rank].append(0 if mixing is None else len(mixing.peers))
 
     threads = [threading.Thread(target=learner, args=(rank,)) for rank in made.peers]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    assert all(counts == [1] * 30 for counts in mixed.values())
     np.testing.assert_allclose(torch.stack(list(vectors.values())).double().numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("mixing", ["average", "push-sum"])
+@pytest.mark.parametrize("size", [3, 4, 6])
+def test_synchronous_one_peer_rounds_go_on_without_a_lost_learner(ring, size, mixing):
+    """In a round whose in-peer is lost nobody is waited for, whatever comes from those that have taken others over."""
+    gossip = {"maxStaleness": 0, "peerTimeoutSeconds": 5, "mixing": mixing}
+    made = ring(size, gossip=gossip, topology={"type": "OnePeerExponential"})
+    made.connect()
+    lost, rounds = size - 1, 40
+    made.peers.pop(lost).close(farewell=False)
+    made.wait(lambda: all(lost not in peer.stats().out_peers for peer in made.peers.values()))
+    made.wait(lambda: all(lost not in peer.stats().in_peers for peer in made.peers.values()))
+
+    def learner(rank: int) -> None:
+        vector = torch.zeros(made.num_elements)
+        for version in range(1, rounds + 1):
+            made.peers[rank].offer(vector, version=version, steps=version)
+            made.peers[rank].mix(vector)
+
+    threads = [threading.Thread(target=learner, args=(rank,)) for rank in made.peers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for peer in made.peers.values():
+        stats = peer.stats()
+        assert stats.mixes >= rounds // 3, stats
+        assert stats.waited_seconds < 10, stats
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("mixing", ["average", "push-sum"])
+@pytest.mark.parametrize("ahead", [-7, -1, 1, 7])
+def test_synchronous_one_peer_rounds_go_on_with_a_learner_whose_count_is_another(ring, ahead, mixing):
+    """As after a restart from a checkpoint of its own, or with the state of a neighbour."""
+    gossip = {"maxStaleness": 0, "peerTimeoutSeconds": 5, "mixing": mixing}
+    made = ring(4, gossip=gossip, topology={"type": "OnePeerExponential"})
+    made.connect()
+
+    def learner(rank: int) -> None:
+        vector = torch.zeros(made.num_elements)
+        begin = 10 + (ahead if rank == 2 else 0)
+        for version in range(begin, begin + 60):
+            made.peers[rank].offer(vector, version=version, steps=version)
+            made.peers[rank].mix(vector)
+
+    threads = [threading.Thread(target=learner, args=(rank,)) for rank in made.peers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for peer in made.peers.values():
+        stats = peer.stats()
+        assert stats.mixes >= 25, stats  # in every period: two messages may come in one round of it
+        # Once, at its end: whoever is ahead, or behind, leaves the others, or is left, some rounds before they end.
+        assert stats.waited_seconds < 12, stats
 
 
 @pytest.mark.timeout(240)

@@ -342,6 +342,55 @@ def test_a_joiner_asks_nobody_again_who_will_not_change_its_mind(monkeypatch, re
     assert sorted(asked) == [1, 2]
 
 
+def test_a_learner_without_a_past_waits_for_one_that_resumes():
+    fleet = Fleet(small_plan(learners=3))
+    for rank in (1, 2):
+        fleet.learners[rank].peer._own.resumes = True  # as `start` is told
+    begun = fleet.network.now + 4.0
+
+    def resume(rank: int) -> None:
+        learner = fleet.learners[rank]
+        learner.updates = 500
+        learner.peer.join(version=500)
+        fleet.run(rank, period_seconds=0.1)
+
+    for rank in (1, 2):
+        fleet.network.schedule(4.0, lambda rank=rank: resume(rank))
+    assert fleet.learners[0].peer.fetch_state(10.0) in (b"state of 1", b"state of 2")
+    assert begun <= fleet.network.now < begun + 2.0
+
+
+def test_two_that_resume_do_not_wait_for_each_other():
+    fleet = Fleet(small_plan(learners=2))
+    for learner in fleet.learners.values():
+        learner.peer._own.resumes = True
+    began = fleet.network.now
+    assert fleet.learners[0].peer.fetch_state(10.0) is None
+    assert fleet.network.now - began < 0.5
+
+
+def test_a_learner_that_has_resumed_has_a_state_to_give_before_its_first_update():
+    fleet = Fleet(small_plan(learners=2))
+    fleet.learners[1].peer.join(version=500)
+    fleet.network.schedule(1.0, lambda: fleet.learners[1].peer.answer_state_requests(lambda: b"its checkpoint"))
+    assert fleet.learners[0].peer.fetch_state(5.0) == b"its checkpoint"
+
+
+@pytest.mark.parametrize("hindrance", ["an older plan", "not started"])
+def test_a_learner_that_a_newer_plan_adds_waits_for_those_who_do_not_know_it_yet(hindrance):
+    fleet = running_fleet(3)
+    grown = small_plan(learners=4, epoch=1)
+    fleet.plan = grown
+    if hindrance == "not started":
+        for rank in range(3):
+            fleet.network.hang(rank)
+        fleet.network.schedule(3.0, lambda: [fleet.network.resume(rank) for rank in range(3)])
+    fleet.network.schedule(3.0, lambda: [fleet.learners[rank].peer.set_plan(grown) for rank in range(3)])
+    began = fleet.network.now
+    assert str(fleet.restart(3).peer.fetch_state(10.0)).startswith("b'state of ")
+    assert 3.0 <= fleet.network.now - began < 5.0
+
+
 def test_a_joiner_that_is_stopped_asks_no_more(monkeypatch):
     fleet = running_fleet(2)
     fleet.kill(0)

@@ -45,7 +45,7 @@ class Led(Algorithm):
     def is_over(self) -> bool:
         return self.over
 
-    def open(self) -> None:
+    def open(self, *, resumes: bool = False) -> None:
         pass
 
     def begin(self, collector: Collector | None, counters: Counters) -> None:

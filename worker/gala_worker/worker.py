@@ -80,6 +80,8 @@ class Worker:
         self._keeper: Keeper | None = None
         """None where the parameters belong to another rank."""
         files.make_directory(config.learner_dir)
+        self._own: checkpoint.Checkpoint | None = None
+        """This rank's checkpoint, until it is known whose state it starts with."""
         self._stopping = False
         self._left = False
         self._released = threading.Event()
@@ -190,7 +192,8 @@ class Worker:
 
     def _listen(self, training: ExitStack) -> None:
         """From here on the other ranks are answered."""
-        self._algorithm.open()
+        self._own = self._keeper.latest() if self._keeper else None
+        self._algorithm.open(resumes=self._own is not None)
         training.callback(self._algorithm.close)
 
     def _find_start(self) -> None:
@@ -199,7 +202,7 @@ class Worker:
         A learner that was away has an old checkpoint, and mixing it in would pull its neighbours back. After a stop of
         the whole run nobody is ahead of anybody, and every learner takes its own.
         """
-        own = self._keeper.latest() if self._keeper else None
+        own, self._own = self._own, None
         states = (own, self._fetch())
         start = restore_furthest(states, self._config.rank, self._flat, self._algorithm.optimizer_state)
         event = "seeded"

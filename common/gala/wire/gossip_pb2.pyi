@@ -27,6 +27,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     NOT_FINITE: _ClassVar[Reason]
     TOO_BUSY: _ClassVar[Reason]
     NOTHING_YET: _ClassVar[Reason]
+    RESUMING: _ClassVar[Reason]
 
 class Leaving(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -49,6 +50,7 @@ MALFORMED: Reason
 NOT_FINITE: Reason
 TOO_BUSY: Reason
 NOTHING_YET: Reason
+RESUMING: Reason
 LEAVING_UNSPECIFIED: Leaving
 FINISHED: Leaving
 STOPPED: Leaving

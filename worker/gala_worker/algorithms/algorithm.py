@@ -88,8 +88,8 @@ class Algorithm(ABC):
         return {}
 
     @abstractmethod
-    def open(self) -> None:
-        """From here on the others are answered.
+    def open(self, *, resumes: bool = False) -> None:
+        """From here on the others are answered. `resumes`: this rank has a checkpoint to go on from.
 
         Raises: GalaError when the address cannot be had.
         """

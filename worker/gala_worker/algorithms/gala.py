@@ -29,6 +29,10 @@ GATHER_SECONDS: Final = 120.0
 """How long a synchronous learner waits at its start for the others, whose processes may start much later."""
 
 
+LATE_SECONDS: Final = 60.0
+"""How long a learner that is new to a run which others have begun looks for one of them that has a state to give."""
+
+
 class Optimizer(Protocol):
     """What is kept of an optimiser."""
 
@@ -53,6 +57,7 @@ class Gala(Algorithm):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
+        self._resumes = False
         spec, flat = setup.plan.spec, setup.flat
         self._learner = _local_learner(setup)
         self._gossip = GossipPeer(
@@ -85,11 +90,14 @@ class Gala(Algorithm):
     def is_waiting(self) -> bool:
         return self._gossip.is_waiting
 
-    def open(self) -> None:
-        self._gossip.start()
+    def open(self, *, resumes: bool = False) -> None:
+        self._resumes = resumes
+        self._gossip.start(resumes=resumes)
 
     def fetch_state(self, seconds: float) -> bytes | None:
-        return self._gossip.fetch_state(seconds, give_up=self.setup.stopping)
+        # A learner without a past in a run that has one would draw the others back to the seed.
+        is_late = self.plan.epoch > 0 and not self._resumes
+        return self._gossip.fetch_state(LATE_SECONDS if is_late else seconds, give_up=self.setup.stopping)
 
     def begin(self, collector: Collector | None, counters: Counters) -> None:
         assert collector is not None
@@ -97,7 +105,7 @@ class Gala(Algorithm):
         if self._diagnostics is not None:
             self._diagnostics.start(counters.updates, self.setup.flat.trainable)
         self._gossip.merge_progress({self.setup.me.rank: counters.steps, **counters.progress})
-        self._gossip.join()
+        self._gossip.join(version=counters.updates)
         gossip = self.plan.spec.gossip
         if gossip.max_staleness is not None and gossip.max_staleness < gossip.every_updates:
             self._gather(is_first=counters.updates == 0)
@@ -111,7 +119,7 @@ class Gala(Algorithm):
         mixing = None
         if counters.updates % self.plan.spec.gossip.every_updates == 0:
             gossip.offer(flat.vector, version=counters.updates, steps=counters.steps)
-            mixing = gossip.mix(flat.vector)
+            mixing = gossip.mix(flat.vector, self.setup.stopping)
         counters.progress = {**gossip.progress(), self.setup.me.rank: counters.steps}
         if diagnostics is not None:
             diagnostics.update(counters.updates, update.step.update_norm, mixing)

@@ -62,7 +62,7 @@ class Centre(Algorithm):
         """Whether there is nobody to learn from."""
         return not self._hub.stats().connected
 
-    def open(self) -> None:
+    def open(self, *, resumes: bool = False) -> None:
         self._hub.start()
 
     def begin(self, collector: Collector | None, counters: Counters) -> None:
@@ -157,7 +157,7 @@ class Member(Algorithm):
     def is_over(self) -> bool:
         return self._hub.finished and not self._hub.has_news
 
-    def open(self) -> None:
+    def open(self, *, resumes: bool = False) -> None:
         self._hub.start()
 
     def begin(self, collector: Collector | None, counters: Counters) -> None:

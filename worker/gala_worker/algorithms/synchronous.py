@@ -90,7 +90,7 @@ class SynchronousA2C(Algorithm):
     def is_waiting(self) -> bool:
         return self._waiting
 
-    def open(self) -> None:
+    def open(self, *, resumes: bool = False) -> None:
         if len(self.plan.ranks) > 1:
             self._assembly = self._open_assembly()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from gala.errors import GossipError, RefusedError, SilentError
@@ -19,8 +19,18 @@ SHORTEST_PATIENCE_SECONDS: Final = 1.0
 class Joiner:
     """Asks until somebody answers, for as long as anybody may still do so."""
 
-    def __init__(self, transport: Transport, request: StateRequest, max_bytes: int) -> None:
-        """`max_bytes`: a larger state is not taken."""
+    def __init__(
+        self, transport: Transport, request: StateRequest, max_bytes: int, *, again: Collection[Reason]
+    ) -> None:
+        """Talks to nobody yet.
+
+        Args:
+            max_bytes: a larger state is not taken.
+            again: whoever refuses for one of these reasons is asked again. With `NOT_MY_PEER` among them, so is whoever
+                does not answer at all: where some do not know the plan yet, others may not have started.
+        """
+        self._again = {reason.name for reason in again}
+        self._awaits_all = Reason.NOT_MY_PEER in again
         self._transport = transport
         self._request = request
         self._max_bytes = max_bytes
@@ -29,8 +39,8 @@ class Joiner:
     def fetch(self, addresses: Sequence[str], timeout_seconds: float, give_up: Callable[[], bool]) -> bytes | None:
         """The state of the first that gives it; None if nobody does.
 
-        Who is busy, or has not answered in its share of the time, is asked again until the time is over: a learner
-        answers between two updates only. Nobody else is asked twice.
+        Who refuses for one of the reasons in `again`, or has not answered in its share of the time, is asked again
+        until the time is over: a learner answers between two updates only. Nobody else is asked twice.
 
         Args:
             addresses: `host:port` of neighbours, the preferred first.
@@ -60,11 +70,13 @@ class Joiner:
                 except SilentError:
                     hopeful.append(address)
                 except RefusedError as error:
-                    if error.reason == Reason.TOO_BUSY.name:
+                    if error.reason in self._again:
                         is_anybody_busy = True
                         hopeful.append(address)
-                except GossipError:
-                    pass  # nobody listens there, or it makes no sense
+                except GossipError:  # nobody listens there, or it makes no sense
+                    if self._awaits_all:
+                        is_anybody_busy = True
+                        hopeful.append(address)
             candidates = hopeful
             if candidates and self._transport.wait(self._pause, give_up, PAUSE_SECONDS):
                 return None

@@ -44,6 +44,12 @@ class Membership:
         self.out_peers = tuple(dict.fromkeys(peer for peers in self.out_peers_by_round for peer in peers))
         """Of all rounds, without repetition."""
 
+    def in_peer_of_round(self, round: int) -> int | None:
+        """The rank that pushes to this one in a round of a topology with one peer a round; None where nobody does."""
+        own, shape = self._identity.rank, self.plan.spec.topology
+        peers = topology.predecessors(shape, self.ranks, own, round) if own in self.ranks else ()
+        return peers[0] if peers else None
+
     @property
     def message_bytes(self) -> int:
         """Size of every message of this run."""

@@ -33,6 +33,7 @@ class Reason(enum.IntEnum):
     NOT_FINITE = 9
     TOO_BUSY = 10
     NOTHING_YET = 11
+    RESUMING = 12
 
     @property
     def text(self) -> str:
@@ -52,6 +53,7 @@ _TEXTS: Final = {
     Reason.NOT_FINITE: "there is a NaN or an infinity in your message",
     Reason.TOO_BUSY: "too many strangers stand at my door",
     Reason.NOTHING_YET: "I have only just started myself",
+    Reason.RESUMING: "I am about to go on from a checkpoint",
 }
 
 

@@ -82,9 +82,9 @@ class Neighbourhood:
         own = self.standing
         reason = own.membership.objection_to_request(request)
         if reason is None and (own.version == 0 or own.closing):
-            reason = Reason.NOTHING_YET
+            reason = Reason.RESUMING if own.resumes and not own.closing else Reason.NOTHING_YET
         if reason is not None:
-            if reason is not Reason.NOTHING_YET:
+            if reason not in (Reason.NOTHING_YET, Reason.RESUMING):
                 own.refuse(reason, own.membership.member(request), f"rank {request.rank} asks for state")
             answer(reason)
             return

@@ -30,7 +30,7 @@ from gala.plan import RunPlan
 from gala_worker.gossip.buffers import Buffers
 from gala_worker.gossip.joining import Joiner
 from gala_worker.gossip.membership import Identity
-from gala_worker.gossip.messages import Leaving, Precision, Progress, StateRequest
+from gala_worker.gossip.messages import Leaving, Precision, Progress, Reason, StateRequest
 from gala_worker.gossip.mixing import Distance, distance
 from gala_worker.gossip.neighbourhood import Neighbourhood
 from gala_worker.gossip.rules import Average, PushSum, Rule, Taken
@@ -41,6 +41,8 @@ MAX_STATE_CANDIDATES: Final = 16
 """Neighbours that a starting learner asks for their state."""
 MEASURE_EVERY: Final = 10
 """Mixings between two looks at the disagreement: measuring costs several times as much as mixing."""
+LOOK_SECONDS: Final = 0.25
+"""How often a learner that waits looks whether it is to stop."""
 CLOSE_SECONDS: Final = 1.0
 """How long a farewell may take."""
 
@@ -115,12 +117,16 @@ class GossipPeer:
 
     # ---------------------------------------------------------------- start and end
 
-    def start(self) -> None:
+    def start(self, *, resumes: bool = False) -> None:
         """Listens: neighbours may push to this learner from now on.
+
+        Args:
+            resumes: this learner has a checkpoint to go on from: who asks it for its state is to ask again.
 
         Raises: GossipError when the address cannot be had.
         """
         own, members = self._own, self._own.membership
+        own.resumes = resumes
         address = own.plan.learner(own.rank).address.gossip
         self._transport.serve(address, self._hood, members.heartbeat / 2, members.message_bytes)
         self._started = True
@@ -129,7 +135,9 @@ class GossipPeer:
         """The state of a live neighbour, in-peers first; None if nobody has one to give, or not in time.
 
         Args:
-            timeout_seconds: how long those are asked again that are busy, or slow to answer.
+            timeout_seconds: how long those are asked again that are busy, or slow to answer. A learner that does not
+                resume asks those again that do; and where the plan is not the run's first, those that do not know
+                it yet, or do not answer yet: what it would begin with otherwise is worth less than what they have.
             give_up: asked before each question.
         """
         plan, rank = self._own.plan, self._own.rank
@@ -140,10 +148,21 @@ class GossipPeer:
         # Parameters, optimiser state and whatever a recurrent or normalising policy adds to them.
         max_bytes = 16 * 4 * self._identity.num_elements + (64 << 20)
         addresses = [plan.learner(peer).address.gossip for peer in candidates]
-        return Joiner(self._transport, request, max_bytes).fetch(addresses, timeout_seconds, give_up)
+        again = {Reason.TOO_BUSY}
+        if not self._own.resumes:
+            again |= {Reason.RESUMING, Reason.NOT_MY_PEER} if plan.epoch > 0 else {Reason.RESUMING}
+        joiner = Joiner(self._transport, request, max_bytes, again=again)
+        return joiner.fetch(addresses, timeout_seconds, give_up)
 
-    def join(self) -> None:
-        """Opens the edges to the out-peers."""
+    def join(self, *, version: int = 0) -> None:
+        """Opens the edges to the out-peers.
+
+        Args:
+            version: updates that this learner has made, in earlier lives or in that of the one whose state it has: if
+                any, it has a state to give.
+        """
+        with self._condition:
+            self._own.version = version
         self._transport.call_soon(self._hood.join)
 
     def set_plan(self, plan: RunPlan) -> None:
@@ -192,7 +211,7 @@ class GossipPeer:
                     session.offered(now)
         self._seconds += time.perf_counter() - began
 
-    def mix(self, vector: Tensor | np.ndarray[Any, Any]) -> Mixing | None:
+    def mix(self, vector: Tensor | np.ndarray[Any, Any], give_up: Callable[[], bool] = lambda: False) -> Mixing | None:
         """x <- (x + sum of m_j) / (1 + number of messages), in place, if every live in-peer has sent a fresh message.
 
         With push-sum, z <- (w z + sum of w_j z_j) / (w + sum of w_j) over whatever is fresh, and what was not taken
@@ -203,6 +222,7 @@ class GossipPeer:
 
         Args:
             vector: [N] float32; where the run averages, unchanged when the answer is None.
+            give_up: asked several times a second while it waits; then it mixes what is there.
         """
         began = time.perf_counter()
         try:
@@ -210,7 +230,7 @@ class GossipPeer:
             with self._condition:
                 is_to_wait = not self._rule.is_ready() and self._rule.is_overdue()
             if is_to_wait:
-                self._wait()
+                self._wait(give_up)
             self._rule.settle_(_tensor(vector))
             with self._condition:
                 taken = self._rule.take()
@@ -221,13 +241,19 @@ class GossipPeer:
         finally:
             self._seconds += time.perf_counter() - began
 
-    def _wait(self) -> None:
+    def _wait(self, give_up: Callable[[], bool]) -> None:
         began = time.perf_counter()
         self.is_waiting = True
+        until = self._transport.now() + self._own.membership.timeout
         with self._listening():
-            if not self._transport.wait(self._condition, self._rule.has_all, self._own.membership.timeout):
-                with self._condition:
-                    self._rule.excuse()
+            while not give_up():
+                remaining = until - self._transport.now()
+                if remaining <= 0:
+                    with self._condition:
+                        self._rule.excuse()
+                    break
+                if self._transport.wait(self._condition, self._rule.has_all, min(remaining, LOOK_SECONDS)):
+                    break
         self.is_waiting = False
         self._waited_seconds += time.perf_counter() - began
 

@@ -66,6 +66,8 @@ class _Patience:
         self._in_peers = hood.in_peers
         self._out_peers = hood.out_peers
         self._mixed_version: int | None = None
+        self._turns: dict[int, int] = {}
+        """Where they take turns: in-peer -> this learner's version when it mixed a message of it last."""
         self._first = 0
         """The version from which staleness counts at the earliest."""
 
@@ -82,6 +84,42 @@ class _Patience:
     def _is_one_peer(self) -> bool:
         """In a time-varying topology an in-peer pushes here in some rounds only: whatever is there is mixed."""
         return self._own.plan.spec.topology.type == "OnePeerExponential"
+
+    @property
+    def _takes_turns(self) -> bool:
+        """Whether an in-peer is waited for in its own rounds only, and what comes early is left for later.
+
+        So it is where learners of a time-varying topology are synchronous. Any message would do to go on otherwise, and
+        whoever mixed two at once would leave one less to all for good: in the end one learner at a time has one.
+        """
+        return self._is_one_peer and self._is_synchronous
+
+    def _due(self) -> InEdge | None:
+        """The in-peer whose message this round is for, if it counts; None too if one of it was mixed in this period.
+
+        The latter is so for a learner whose count is ahead of its in-peer's: what that sends is never early.
+        """
+        own, members = self._own, self._own.membership
+        every = own.plan.spec.gossip.every_updates
+        rank = members.in_peer_of_round(own.version // every)
+        edge = next((edge for edge in self.counted() if edge.rank == rank), None)
+        last = self._turns.get(rank) if rank is not None else None
+        is_heard = last is not None and 0 <= own.version - last < every * members.period
+        return None if is_heard else edge
+
+    def _is_due_here(self) -> bool:
+        due = self._due()
+        return due is None or due.inbox.is_fresh
+
+    def _of_this_turn(self, edges: Sequence[InEdge]) -> list[InEdge]:
+        """Those of them whose message is mixed now: it is of this round, or of an earlier one, or due."""
+        round = self._own.version // self._own.plan.spec.gossip.every_updates
+        due = self._due()
+        taken = [edge for edge in edges if edge is due or (edge.inbox.round is not None and edge.inbox.round <= round)]
+        for edge in taken:
+            if edge.inbox.is_fresh:
+                self._turns[edge.rank] = self._own.version
+        return taken
 
     def begin(self, version: int) -> None:
         every = self._own.plan.spec.gossip.every_updates
@@ -128,8 +166,11 @@ class Average(_Patience):
     def has_all(self) -> bool:
         counted = self.counted()
         if counted:
-            enough = any if self._is_one_peer else all
-            if not enough(edge.inbox.is_fresh for edge in counted):
+            if self._takes_turns:
+                enough = self._is_due_here()
+            else:
+                enough = (any if self._is_one_peer else all)(edge.inbox.is_fresh for edge in counted)
+            if not enough:
                 return False
         return self._all_under_way()
 
@@ -144,6 +185,8 @@ class Average(_Patience):
         edges = self.counted()
         if not edges:
             self._mixed_version = self._own.version  # staleness counts while there is somebody to mix with
+        if self._takes_turns:
+            edges = self._of_this_turn(edges)
         taken = [(edge, edge.inbox.take()) for edge in edges]
         return [(edge, received) for edge, received in taken if received is not None]
 
@@ -193,8 +236,10 @@ class PushSum(_Patience):
         if bound is None or since is None:
             return True
         version, counted = self._own.version, self.counted()
-        if self._is_one_peer:
-            late = counted and version - since > bound and not any(edge.inbox.is_fresh for edge in counted)
+        if self._takes_turns:
+            late = not self._is_due_here()
+        elif self._is_one_peer:
+            late = bool(counted) and version - since > bound and not any(edge.inbox.is_fresh for edge in counted)
         else:
             late = any(not edge.inbox.is_fresh and version - self._heard(edge) > bound for edge in counted)
         return not late and self._all_under_way()
@@ -208,8 +253,9 @@ class PushSum(_Patience):
 
     def take(self) -> Taken:
         taken = []
-        for edge in self._in_peers.edges.values():
-            received = edge.inbox.take() if edge.session is not None else None
+        edges = [edge for edge in self._in_peers.edges.values() if edge.session is not None]
+        for edge in self._of_this_turn(edges) if self._takes_turns else edges:
+            received = edge.inbox.take()
             if received is not None:
                 edge.accepted, edge.mixed_version = received.version, self._own.version
                 taken.append((edge, received))

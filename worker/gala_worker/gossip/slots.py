@@ -206,6 +206,11 @@ class Inbox:
         """Whether there is a message that has not been mixed."""
         return self._ready is not None
 
+    @property
+    def round(self) -> int | None:
+        """Of the message that has not been mixed, if there is one."""
+        return None if self._ready is None else self._ready.round
+
     def begin(self) -> Tensor:
         """A buffer for an arriving message.
 

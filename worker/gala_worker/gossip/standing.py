@@ -48,7 +48,9 @@ class Standing:
         self.account = Account(buffers.pool)
         """The learner's weight; stays 1.0 where messages carry none."""
         self.version = 0
-        """The learner's update count, as of its last offer."""
+        """The learner's update count, as of its last offer, or of its start."""
+        self.resumes = False
+        """It starts with a checkpoint."""
         self.known_progress: dict[int, int] = {}
         self.listeners = 0
         """How many threads of this process wait for messages: while there are any, senders say theirs aloud."""
