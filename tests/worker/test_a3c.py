@@ -257,6 +257,7 @@ def test_the_run_ends_for_all_when_the_server_has_its_steps(team):
     actors[1].until_step()
     server.until_step()
     assert server.counters.global_steps >= TOTAL
+    server.algorithm.saved()
     server.algorithm.close()
     for actor in actors:
         while actor.counters.global_steps < TOTAL:
@@ -264,6 +265,18 @@ def test_the_run_ends_for_all_when_the_server_has_its_steps(team):
             assert not actor.algorithm.is_over  # the last parameters are still to be taken
             actor.step()
         assert actor.counters.progress == server.counters.progress
+
+
+def test_nobody_is_told_of_an_end_that_the_server_could_not_save(team):
+    made = team(2)
+    server, actor = made.join(0, Counters(updates=50, progress={1: TOTAL - 10})), made.join(1)
+    actor.until_step()
+    server.until_step()
+    assert server.counters.global_steps >= TOTAL
+    server.algorithm.close()  # as when the disk is full: it will be back with an older checkpoint
+    eventually(lambda: actor.algorithm.is_waiting)
+    assert not actor.algorithm.is_over
+    assert not actor.algorithm._hub.finished
 
 
 def test_an_actor_whose_last_parameters_are_lost_knows_that_the_run_is_over(team):

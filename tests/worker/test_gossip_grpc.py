@@ -64,6 +64,19 @@ def test_synchronous_rounds_over_the_network_equal_the_product_of_the_mixing_mat
     np.testing.assert_allclose(torch.stack(list(vectors.values())).double().numpy(), expected, atol=1e-5)
 
 
+def test_a_learner_that_waits_for_its_neighbours_goes_on_when_it_is_told_to_stop(ring):
+    made = ring(2, gossip={"maxStaleness": 0, "peerTimeoutSeconds": 300})
+    made.connect()
+    vector, stopping = torch.zeros(made.num_elements), threading.Event()
+    made.peers[0].offer(vector, version=1, steps=1)  # the other one never does
+    waits = threading.Thread(target=made.peers[0].mix, args=(vector, stopping.is_set))
+    waits.start()
+    made.wait(lambda: made.peers[0].is_waiting)
+    stopping.set()
+    waits.join(PATIENCE)
+    assert not waits.is_alive()
+
+
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("mixing", ["average", "push-sum"])
 @pytest.mark.parametrize("size", [3, 4, 6])

@@ -164,6 +164,7 @@ def test_at_the_end_the_actors_hear_of_it(star: Callable[..., Star], monkeypatch
     run = star(totalSteps=50)
     learner, actor = run.begin(0), run.begin(1)
     learner.until(lambda: learner.counters.global_steps >= 50, actor)
+    learner.algorithm.saved()
     learner.algorithm.close()
     actor.until(lambda: actor.counters.global_steps >= 50)
     assert actor.counters.global_steps == learner.counters.global_steps

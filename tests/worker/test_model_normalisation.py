@@ -64,8 +64,8 @@ def test_invalid_rows_are_left_out() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_observations_that_are_not_finite_are_left_out(bad: float) -> None:
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e20, -torch.finfo(torch.float32).max])
+def test_observations_that_are_not_finite_or_whose_squares_may_not_be_are_left_out(bad: float) -> None:
     module, expected = RunningNormalisation(4), RunningNormalisation(4)
     batch = observations(6)
     expected.update(batch[1:])

@@ -16,7 +16,7 @@ import torch
 from gala import names
 from gala.plan import Address, RunPlan, plan
 from gala.spec import parse
-from gala_worker import checkpoint, http
+from gala_worker import checkpoint, http, keeper
 from gala_worker import worker as module
 from gala_worker.algorithms.a2c import Update
 from gala_worker.algorithms.algorithm import Algorithm, Setup
@@ -40,6 +40,7 @@ class Led(Algorithm):
     collector: Collector | None = None
     over = False
     closed = False
+    is_saved = False
 
     @property
     def is_over(self) -> bool:
@@ -60,6 +61,9 @@ class Led(Algorithm):
 
     def stats(self) -> GossipStats:
         return GossipStats(weight=WEIGHT)
+
+    def saved(self) -> None:
+        self.is_saved = True
 
     def close(self) -> None:
         self.closed = True
@@ -234,6 +238,36 @@ def test_a_worker_that_a_newer_plan_leaves_out_keeps_its_state_and_leaves_no_mod
     assert any(event["event"] == "ring" and event["left"] for event in bench.events(1))
     assert list((bench.learner(1) / names.CHECKPOINTS_DIRECTORY).iterdir())
     assert not (bench.learner(1) / names.FINAL_DIRECTORY).exists()
+
+
+def test_parameters_that_are_not_finite_displace_no_checkpoint(bench, caplog):
+    bench.write_plan(checkpoint={"keep": 1})
+    assert bench.run(over_after(1))
+    folder = bench.learner() / names.CHECKPOINTS_DIRECTORY
+    (before,) = folder.iterdir()
+
+    def diverge(algorithm: Led, counters: Counters) -> None:
+        algorithm.setup.flat.vector[0] = float("nan")
+        algorithm.over = True
+
+    assert bench.run(diverge)
+    assert list(folder.iterdir()) == [before]
+    assert "not finite" in caplog.text
+
+
+def test_an_algorithm_is_told_that_the_end_is_saved_when_it_is(bench, monkeypatch):
+    bench.write_plan()
+    assert bench.run(over_after(1))
+    assert bench.algorithm.is_saved
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(keeper, "export_model", full)
+    with pytest.raises(OSError, match="No space left"):
+        bench.run(over_after(2))
+    assert bench.algorithm.closed
+    assert not bench.algorithm.is_saved
 
 
 def test_before_its_first_checkpoint_a_worker_says_that_there_was_none(bench):

@@ -79,7 +79,10 @@ class Keeper:
             self._next_checkpoint = _next_multiple(spec.checkpoint.every_steps, steps)
 
     def save(self, counters: Counters, generator: torch.Generator) -> None:
-        """A checkpoint. A disk that does not take it is logged."""
+        """A checkpoint. A disk that does not take it is logged, and so are parameters that nobody could go on from."""
+        if not torch.isfinite(self._flat.vector).all():
+            log.error("the parameters are not finite any more; no checkpoint is written, the earlier ones are kept")
+            return
         weight = self._algorithm.stats().weight
         content = capture(self._flat, self._algorithm.optimizer_state, counters, generator, weight=weight)
         try:

@@ -307,6 +307,7 @@ class Worker:
                     self._keeper.export(self._counters)
             self._tick(math.inf)
             self._metrics.event("finished" if reached else "stopped", globalSteps=self._counters.global_steps)
+        self._algorithm.saved()
 
     def _hold(self) -> None:
         """Serves the result until it is released, told to stop, or forgotten. The neighbours have had a farewell.

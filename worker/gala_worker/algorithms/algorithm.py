@@ -116,6 +116,9 @@ class Algorithm(ABC):
         """Follows a plan of a newer epoch, in which this rank still is."""
         self.plan = plan
 
+    def saved(self) -> None:  # noqa: B027 only a centre has others who must not leave before
+        """The worker has ended, and what it has to keep is on the disk."""
+
     def answer_joiners(self, make_state: Callable[[], bytes]) -> None:  # noqa: B027 nobody asks a centre or an actor
         """Gives `make_state()` to those who have asked; next to nothing when nobody has."""
 

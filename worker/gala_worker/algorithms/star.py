@@ -56,6 +56,7 @@ class Centre(Algorithm):
         self._waited_seconds = 0.0
         self._counters: Counters | None = None
         """The worker's, once it has begun."""
+        self._is_saved = False
 
     @property
     def is_waiting(self) -> bool:
@@ -68,6 +69,9 @@ class Centre(Algorithm):
     def begin(self, collector: Collector | None, counters: Counters) -> None:
         self._counters = counters
         self.publish(counters)
+
+    def saved(self) -> None:
+        self._is_saved = True
 
     def take(self, seconds: float) -> Contribution | None:
         """The next contribution, if one comes in time."""
@@ -127,9 +131,9 @@ class Centre(Algorithm):
         return self._hub.events()
 
     def close(self) -> None:
-        if self._counters is not None:
+        if self._counters is not None and self._is_saved:
             self.publish(self._counters, last=True)
-            self._counters = None
+        self._counters = None
         self._hub.close()
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 _CLIP = 10.0
 _EPSILON = 1e-8
+_LARGEST = 1e15
 
 
 class RunningNormalisation(nn.Module):
@@ -33,12 +34,15 @@ class RunningNormalisation(nn.Module):
 
     @torch.no_grad()
     def update(self, observations: Tensor, valid: Tensor | None = None) -> None:
-        """Takes in a batch [N, D], or those of its rows that are `valid` [N] (bool); not finite numbers are left out.
+        """Takes in a batch [N, D], or those of its rows that are `valid` [N] (bool).
+
+        Left out are rows with numbers that are not finite, or so large that their squares might not be: what stands for
+        "no reading" would spoil the statistics for good.
 
         Chan's merge of the batch's moments into the running ones: stable in float32, where sums of squares are not.
         """
         batch = observations.to(torch.float32)
-        usable = torch.isfinite(batch).all(-1)
+        usable = (batch.abs() < _LARGEST).all(-1)  # false for NaN
         batch = batch[usable if valid is None else usable & valid]
         if not len(batch):
             return
