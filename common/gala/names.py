@@ -56,6 +56,8 @@ ANNOTATION_PLAN_HASH: Final = f"{GROUP}/plan-hash"
 """Of the plan's ConfigMap: hash of what it tells the learners, but for its epoch; another asks for a new epoch."""
 ANNOTATION_IMMUTABLE_HASH: Final = f"{GROUP}/immutable-hash"
 """Of the plan's ConfigMap: hash of the fields that may not change while the run exists."""
+ANNOTATION_COMMON_HASH: Final = f"{GROUP}/common-hash"
+"""Of the plan's ConfigMap: hash of the fields that all workers of the run must have read alike."""
 
 CONTAINER_LEARNER: Final = "learner"
 """Of a learner's pod: the container that is ours. An admission webhook may put others beside it."""

@@ -28,13 +28,24 @@ def invalid(run: RunObject, observed: Observed, now: datetime, error: SpecError)
 def changed(run: RunObject, document: GalaRun, observed: Observed, now: datetime) -> Actions | None:
     """The answer to a change of what may not change, for API servers that let it through; None if there is none."""
     child = children.plan_child(run, observed)
-    before = None if child is None else child.annotations.get(names.ANNOTATION_IMMUTABLE_HASH)
-    if before is None or before == manifests.immutable_hash(document):
+    annotations = {} if child is None else child.annotations
+    if annotations.get(names.ANNOTATION_IMMUTABLE_HASH) not in (None, manifests.immutable_hash(document)):
+        message = (
+            "algorithm, environment, policy, topology.type, gossip.precision, gossip.mixing and seed are immutable;"
+            " change them back, or make a new run."
+        )
+    elif (
+        annotations.get(names.ANNOTATION_COMMON_HASH) not in (None, manifests.common_hash(document))
+        and situation.learner_pods(run, observed)
+        and not document.spec.run_policy.suspend
+    ):
+        # Who starts again would read what the others have not.
+        message = (
+            f"all workers of {document.spec.algorithm} must have the same hyperparameters and precision; change them"
+            " back, or set runPolicy.suspend, wait until the run is Suspended, change them, and resume it."
+        )
+    else:
         return None
-    message = (
-        "algorithm, environment, policy, topology.type, gossip.precision, gossip.mixing and seed are immutable;"
-        " change them back, or make a new run."
-    )
     return _refuse(run, observed, now, IMMUTABLE, message, f"The change is refused: {message}")
 
 

@@ -359,6 +359,35 @@ def test_fewer_learners_than_the_least_are_refused(scene: Any) -> None:
     assert "spec.runPolicy.minLearners" in run.status["message"]
 
 
+@pytest.mark.parametrize("change", [{"hyperparameters": {"rolloutLength": 7}}, {"precision": "float32"}], ids=str)
+def test_what_all_workers_must_have_alike_changes_only_while_there_are_none(scene: Any, change: dict[str, Any]) -> None:
+    run = scene(algorithm="IMPALA").start()
+    run.edit(**change)
+    actions = run.step()
+    assert (run.condition("Accepted")["reason"], actions.apply) == ("ImmutableFieldChanged", ())
+    assert "runPolicy.suspend" in run.status["message"]
+    assert run.status["state"] == "Running"
+    run.edit(runPolicy={"suspend": True})
+    assert len(run.step().delete) == 3
+    run.pods.clear()
+    run.step()
+    run.edit(runPolicy={"suspend": False})
+    assert run.step().apply, "the plan with what is new in it"
+    assert run.condition("Accepted")["status"] == "True"
+    for rank in range(3):
+        run.pod(rank)
+    run.edit(hyperparameters={"rolloutLength": 9}, precision="auto")
+    run.step()
+    assert run.condition("Accepted")["reason"] == "ImmutableFieldChanged"
+
+
+def test_what_learners_that_gossip_read_at_their_start_may_change(scene: Any) -> None:
+    run = scene().start()
+    run.edit(hyperparameters={"learningRate": 0.5})
+    run.step()
+    assert run.condition("Accepted")["status"] == "True"
+
+
 def test_a_change_of_an_immutable_field_is_refused_where_the_server_let_it_through(scene: Any) -> None:
     run = scene().start()
     run.edit(seed=7)

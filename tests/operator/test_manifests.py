@@ -170,6 +170,7 @@ def test_the_config_map_carries_the_plan_and_its_epoch() -> None:
     assert annotations[names.ANNOTATION_PLAN_EPOCH] == "7"
     assert annotations[names.ANNOTATION_PLAN_HASH] == manifests.plan_hash(plan_of(run, epoch=6))
     assert annotations[names.ANNOTATION_IMMUTABLE_HASH] == manifests.immutable_hash(run)
+    assert annotations[names.ANNOTATION_COMMON_HASH] == manifests.common_hash(run)
 
 
 def test_a_plan_too_large_for_an_api_server_is_a_problem_of_the_spec() -> None:
@@ -229,6 +230,20 @@ def test_a_mutable_field_and_a_default_spelled_out_have_none() -> None:
         policy={},
     )
     assert manifests.immutable_hash(run) == manifests.immutable_hash(run_with())
+
+
+@pytest.mark.parametrize("change", [{"hyperparameters": {"learningRate": 0.5}}, {"precision": "float32"}], ids=str)
+@pytest.mark.parametrize(
+    ("algorithm", "common"), [("A2C", True), ("IMPALA", True), ("GALA-A2C", False), ("A3C", False)]
+)
+def test_what_all_workers_must_have_alike_has_its_part_in_the_common_hash(
+    change: dict[str, Any], algorithm: str, common: bool
+) -> None:
+    before, after = run_with(algorithm=algorithm), run_with(algorithm=algorithm, **change)
+    assert (manifests.common_hash(before) != manifests.common_hash(after)) is common
+    assert manifests.common_hash(before) == manifests.common_hash(
+        run_with(algorithm=algorithm, learners=9, totalSteps=7)
+    )
 
 
 def test_a_child_has_another_hash_when_and_only_when_it_says_something_else() -> None:

@@ -8,13 +8,14 @@ from gala_operator.manifests.children import (
     plan_config_map,
     service,
 )
-from gala_operator.manifests.metadata import Owner, immutable_hash, plan_hash
+from gala_operator.manifests.metadata import Owner, common_hash, immutable_hash, plan_hash
 from gala_operator.manifests.pods import learner_pod, results_pod
 
 __all__ = [
     "Owner",
     "children",
     "claims",
+    "common_hash",
     "disruption_budget",
     "immutable_hash",
     "learner_pod",

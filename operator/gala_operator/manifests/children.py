@@ -12,6 +12,7 @@ from gala_operator.actions import Manifest
 from gala_operator.manifests.metadata import (
     MANAGED_BY,
     Owner,
+    common_hash,
     immutable_hash,
     labels,
     learner_selector,
@@ -90,6 +91,7 @@ def plan_config_map(run: GalaRun, owner: Owner, plan: RunPlan) -> Manifest:
         names.ANNOTATION_PLAN_EPOCH: str(plan.epoch),
         names.ANNOTATION_PLAN_HASH: plan_hash(plan),
         names.ANNOTATION_IMMUTABLE_HASH: immutable_hash(run),
+        names.ANNOTATION_COMMON_HASH: common_hash(run),
     }
     return stamped(
         {

@@ -15,6 +15,7 @@ from typing import Any, Final
 from pydantic.main import IncEx
 
 from gala import names
+from gala.algorithms import A2C, IMPALA
 from gala.plan import RunPlan
 from gala.spec import GalaRun, RunSpec
 from gala_operator.actions import Manifest
@@ -119,6 +120,15 @@ def plan_hash(plan: RunPlan) -> str:
 def immutable_hash(run: GalaRun) -> str:
     """The fields that may not change while the run exists."""
     return digest(_chosen(run.spec, include=_IMMUTABLE))
+
+
+def common_hash(run: GalaRun) -> str:
+    """The fields that workers read at their start and must have alike, under algorithms where that is so.
+
+    A2C's workers make the same update of the same gradients; IMPALA's learner takes rollouts of one length only.
+    """
+    is_common = run.spec.algorithm in (A2C, IMPALA)
+    return digest(_chosen(run.spec, include={"hyperparameters", "precision"}) if is_common else {})
 
 
 def spec_hash(run: GalaRun, image: str) -> str:
