@@ -29,10 +29,10 @@ spec:
 ```
 
 is a complete run: every other field has a default. `gala validate FILE...` lists everything that is wrong with a file;
-an API server with the CRD gives the same verdict. Unknown fields are errors. `null` is the same as leaving a field out,
-unless the field says otherwise. A field marked *fixed* cannot change once the run exists. Of the others, `learners`,
-`totalSteps`, `topology.peers` and `runPolicy` act on the running learners, `worker` on new pods, the rest on learners
-that start.
+an API server with the CRD gives the same verdict, but for the keys of labels and annotations, of which its schema knows
+nothing. Unknown fields are errors. `null` is the same as leaving a field out, unless the field says otherwise. A field
+marked *fixed* cannot change once the run exists. Of the others, `learners`, `totalSteps`, `topology.peers` and
+`runPolicy` act on the running learners, `worker` on new pods, the rest on learners that start.
 """
 
 

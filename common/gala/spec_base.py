@@ -7,6 +7,7 @@ number, no 1 for true; an integral float for an integer, as JSON Schema has it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Final, Self
@@ -45,6 +46,8 @@ ABSOLUTE_PATH: Final = r"^(/([^/:.]|\.[^/:.]|\.\.[^/:])[^/:]*)+/?$"
 """Without a part that is empty, `.` or `..`: else /etc//gala would be another text than /etc/gala, and the same place.
 Neither reader's engine has look-ahead."""
 LABEL_KEY: Final = r"^([a-z0-9]([-.a-z0-9]*[a-z0-9])?/)?[A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?$"
+MAX_LABEL_NAME: Final = 63
+MAX_LABEL_PREFIX: Final = 253
 LABEL_VALUE: Final = r"^([A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?)?$"
 NO_BLANKS: Final = r"^[!-~]+$"
 QUANTITY: Final = r"^\+?([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][-+]?[0-9]{1,2})?$"
@@ -74,6 +77,13 @@ def _whole_names(value: object) -> object:
     if isinstance(value, Mapping):
         return {key: item for key, item in value.items() if item is not None}
     return value
+
+
+def _label_key(key: str) -> str:
+    prefix, _, name = key.rpartition("/")
+    if len(name) > MAX_LABEL_NAME or len(prefix) > MAX_LABEL_PREFIX or not re.fullmatch(LABEL_KEY[1:-1], key):
+        raise PydanticCustomError("label_key", "{words}", {"words": IN_WORDS[LABEL_KEY]})
+    return key
 
 
 def _quantity(value: object) -> object:
@@ -107,13 +117,18 @@ Quantity = Annotated[
 """A Kubernetes quantity, kept as a string: 2, 500m, 4Gi."""
 ObjectName = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=DNS_SUBDOMAIN)]
 """The name of another Kubernetes object."""
+LabelKey = Annotated[str, AfterValidator(_label_key)]
+"""The key of a label or an annotation. An API server's schema knows nothing of keys, so that one learns only later what
+it would say of them: of a run's own at once, of those of its pods when they are made."""
 Labels = Annotated[
-    dict[str, Annotated[str, StringConstraints(max_length=63, pattern=LABEL_VALUE)]],
+    dict[LabelKey, Annotated[str, StringConstraints(max_length=63, pattern=LABEL_VALUE)]],
     BeforeValidator(_whole_names),
     Field(max_length=64),
 ]
 Annotations = Annotated[
-    dict[str, Annotated[str, StringConstraints(max_length=4096)]], BeforeValidator(_whole_names), Field(max_length=64)
+    dict[LabelKey, Annotated[str, StringConstraints(max_length=4096)]],
+    BeforeValidator(_whole_names),
+    Field(max_length=64),
 ]
 Quantities = Annotated[dict[str, Quantity], BeforeValidator(_whole_names), Field(max_length=16)]
 FreeObject = Annotated[dict[str, JsonValue], Field(max_length=64)]

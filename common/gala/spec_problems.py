@@ -104,7 +104,8 @@ def _translate(model: type[Section], data: Any, detail: ErrorDetails) -> Iterato
     elif kind == "repeated":
         message = f"must not have two entries with the same {context['key']}"
         value = ", ".join(context["values"])
-    yield Problem(path=path, value=value, message=message, remedy=remedy)
+    # Of a key that is wrong pydantic says so behind it.
+    yield Problem(path=path.removesuffix(".[key]"), value=value, message=message, remedy=remedy)
 
 
 def _unjudged(model: type[Section], data: Any, error: ValidationError) -> list[Problem]:

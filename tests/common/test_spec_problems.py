@@ -22,6 +22,16 @@ from run_documents import MINIMAL, problems, with_spec
             id="bound",
         ),
         pytest.param(
+            with_spec(worker={"nodeSelector": {"a b": "c"}}),
+            "spec.worker.nodeSelector.a b: must be a label key such as example.com/gpu, got 'a b'",
+            id="label key",
+        ),
+        pytest.param(
+            {**with_spec(), "metadata": {"name": "pole", "annotations": {"a/b/c": "d"}}},
+            "metadata.annotations.a/b/c: must be a label key such as example.com/gpu, got 'a/b/c'",
+            id="annotation key",
+        ),
+        pytest.param(
             with_spec(learners=2000),
             "spec.learners: must be at most 1024, got 2000; give an integer from 1 to 1024 (default 4)",
             id="upper bound",

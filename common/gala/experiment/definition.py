@@ -195,8 +195,7 @@ def parse(data: Mapping[str, Any]) -> GalaExperiment:
 
 
 def _written(path: str, data: Any) -> str:
-    """A problem's path as the user wrote it: without pydantic's mark of a key, and the label that a plain level is."""
-    path = path.removesuffix(".[key]")
+    """A problem's path as the user wrote it: without the label that a plain level is."""
     found = _LABEL.fullmatch(path)
     if found is None:
         return path
