@@ -27,8 +27,6 @@ from gala_worker.state import Counters
 
 GATHER_SECONDS: Final = 120.0
 """How long a synchronous learner waits at its start for the others, whose processes may start much later."""
-
-
 LATE_SECONDS: Final = 60.0
 """How long a learner that is new to a run which others have begun looks for one of them that has a state to give."""
 
