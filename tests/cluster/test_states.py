@@ -1,8 +1,13 @@
 """What a run that does not get on says of itself, and how runs end that are ended."""
 
+import asyncio
 from typing import Any
 
 import pytest
+from kubernetes.aio.client.configuration import Configuration
+from kubernetes.aio.config import load_kube_config
+
+from gala_operator.cluster import Cluster
 
 
 @pytest.mark.usefixtures("operator")
@@ -122,3 +127,31 @@ def test_a_run_deleted_while_it_starts_is_made_anew_under_its_name_at_once(names
 
     namespace.delete("galarun", "pole")
     namespace.wait_gone("pole")
+
+
+def test_a_status_for_a_run_that_was_deleted_does_not_become_its_successors(namespace, slow_pole):
+    """An API server puts a custom resource's own metadata over those of a patch of its status, a wrong uid as well."""
+
+    def made() -> dict[str, Any]:
+        namespace.apply(slow_pole("pole"))
+        metadata: dict[str, Any] = namespace.get("galaruns", "pole")["metadata"]
+        return metadata
+
+    async def write(version: str, state: str) -> Any:
+        configuration = Configuration()
+        await load_kube_config(str(namespace.cluster.kubeconfig), client_configuration=configuration)
+        cluster = Cluster(configuration, concurrency=1)
+        try:
+            return await cluster.patch_status(namespace.name, "pole", version, {"state": state})
+        finally:
+            await cluster.close()
+
+    before = made()
+    namespace.delete("galarun", "pole")
+    after = made()
+    assert after["uid"] != before["uid"]
+    assert asyncio.run(write(before["resourceVersion"], "Failed")) is None
+    assert "status" not in namespace.get("galaruns", "pole")
+    assert asyncio.run(write(after["resourceVersion"], "Pending"))["status"] == {"state": "Pending"}
+    assert asyncio.run(write(after["resourceVersion"], "Failed")) is None, "it has changed since"
+    assert namespace.status("pole") == {"state": "Pending"}
