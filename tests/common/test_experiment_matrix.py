@@ -196,6 +196,7 @@ class TestRefusals:
         assert "metadata.name: must consist of lower-case letters" in text
         assert "spec.figures[0]: must be one of convergence, curves" in text
         assert "did you mean curves?" in text
+        assert "spec.figures: must have at least" not in text, "it has an entry, though a wrong one"
         assert "spec.matrix.seed[0]: must be a number, true, false or a short text" in text
         assert "spec.bases: is not a field of GalaExperiment, got {}; did you mean base?" in text
         assert "spec.thresholds.CartPole-v1.return: must be a number, got '475'; remove the quotes" in text
