@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -13,24 +13,15 @@ from gala import names
 DEFAULT_OUTPUT: Final = Path(names.RUNS_DIRECTORY)
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A GalaRun document (yaml).", show_default=False)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="PATH=VALUE",
-        help="Override a field, such as spec.learners=8; may be repeated.",
-        show_default=False,
-    ),
-]
-ExperimentOverrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="PATH=VALUE",
-        help="Override a field, such as spec.base.totalSteps=1000; may be repeated.",
-        show_default=False,
-    ),
-]
+
+
+def _set(example: str) -> Any:
+    text = f"Override a field, such as {example}; may be repeated."
+    return typer.Option("--set", metavar="PATH=VALUE", help=text, show_default=False)
+
+
+Overrides = Annotated[list[str] | None, _set("spec.learners=8")]
+ExperimentOverrides = Annotated[list[str] | None, _set("spec.base.totalSteps=1000")]
 Learners = Annotated[int | None, typer.Option(help="Short for --set spec.learners=N.", metavar="N", show_default=False)]
 Name = Annotated[
     str | None, typer.Option(help="Another name, to keep several runs of one file.", metavar="NAME", show_default=False)

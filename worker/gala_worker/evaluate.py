@@ -24,7 +24,7 @@ from gala_worker.evaluation import EvaluationResult, Mode
 from gala_worker.film import Film
 from gala_worker.players import Player, evaluation_seed, load_newest, open_plan
 
-RUNS_DIR = Path("runs")
+RUNS_DIR = Path(names.RUNS_DIRECTORY)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

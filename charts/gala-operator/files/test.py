@@ -13,8 +13,6 @@ import urllib.request
 from pathlib import Path
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-
-
 PATIENCE_SECONDS = 60
 
 

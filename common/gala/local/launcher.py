@@ -58,7 +58,7 @@ class Rhythm:
 def start(
     run: GalaRun,
     *,
-    output: Path = Path("runs"),
+    output: Path = Path(names.RUNS_DIRECTORY),
     force: bool = False,
     source: Path | None = None,
     asked: tuple[str, ...] = (),
