@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,15 @@ from gala_worker.gossip.peer import GossipPeer
 from grpc_ring import PATIENCE, Ring, Runner
 
 # ------------------------------------------------------------------ neighbours
+
+
+def in_a_thread_each(made: Ring, learner: Callable[[int], None]) -> None:
+    """Calls `learner` with every rank, and returns when all have come back."""
+    threads = [threading.Thread(target=learner, args=(rank,)) for rank in made.peers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 @pytest.mark.timeout(240)
@@ -55,11 +65,7 @@ def test_synchronous_rounds_over_the_network_equal_the_product_of_the_mixing_mat
             mixing = made.peers[rank].mix(vectors[rank])
             mixed[rank].append(0 if mixing is None else len(mixing.peers))
 
-    threads = [threading.Thread(target=learner, args=(rank,)) for rank in made.peers]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_a_thread_each(made, learner)
     assert all(counts == [1] * 30 for counts in mixed.values())
     np.testing.assert_allclose(torch.stack(list(vectors.values())).double().numpy(), expected, atol=1e-5)
 
@@ -96,11 +102,7 @@ def test_synchronous_one_peer_rounds_go_on_without_a_lost_learner(ring, size, mi
             made.peers[rank].offer(vector, version=version, steps=version)
             made.peers[rank].mix(vector)
 
-    threads = [threading.Thread(target=learner, args=(rank,)) for rank in made.peers]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_a_thread_each(made, learner)
     for peer in made.peers.values():
         stats = peer.stats()
         assert stats.mixes >= rounds // 3, stats
@@ -123,11 +125,7 @@ def test_synchronous_one_peer_rounds_go_on_with_a_learner_whose_count_is_another
             made.peers[rank].offer(vector, version=version, steps=version)
             made.peers[rank].mix(vector)
 
-    threads = [threading.Thread(target=learner, args=(rank,)) for rank in made.peers]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_a_thread_each(made, learner)
     for peer in made.peers.values():
         stats = peer.stats()
         assert stats.mixes >= 25, stats  # in every period: two messages may come in one round of it
@@ -159,11 +157,7 @@ def test_push_sum_over_the_network_keeps_the_weighted_mean(ring, one_machine):
             made.peers[rank].mix(vectors[rank])  # what is still on its way
             threading.Event().wait(0.01)
 
-    threads = [threading.Thread(target=learner, args=(rank,)) for rank in made.peers]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_a_thread_each(made, learner)
     weights = {rank: peer.weight for rank, peer in made.peers.items()}
     assert sum(weights.values()) == pytest.approx(3.0)
     mean = sum(weights[rank] * vectors[rank].double() for rank in weights) / 3
