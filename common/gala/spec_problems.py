@@ -215,9 +215,10 @@ def _unquote(value: object, kind: str) -> str:
             float(value)
         except ValueError:
             return ""
-        digits = value.lstrip("+-").lstrip("0")
+        sign, digits = value[: -len(value.lstrip("+-"))], value.lstrip("+-").lstrip("0")
         if value.lstrip("+-") != digits and digits.isdecimal():
-            return f"write {digits}, or 0o{digits} if it is octal: a number does not begin with 0"
+            octal = f", or {sign}0o{digits} if it is octal" if set(digits) <= set("01234567") else ""
+            return f"write {sign}{digits}{octal}: a number does not begin with 0"
         return "remove the quotes"
     if kind == "string_type" and isinstance(value, bool | int | float):
         return "put it in quotes"

@@ -21,6 +21,8 @@ ORDER: Final[tuple[Type, ...]] = (
 MAX_MESSAGE: Final = 4096
 REFUSED: Final = "Refused"
 """Reason of PodsReady while the API server refuses what is to be made."""
+NAME_TAKEN: Final = "NameTaken"
+"""The same while an object of that name is somebody else's."""
 
 
 class Conditions:

@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 from gala_operator.actions import Actions, DeletePod, Manifest, RunEvent
 from gala_operator.cache import Cache
 from gala_operator.cluster import ApiError
-from gala_operator.conditions import REFUSED
+from gala_operator.conditions import NAME_TAKEN, REFUSED
 from gala_operator.kinds import POD, RUN
 from gala_operator.logs import run_context
 from gala_operator.metrics import Metrics
@@ -150,7 +150,7 @@ class Controller:
                 raise
             # It may be refused for as long as a quota is used up: the status goes on, and says so.
             refusal = error
-            reason = "NameTaken" if isinstance(error, NameTakenError) else REFUSED
+            reason = NAME_TAKEN if isinstance(error, NameTakenError) else REFUSED
             self._events.post(run, RunEvent(type="Warning", reason=reason, message=error.message))
             decided = with_problem(decided, reason, error.message, generation=run.generation, now=now)
         self._workers.watch(key, actions.poll)

@@ -13,7 +13,7 @@ from typing import Any, Final
 from gala import names
 from gala.errors import SpecError
 from gala.spec import RunPolicy, parse
-from gala_operator import serving, situation, status, times
+from gala_operator import conditions, serving, situation, status, times
 from gala_operator.actions import Actions, DeletePod, RunEvent
 from gala_operator.learners import is_ready
 from gala_operator.observed import Observed, ObservedPod, RunObject
@@ -50,7 +50,7 @@ def actions(run: RunObject, observed: Observed, now: datetime, settings: Operato
         create=() if served is None else served.create,
         delete=superfluous if served is None else (*superfluous, *served.delete),
         delete_run=delete_run,
-        status=_status(run, observed, served),
+        status=_status(run, observed, served, now),
         events=_events(run, served),
         requeue_at=min((at for at in requeue if at > now), default=None),
     )
@@ -92,8 +92,9 @@ def _events(run: RunObject, served: Serving | None) -> tuple[RunEvent, ...]:
     return ()
 
 
-def _status(run: RunObject, observed: Observed, served: Serving | None) -> dict[str, Any]:
-    """As it was at the end, but for what the pods do."""
+def _status(run: RunObject, observed: Observed, served: Serving | None, now: datetime) -> dict[str, Any]:
+    """As it was at the end, but for what the pods do, and for obstacles that are no more: those are told anew for as
+    long as they last. Which trouble the learners were in at the end stays."""
     pods = {pod.name: pod for pod in situation.learner_pods(run, observed)}
     entries = situation.entries(run.status)
     learners = []
@@ -110,8 +111,12 @@ def _status(run: RunObject, observed: Observed, served: Serving | None) -> dict[
         after["learnerStatuses"] = learners
     if "stepsPerSecond" in after:
         after["stepsPerSecond"] = 0.0
-    if served is not None:
-        after["message"] = serving.message(run, served)
-        if served.tally.failures:
-            after["results"] = served.tally.document()
+    table = conditions.Conditions(run.status, generation=run.generation, now=now)
+    was_ready = conditions.is_true(run.status, "PodsReady") and ready < len(learners)
+    if was_ready or conditions.reason(run.status, "PodsReady") in (conditions.REFUSED, conditions.NAME_TAKEN):
+        table.set("PodsReady", False, "Ended", "The run is over.")
+    after["conditions"] = table.document()
+    after["message"] = serving.message(run, served)
+    if served is not None and served.tally.failures:
+        after["results"] = served.tally.document()
     return after

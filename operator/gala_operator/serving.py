@@ -70,9 +70,9 @@ def assess(run: RunObject, observed: Observed, now: datetime, settings: Operator
     return Serving(tally=tally, create=(_manifest(run, document, observed, now, settings),))
 
 
-def message(run: RunObject, served: Serving) -> str:
+def message(run: RunObject, served: Serving | None) -> str:
     """How the run ended, and what is wrong with its result."""
-    problem = served.problem[:MAX_PROBLEM]
+    problem = "" if served is None else served.problem[:MAX_PROBLEM]
     ended = "Succeeded" if conditions.is_true(run.status, "Succeeded") else "Failed"
     said = conditions.read(run.status).get(ended, {}).get("message") or run.status.get("message", "")
     return " ".join(filter(None, (str(said)[: MAX_MESSAGE - MAX_PROBLEM - 1], problem)))

@@ -58,6 +58,11 @@ from run_documents import MINIMAL, problems, with_spec
             id="a number that begins with 0",
         ),
         pytest.param(
+            with_spec(seed="-08"),
+            "spec.seed: must be an integer, got '-08'; write -8: a number does not begin with 0",
+            id="a number that begins with 0 and is not octal",
+        ),
+        pytest.param(
             with_spec(learners="four"),
             "spec.learners: must be an integer, got 'four'; give an integer from 1 to 1024 (default 4)",
             id="word for a number",

@@ -236,6 +236,36 @@ def test_an_end_is_for_good(scene: Any) -> None:
         assert run.status["observedGeneration"] == run.run.generation
 
 
+def test_learners_that_have_gone_after_the_end_are_not_called_ready(scene: Any) -> None:
+    run = scene().start().end()
+    run.pods.clear()
+    run.step(after=100)
+    assert (run.status["ready"], run.condition("PodsReady")["status"]) == ("0/3", "False")
+    assert run.condition("PodsReady")["reason"] == "Ended"
+    assert (run.condition("RingFormed")["status"], run.condition("Succeeded")["status"]) == ("True", "True")
+
+
+def test_what_the_learners_died_of_stays_after_the_end(scene: Any) -> None:
+    run = scene(runPolicy={"minLearners": 3, "backoffLimit": 0}).start()
+    run.fail(1)
+    run.step()
+    run.step()
+    assert run.status["state"] == "Failed"
+    run.pods.clear()
+    run.step(after=100)
+    assert run.condition("PodsReady")["reason"] == "BackoffLimitExceeded"
+
+
+@pytest.mark.parametrize("reason", ["Refused", "NameTaken"])
+def test_an_obstacle_after_the_end_is_told_for_as_long_as_it_lasts(scene: Any, reason: str) -> None:
+    run = scene().start().end()
+    ended = run.status["message"]
+    refused = with_problem(run.status, reason, "exceeded quota", generation=run.run.generation, now=run.now)
+    run.run = dataclasses.replace(run.run, status=refused)
+    run.step(after=5)
+    assert (run.condition("PodsReady")["reason"], run.status["message"]) == ("Ended", ended)
+
+
 def test_a_run_is_deleted_when_its_time_to_live_is_over(scene: Any) -> None:
     run = scene(runPolicy={"ttlSecondsAfterFinished": 500}).start().end()
     run.pods.clear()
