@@ -106,7 +106,12 @@ def _learners() -> Schema:
             "steps": _field("integer", "Agent decisions of this learner.", format="int64", minimum=0),
             "stepsPerSecond": _field("number", "Agent decisions per second of this learner."),
             "meanReturn": _field("number", "Mean return of its last episodes."),
-            "staleness": _field("integer", "Updates since it mixed with a neighbour last.", format="int64", minimum=0),
+            "staleness": _field(
+                "integer",
+                "Its updates from the arrival of what it mixed last to the mixing; A3C, IMPALA: mean age, in updates.",
+                format="int64",
+                minimum=0,
+            ),
             "disagreement": _field("number", "Relative distance of its parameters from its neighbours'."),
             **_failures(),
         },

@@ -31,7 +31,7 @@ def test_a_source_root_is_no_package(folder: str) -> None:
 
 
 def test_the_operator_and_the_common_part_import_without_torch() -> None:
-    modules = ("gala.spec", "gala.plan", "gala.cli", "gala.crd", "gala.local", "gala_operator")
+    modules = ("gala.spec", "gala.plan", "gala.cli", "gala.crd", "gala.local", "gala_operator.__main__")
     done = import_without(WITHOUT_TORCH, *modules)
     assert done.returncode == 0, done.stderr
 

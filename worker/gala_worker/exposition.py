@@ -35,9 +35,21 @@ GOSSIP_COUNTERS: Final = (
     ("seconds", "gala_gossip_seconds", "Seconds that the learner thread spent in gossip."),
 )
 GOSSIP_GAUGES: Final = (
-    ("stalenessUpdates", "gala_gossip_staleness_updates", "Age of what was mixed last, in the sender's updates."),
-    ("stalenessMaxUpdates", "gala_gossip_staleness_max_updates", "The largest such age of the last contributions."),
-    ("stalenessSeconds", "gala_gossip_staleness_seconds", "Age of what was mixed last, in seconds."),
+    (
+        "stalenessUpdates",
+        "gala_gossip_staleness_updates",
+        "Learner updates between the arrival of what was mixed last and its mixing; A3C, IMPALA: mean age in updates.",
+    ),
+    (
+        "stalenessMaxUpdates",
+        "gala_gossip_staleness_max_updates",
+        "A3C, IMPALA: the largest age of the last contributions, in updates.",
+    ),
+    (
+        "stalenessSeconds",
+        "gala_gossip_staleness_seconds",
+        "Seconds from the offer of what was mixed last to its mixing; A3C, IMPALA: from its arrival.",
+    ),
     ("disagreement", "gala_gossip_disagreement", "Distance to the in-peers' parameters when last mixed."),
     ("relativeDisagreement", "gala_gossip_relative_disagreement", "The same, as a share of the parameters' norm."),
     ("weight", "gala_gossip_weight", "Push-sum weight that this learner owns; 1 where the run averages."),

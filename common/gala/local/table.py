@@ -39,7 +39,7 @@ class LearnerRow:
     mean_return: float | None = None
     """Of its last 100 episodes, raw score."""
     staleness: int | None = None
-    """Local updates since the messages it mixed last were made."""
+    """Its own updates between the arrival of what it mixed last and the mixing; A3C, IMPALA: mean age, in updates."""
     disagreement: float | None = None
     """||x - m|| / ||x|| at the last mixing."""
     restarts: int = 0

@@ -145,7 +145,12 @@ def _bound_note(bound: Ball) -> str:
 def staleness(run: Run, identity: str) -> Plot | None:
     """How old what came from others was when it was used; None where that is always the present."""
     title, what = _STALENESS.get(
-        run.algorithm, ("Staleness", "How old the neighbours' parameters were when they were mixed in.")
+        run.algorithm,
+        (
+            "Staleness",
+            "How old the neighbours' parameters were when they were mixed in: the learner's own updates since they "
+            "arrived; below, seconds since they were sent off.",
+        ),
     )
     quantities = [STALENESS_UPDATES, STALENESS_SECONDS]
     curves = [curve(learner, "wallSeconds", *STALENESS_UPDATES.path) for learner in run.learners]
