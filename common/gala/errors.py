@@ -149,6 +149,10 @@ class MessageError(GossipError):
     """A message is malformed or hostile: it is dropped and counted, nothing else happens."""
 
 
+class NotFiniteError(MessageError):
+    """There is a NaN or an infinity in a message."""
+
+
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Within it, what the system does not let us look at below `path` is a UsageError: no permission, a name too long.

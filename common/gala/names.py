@@ -22,6 +22,8 @@ MAX_LEARNERS: Final = 1024
 """Ranks are 0 to 1023."""
 MAX_SIMULATORS: Final = 4096
 """Simulators of one learner; a rank's range of simulator seeds is twice as wide (training, then evaluation)."""
+MAX_ROLLOUT_LENGTH: Final = 1024
+"""Decisions of one simulator."""
 COUNT_LIMIT: Final = 1 << 62
 """Steps, updates and versions are smaller: what a message can carry, with room for sums."""
 MAX_SEED: Final = 2**31 - 1

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
 
 from gala import names, topology
 from gala.algorithms import ALGORITHMS
@@ -99,6 +99,11 @@ class RunPlan:
             if learner.rank == rank:
                 return learner
         raise KeyError(rank)
+
+    def with_gossip_precision(self, precision: Literal["float32", "bfloat16"]) -> RunPlan:
+        """The same plan with another number format on the wire."""
+        gossip = self.spec.gossip.model_copy(update={"precision": precision})
+        return replace(self, spec=self.spec.model_copy(update={"gossip": gossip}))
 
     def to_json(self) -> str:
         """The content of plan.json."""

@@ -123,7 +123,8 @@ class Gossip(Section):
     )
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32",
-        description="Number format on the wire, the same for all learners; bfloat16 halves the traffic.",
+        description="Number format on the wire, the same for all learners; bfloat16 halves the traffic. Where"
+        " observations are normalised it is float32 all the same: 8 significant bits are too few for their statistics.",
         json_schema_extra=IMMUTABLE,
     )
     mixing: Literal["average", "push-sum"] = Field(

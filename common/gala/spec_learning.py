@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from gala import names
 from gala.algorithms import exceptions
 from gala.spec_base import Integer, Number, Section, Switch
 from gala.spec_schema import BY_ALGORITHM
@@ -35,7 +36,7 @@ class Hyperparameters(Section):
     learning_rate_schedule: Literal["constant", "linear"] = by_algorithm(
         "learning_rate_schedule", "constant", "constant, or linear from learningRate to 0 at totalSteps."
     )
-    rollout_length: Annotated[Integer, Field(ge=1, le=1024)] = by_algorithm(
+    rollout_length: Annotated[Integer, Field(ge=1, le=names.MAX_ROLLOUT_LENGTH)] = by_algorithm(
         "rollout_length", 5, "Decisions of each simulator per update (n of the n-step return)."
     )
     discount: Annotated[Number, Field(ge=0, le=1)] = Field(

@@ -12,8 +12,8 @@ import torch
 
 from gala.plan import Address, plan
 from gala.spec import parse
-from gala_worker.algorithms import a3c_payload
 from gala_worker.algorithms.a2c import A2C
+from gala_worker.algorithms.a3c_payload import PayloadLayout
 from gala_worker.algorithms.rmsprop import SQUARE_AVERAGE
 from gala_worker.gossip.loop_thread import LoopThread
 from gala_worker.state import Counters, capture, restore
@@ -120,7 +120,7 @@ def test_the_server_s_parameters_are_those_of_shared_rmsprop_in_the_order_of_arr
     server = made.join(0)
     hyper, P = made.plan.spec.hyperparameters, len(server.flat.trainable)
     parameters = server.flat.trainable.double().numpy().copy()
-    statistics = server.flat.vector[P:].double().numpy().copy()
+    mean, variance, count = np.zeros(4), np.ones(4), 0.0
     square, steps, staleness = np.zeros(P), 0, []
     actors = [made.join(rank) for rank in (1, 2, 3)]
     stop = threading.Event()
@@ -156,11 +156,18 @@ def test_the_server_s_parameters_are_those_of_shared_rmsprop_in_the_order_of_arr
         square = hyper.rms_prop_decay * square + (1 - hyper.rms_prop_decay) * gradient**2
         rate = hyper.learning_rate * (1 - steps / TOTAL)
         parameters = parameters - rate * gradient / (np.sqrt(square) + hyper.rms_prop_epsilon)
-        statistics = statistics + (payload[P:-3] - statistics) / 3
+        if (seen := payload[P]) > 0:
+            (own, other), total = (count, seen), count + seen
+            apart = payload[P + 1 : P + 5] - mean
+            variance = (own * variance + other * payload[P + 5 : P + 9] + apart**2 * own * other / total) / total
+            mean, count = mean + apart * other / total, total
         steps += decisions
         staleness.append(update - version)
     np.testing.assert_allclose(server.flat.trainable.double().numpy(), parameters, rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(server.flat.vector[P:].double().numpy(), statistics, rtol=1e-3, atol=1e-4)
+    normalisation = server.policy.normalisation
+    np.testing.assert_allclose(normalisation.mean.double().numpy(), mean, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(normalisation.variance.double().numpy(), variance, rtol=1e-3, atol=1e-4)
+    assert float(normalisation.count) == count > 60 * 20 / 2
     np.testing.assert_allclose(
         server.algorithm.optimizer_state[SQUARE_AVERAGE].double().numpy(), square, rtol=1e-3, atol=1e-7
     )
@@ -215,25 +222,35 @@ def test_a_server_without_actors_waits(team):
 # ------------------------------------------------------------------ what must not be applied
 
 
+GRADIENT, MOMENTS = slice(0, 9), -12  # weight, four means, four variances, three losses
+
+
 @pytest.mark.parametrize(
-    ("value", "version", "noticed"),
+    ("where", "value", "version", "steps", "noticed"),
     [
-        (float("nan"), 0, lambda stats: stats.edges[0].refused),
-        (float("inf"), 0, lambda stats: stats.edges[0].refused),
-        (1e30, 0, lambda stats: stats.skips),  # finite, but not its norm
-        (1.0, 5, lambda stats: stats.skips),  # made with parameters that do not exist
+        (GRADIENT, float("nan"), 0, 20, lambda stats: stats.edges[0].refused),
+        (GRADIENT, float("inf"), 0, 20, lambda stats: stats.edges[0].refused),
+        (GRADIENT, 1e30, 0, 20, lambda stats: stats.skips),  # finite, but not its norm
+        (GRADIENT, 1.0, 5, 20, lambda stats: stats.skips),  # made with parameters that do not exist
+        (GRADIENT, 1.0, 0, 10**9, lambda stats: stats.skips),  # more decisions than any rollout has
+        (MOMENTS, -1.0, 0, 20, lambda stats: stats.edges[0].refused),
+        (MOMENTS, 0.5, 0, 20, lambda stats: stats.edges[0].refused),
+        (MOMENTS + 2, 1e30, 0, 20, lambda stats: stats.edges[0].refused),
+        (MOMENTS + 8, -1e-3, 0, 20, lambda stats: stats.edges[0].refused),
     ],
-    ids=["nan", "inf", "overflow", "future"],
+    ids=["nan", "inf", "overflow", "future", "steps", "weight", "half", "mean", "variance"],
 )
-def test_a_gradient_that_cannot_be_applied_changes_nothing_and_is_counted(team, value, version, noticed):
+def test_a_contribution_that_cannot_be_applied_changes_nothing_and_is_counted(
+    team, where, value, version, steps, noticed
+):
     made = team(2)
     server, actor = made.join(0), made.join(1)
     before = server.flat.vector.clone()
-    payload = np.zeros(a3c_payload.num_bytes(server.flat) // 4, np.float32)
-    payload[:9] = value
+    payload = np.zeros(PayloadLayout(server.policy).num_bytes // 4, np.float32)
+    payload[where] = value
     hub = actor.algorithm._hub
     eventually(lambda: actor.algorithm._take(actor.counters, 1.0))
-    assert hub.push([memoryview(payload).cast("B")], version=version, steps=20, timeout=PATIENCE_SECONDS)
+    assert hub.push([memoryview(payload).cast("B")], version=version, steps=steps, timeout=PATIENCE_SECONDS)
     eventually(lambda: server.step() or noticed(server.algorithm.stats()))
     assert noticed(server.algorithm.stats()) == 1
     assert torch.equal(server.flat.vector, before)

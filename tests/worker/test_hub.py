@@ -309,6 +309,23 @@ def test_a_newer_plan_brings_actors_and_takes_them_away(hub_star):
     assert take(server).rank == 3
 
 
+def test_an_actor_that_is_taken_out_and_called_back_sends_nothing_twice(hub_star):
+    made = hub_star(learners=3)
+    server, client = made.hub(), made.actor(2)
+    assert made.push(client, 1)
+    assert made.push(client, 2)
+    eventually(lambda: [actor.waiting for actor in server.stats().actors] == [2])
+    server.set_plan(made.make_plan(2, epoch=1))  # of which the actor does not hear
+    eventually(lambda: server.stats().actors == ())
+    assert [take(server).steps, take(server).steps] == [1, 2]
+    made.plan = made.make_plan(3, epoch=2)
+    server.set_plan(made.plan)
+    client.set_plan(made.plan)
+    eventually(lambda: server.stats().connected == (2,))
+    assert made.push(client, 3)
+    assert take(server).steps == 3
+
+
 def test_actors_follow_a_hub_that_has_moved(hub_star, free_port):
     made = hub_star()
     server, client = made.hub(), made.actor(1)

@@ -182,7 +182,7 @@ def test_after_an_actor_s_fault_its_contribution_is_sent_again_and_arrives_once(
 
 def test_a_contribution_that_is_not_finite_is_refused_alone_and_counted_at_both_ends(hub_star, loop_thread):
     made, fault = hub_star(), Fault(HubChunk, not_a_number)
-    server = made.hub(is_acceptable=lambda payload: b"\xc0\x7f" not in bytes(payload))
+    server = made.hub(inspect=lambda payload: Refusal(Reason.NOT_FINITE) if b"\xc0\x7f" in bytes(payload) else None)
     client = made.actor(1, transport=fault.transport(loop_thread))
     for number in range(1, 5):
         assert made.push(client, number)

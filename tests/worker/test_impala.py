@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 from gala import names
 from gala.plan import Address, RunPlan, plan
 from gala.spec import parse
+from gala_worker.algorithms.a2c import Update
 from gala_worker.algorithms.hub import HubClient, Identity, server
 from gala_worker.algorithms.impala import Actor, Learner
 from gala_worker.algorithms.impala_rollouts import Batch, RolloutLayout
@@ -149,6 +152,33 @@ def test_newer_parameters_travel_while_a_rollout_is_packed(
     monkeypatch.setattr(layout, "encode", encode)
     actor.step()
     assert packed
+
+
+def test_a_batch_whose_gradient_is_no_number_changes_nothing_and_does_not_count(
+    star: Callable[..., Star], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = star()
+    learner, actor = run.begin(0), run.begin(1)
+    before, update = learner.flat.vector.clone(), learner.algorithm._learner.update
+
+    def spoilt(batch: Batch, *args: Any, **options: Any) -> Update:
+        made: Update = update(batch._replace(rewards=batch.rewards.fill_(math.inf)), *args, **options)
+        return made
+
+    with monkeypatch.context() as patched:
+        patched.setattr(learner.algorithm._learner, "update", spoilt)
+        learner.until(lambda: learner.algorithm.stats().skips, actor)
+    assert torch.equal(learner.flat.vector, before)
+    assert (learner.counters.updates, learner.counters.global_steps) == (0, 0)
+    learner.until(lambda: learner.counters.updates >= 2, actor)
+
+
+def test_an_actor_whose_plan_has_fewer_steps_than_the_learner_s_goes_on(star: Callable[..., Star]) -> None:
+    run = star(totalSteps=50)
+    learner, actor = run.begin(0), run.begin(1)
+    learner.algorithm.plan = replace(run.plan, spec=run.plan.spec.model_copy(update={"total_steps": 10**6}))
+    actor.until(lambda: actor.counters.global_steps >= 50, learner)
+    assert not actor.algorithm.has_reached(actor.counters)
 
 
 def test_an_update_waits_for_whole_contributions_enough(star: Callable[..., Star]) -> None:

@@ -12,6 +12,7 @@ from gymnasium import spaces
 
 from gala.errors import MessageError
 from gala_worker.algorithms.impala_rollouts import Batch, RolloutLayout
+from gala_worker.gossip.messages import Reason
 from gala_worker.model.distributions import make_distribution
 
 T, B, H = 3, 2, 4
@@ -111,6 +112,7 @@ STEPS = int(rollout().valid.sum())
         ("observations", math.nan, "discrete", "observations .* not finite"),
         ("parameters", math.inf, "discrete", "parameters .* not finite"),
         ("rewards", -math.inf, "discrete", "rewards .* not finite"),
+        ("rewards", -1e30, "discrete", r"rewards .* beyond 1e\+15"),
         ("state", math.nan, "discrete", "state .* not finite"),
         ("actions", 6, "discrete", "actions .* does not have"),
         ("actions", -1, "discrete", "actions .* does not have"),
@@ -130,6 +132,17 @@ def test_hostile_numbers_are_refused(name: str, value: float, actions: str, word
     steps = int(rollout(VECTOR, actions, recurrent=recurrent).valid.sum())
     with pytest.raises(MessageError, match=words):
         form.decode(spoilt(name, value, actions=actions, recurrent=recurrent), num_steps=steps)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"), [("rewards", math.nan, Reason.NOT_FINITE), ("actions", 7, Reason.MALFORMED)]
+)
+def test_a_refusal_says_what_is_wrong(name: str, value: float, reason: Reason) -> None:
+    refusal = layout().inspect(spoilt(name, value))
+    assert refusal is not None
+    assert refusal.reason is reason
+    assert refusal.detail.startswith(f"{name} in a rollout that")
+    assert layout().inspect(sent(rollout(), layout())) is None
 
 
 @pytest.mark.parametrize("change", [-1, 1, 1000])

@@ -182,7 +182,20 @@ def test_noise_does_not_disturb_a_meeting(
     assert guest.result(20) is not None
 
 
-@pytest.mark.parametrize("answer", [b"[" * 100_000, b"\xff", b"{}", b'{"welcome": {}}'])
+WELCOME = {"generation": 1, "members": [], "store_port": 1, "store_host": "127.0.0.1", "own_host": "127.0.0.1"}
+UNREADABLE = ({"generation": float("inf")}, {"store_port": float("inf")}, {"store_port": 70_000}, {"store_port": -1})
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"[" * 100_000,
+        b"\xff",
+        b"{}",
+        b'{"welcome": {}}',
+        *(json.dumps({"welcome": WELCOME | changed}).encode() for changed in UNREADABLE),
+    ],
+)
 def test_a_guest_calls_again_when_what_answers_is_no_host(
     visit: Callable[[Hello], Visit], free_port: int, stack: ExitStack, answer: bytes
 ) -> None:

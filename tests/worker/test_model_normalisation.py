@@ -31,6 +31,27 @@ def test_merged_batches_give_the_statistics_of_all_observations(sizes: list[int]
     assert module.count == sum(sizes)
 
 
+@pytest.mark.parametrize("mean", [0.0, 1000.0])
+def test_what_several_have_seen_apart_makes_the_statistics_of_all(mean: float) -> None:
+    everything = observations(900, mean=mean)
+    whole, centre = RunningNormalisation(4), RunningNormalisation(4)
+    whole.update(everything)
+    actors = [RunningNormalisation(4) for _ in range(3)]
+    for actor in actors:
+        actor.collect_fresh()
+    for number, batch in enumerate(everything.split(60)):
+        actor = actors[number % 3]
+        for own, centre_s in zip(actor.buffers(), centre.buffers(), strict=True):
+            own.copy_(centre_s.bfloat16())  # what it adopts, however rounded, is not what it has seen
+        actor.update(batch[:20])
+        actor.update(batch[20:])
+        centre.merge(actor.pop_fresh())
+        assert actor.pop_fresh().weight == 0
+    torch.testing.assert_close(centre.mean, whole.mean, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(centre.variance, whole.variance, rtol=1e-3, atol=1e-5)
+    assert centre.count == 900
+
+
 def test_output_has_mean_zero_and_deviation_one() -> None:
     module = RunningNormalisation(4)
     module.update(observations(10_000))

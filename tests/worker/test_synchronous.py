@@ -41,6 +41,7 @@ def make_plan(
     normalise: bool = True,
     total: int = 10**9,
     snapshots: int | None = None,
+    peer_timeout: float = PEER_TIMEOUT_SECONDS,
     **hyper: Any,
 ) -> RunPlan:
     document: dict[str, Any] = {
@@ -53,7 +54,7 @@ def make_plan(
             "learners": len(ports),
             "totalSteps": total,
             "policy": {"hiddenSizes": [16], "normalizeObservations": normalise},
-            "gossip": {"peerTimeoutSeconds": PEER_TIMEOUT_SECONDS},
+            "gossip": {"peerTimeoutSeconds": peer_timeout},
             "hyperparameters": {"learningRate": 3e-3, **hyper},
             "diagnostics": {"everyUpdates": snapshots},
         },
@@ -260,6 +261,23 @@ def test_a_rank_that_has_gone_is_waited_for_and_comes_back_with_the_others_state
     assert_identical(*three)
     assert three[1].counters.progress[1] > 30 * SIMULATORS * 5 * 0.8
     assert three[0].events == ["assembled", "parted", "assembled"], "parameters that differ would part them again"
+
+
+def test_a_rank_that_is_slower_than_the_peer_timeout_is_waited_for_once_it_has_said_so(
+    ranks: Callable[..., Synchronous],
+) -> None:
+    run = make_plan(free_ports(2), peer_timeout=1.0)
+    fast, slow = ranks(run, 0), ranks(run, 1)
+    collect = slow.algorithm._collector.collect
+
+    def slowly() -> object:
+        time.sleep(1.6)  # the work of a simulator
+        return collect()
+
+    slow.algorithm._collector.collect = slowly
+    at_once(lambda: fast.train(3), lambda: slow.train(3))
+    assert fast.events == ["assembled", "parted", "assembled"]
+    assert_identical(fast, slow)
 
 
 def test_snapshots_hold_equal_parameters_and_the_gradient_of_the_own_shard(

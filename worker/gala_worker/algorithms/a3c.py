@@ -17,13 +17,14 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from gala_worker.algorithms import a3c_payload
+from gala import names
 from gala_worker.algorithms.a2c import A2C, Update, scheduled_learning_rate
+from gala_worker.algorithms.a3c_payload import PayloadLayout
 from gala_worker.algorithms.algorithm import WAIT_SECONDS, Setup
 from gala_worker.algorithms.hub import Contribution
-from gala_worker.algorithms.losses import A2CLoss
 from gala_worker.algorithms.rmsprop import Step
 from gala_worker.algorithms.star import Centre, Member
+from gala_worker.model.normalisation import Moments
 from gala_worker.rollout import Collector
 from gala_worker.state import Counters
 
@@ -35,11 +36,8 @@ class Server(Centre):
     """Rank 0: the parameters and the shared statistics of RMSProp."""
 
     def __init__(self, setup: Setup) -> None:
-        super().__init__(
-            setup,
-            contribution_bytes=a3c_payload.num_bytes(setup.flat),
-            is_acceptable=a3c_payload.is_acceptable,
-        )
+        self._layout = PayloadLayout(setup.policy)
+        super().__init__(setup, contribution_bytes=self._layout.num_bytes, inspect=self._layout.inspect)
         self._learner = A2C(setup.policy, setup.flat, setup.plan.spec.hyperparameters)
 
     @property
@@ -61,14 +59,19 @@ class Server(Centre):
         if contribution.version > counters.updates:
             self.refuse(contribution, f"made with parameters {contribution.version}, which are not known here")
             return None
-        pushed = a3c_payload.decode(contribution.payload, len(flat.trainable))
+        most = names.MAX_ROLLOUT_LENGTH * self.plan.spec.environment.simulators
+        if contribution.steps > most:
+            self.refuse(contribution, f"{contribution.steps:,} decisions, where the longest rollout has {most:,}")
+            return None
+        pushed = self._layout.decode(contribution.payload)
         flat.gradient.copy_(pushed.gradient)
         update = self._learner.apply(pushed.loss, self.done(counters), measure_update=measure)
         if not update.step.gradient_norm < float("inf"):  # even where every number is finite
             self.refuse(contribution, f"a gradient of norm {update.step.gradient_norm}")
             return None
-        tail = flat.vector[len(flat.trainable) :]
-        tail.lerp_(pushed.statistics.to(tail.device), 1.0 / max(1, len(self.plan.ranks) - 1))
+        if pushed.seen is not None and pushed.seen.weight > 0:
+            assert self.setup.policy.normalisation is not None
+            self.setup.policy.normalisation.merge(Moments(*(part.to(self.setup.device) for part in pushed.seen)))
         self.learned([contribution], counters)
         return update
 
@@ -77,10 +80,13 @@ class ActorLearner(Member):
     """Every other rank: acts, and computes gradients for the server."""
 
     def __init__(self, setup: Setup) -> None:
-        super().__init__(setup, contribution_bytes=a3c_payload.num_bytes(setup.flat))
+        self._layout = PayloadLayout(setup.policy)
+        super().__init__(setup, contribution_bytes=self._layout.num_bytes)
         self._learner = A2C(setup.policy, setup.flat, setup.plan.spec.hyperparameters)
-        self._unsent: tuple[A2CLoss, int] | None = None
-        """A gradient that there was no credit for, and its decisions."""
+        if setup.policy.normalisation is not None:
+            setup.policy.normalisation.collect_fresh()
+        self._unsent: tuple[list[memoryview], int] | None = None
+        """A gradient that there was no credit for, with what goes with it, and its decisions."""
 
     def begin(self, collector: Collector | None, counters: Counters) -> None:
         super().begin(collector, counters)
@@ -108,10 +114,11 @@ class ActorLearner(Member):
         counters.steps += rollout.num_steps
         step = Step(float(torch.linalg.vector_norm(self.setup.flat.gradient)), None)
         update = Update(loss, step, scheduled_learning_rate(self.plan.spec.hyperparameters, self.done(counters)))
-        self._push(loss, rollout.num_steps)
+        normalisation = self.setup.policy.normalisation
+        seen = None if normalisation is None else normalisation.pop_fresh()
+        self._push(self._layout.encode(self.setup.flat.gradient, seen, loss), rollout.num_steps)
         return update
 
-    def _push(self, loss: A2CLoss, num_steps: int) -> None:
-        """Hands the gradient in `flat.gradient` over; without credit it is kept, and nothing else is done before it."""
-        done = self.push(a3c_payload.encode(self.setup.flat, loss), num_steps)
-        self._unsent = None if done else (loss, num_steps)
+    def _push(self, payload: list[memoryview], num_steps: int) -> None:
+        """Hands a gradient over; without credit it is kept, and nothing else is done before it."""
+        self._unsent = None if self.push(payload, num_steps) else (payload, num_steps)

@@ -77,10 +77,9 @@ class Algorithm(ABC):
         """Whether it waits for others, as the algorithm tells it to."""
         return False
 
-    @property
-    def is_over(self) -> bool:
-        """Whether somebody who knows has said that the run has its steps, whatever this rank has heard of them."""
-        return False
+    def has_reached(self, counters: Counters) -> bool:
+        """Whether the run has its steps, as far as this rank can tell."""
+        return counters.global_steps >= self.plan.spec.total_steps
 
     @property
     def optimizer_state(self) -> Mapping[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from typing import Final
 
 import torch
 from torch._C import _distributed_c10d as c10d
@@ -15,6 +16,9 @@ from gala_worker.algorithms.process_group import Connecting, Group, open_store
 from gala_worker.gossip.loop_thread import LoopThread
 
 log = logging.getLogger(__name__)
+
+SLOW_FACTOR: Final = 3.0
+"""An exchange may take so many times as long as a rollout of the slowest rank."""
 
 
 class Assembly:
@@ -47,7 +51,7 @@ class Assembly:
             welcome, store = self._gather(hello, seconds) if self._host else (self._ask(hello, seconds), None)
             if welcome is None:
                 return None
-            timeout = self._plan.spec.gossip.peer_timeout_seconds
+            timeout = self._timeout(welcome)
             self._connecting = Connecting(welcome, self._rank, store=store, device=self._device, timeout=timeout)
         try:
             group = self._connecting.result(max(0.0, until - time.monotonic()))
@@ -58,6 +62,25 @@ class Assembly:
         if group is not None:
             self._connecting = None
         return group
+
+    def _timeout(self, welcome: Welcome) -> float:
+        """How long an exchange may take, in seconds; the same for all.
+
+        A rank that is at work says nothing to the others, so who is slower than `peerTimeoutSeconds` would be taken for
+        gone, again and again. The first time costs a meeting; there it says how slow it is.
+        """
+        slowest = welcome.slowest
+        pace = slowest.pace_ms / 1000
+        timeout = max(self._plan.spec.gossip.peer_timeout_seconds, SLOW_FACTOR * pace)
+        if timeout > self._plan.spec.gossip.peer_timeout_seconds:
+            log.warning(
+                "a rollout of rank %d takes %.1f s, so the others wait for it up to %.1f s, longer than "
+                "gossip.peerTimeoutSeconds",
+                slowest.rank,
+                pace,
+                timeout,
+            )
+        return timeout
 
     def reset(self) -> None:
         """Forgets what is under way."""

@@ -10,6 +10,7 @@ the only one that keeps state: while it is away the actors wait, and when it is 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 
@@ -42,7 +43,7 @@ class Learner(Centre):
 
     def __init__(self, setup: Setup) -> None:
         self._layout = _layout(setup)
-        super().__init__(setup, contribution_bytes=self._layout.num_bytes, is_acceptable=self._layout.is_acceptable)
+        super().__init__(setup, contribution_bytes=self._layout.num_bytes, inspect=self._layout.inspect)
         self._learner = Impala(setup.policy, setup.flat, setup.plan.spec.hyperparameters, setup.compute_type)
         self._gathered: list[tuple[Contribution, Arrays]] = []
         """Whole contributions; together still too few for an update, or just enough."""
@@ -58,9 +59,14 @@ class Learner(Centre):
         contributions = [contribution for contribution, _ in self._gathered]
         self._gathered = []
         update = self._learner.update(batch, self.done(counters), measure_update=measure)
-        self.learned(contributions, counters)
         for contribution in contributions:
             contribution.release()
+        norm = update.step.gradient_norm
+        if not norm < math.inf:
+            for contribution in contributions:
+                self.refuse(contribution, f"the gradient of its batch has the norm {norm}")
+            return None
+        self.learned(contributions, counters)
         self.publish(counters)
         return update
 

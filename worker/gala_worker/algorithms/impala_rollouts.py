@@ -21,13 +21,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gala.errors import MessageError
+from gala.errors import MessageError, NotFiniteError
+from gala_worker.gossip.messages import Reason, Refusal
 from gala_worker.model.distributions import ActionDistribution, Bernoulli, Categorical
 from gala_worker.rollout import Rollout
 
 Arrays = dict[str, npt.NDArray[Any]]
 Octets = bytes | bytearray | memoryview
 
+MAX_REWARD: Final = 1e15
+"""Returns of larger ones, and their squares, may not be numbers; the batch of all actors would be lost with them."""
 _FLAGS: Final = ("terminated", "truncated", "valid", "starts")
 
 
@@ -148,13 +151,15 @@ class RolloutLayout:
             parts.append(memoryview(array.data).cast("B"))
         return parts
 
-    def is_acceptable(self, payload: Octets) -> bool:
-        """Whether `decode` would take it."""
+    def inspect(self, payload: Octets) -> Refusal | None:
+        """Why `decode` would not take it, if it would not."""
         try:
             self.decode(payload)
-        except MessageError:
-            return False
-        return True
+        except NotFiniteError as error:
+            return Refusal(Reason.NOT_FINITE, str(error))
+        except MessageError as error:
+            return Refusal(Reason.MALFORMED, str(error))
+        return None
 
     def decode(self, payload: Octets, *, num_steps: int | None = None) -> Arrays:
         """The arrays of a contribution, as windows into `payload`.
@@ -175,8 +180,10 @@ class RolloutLayout:
                     raise MessageError(f"{field.name} in a rollout that are neither true nor false")
                 array = array.view(np.bool_)
             elif field.dtype.kind == "f" and not np.isfinite(array).all():
-                raise MessageError(f"{field.name} in a rollout that are not finite")
+                raise NotFiniteError(f"{field.name} in a rollout that are not finite")
             arrays[field.name] = array
+        if np.abs(arrays["rewards"]).max() > MAX_REWARD:
+            raise MessageError(f"rewards in a rollout that are beyond {MAX_REWARD:g}")
         self._check_actions(arrays)
         decisions = int(np.count_nonzero(arrays["valid"]))
         if num_steps is not None and decisions != num_steps:

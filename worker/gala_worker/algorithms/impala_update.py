@@ -6,6 +6,8 @@ and `rmsprop`; here it meets the policy and the flat vector.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from gala.spec import Hyperparameters
@@ -40,6 +42,7 @@ class Impala:
     def update(self, batch: Batch, progress: float, *, measure_update: bool = False) -> Update:
         """One step of gradient descent on `batch`; changes `flat.trainable` in place, then the observation statistics.
 
+        Where the gradient's norm is not finite, nothing is changed.
         `progress` in [0, 1] of the run's total steps drives the learning-rate schedule.
         """
         hyper, policy = self._hyper, self._policy
@@ -80,5 +83,6 @@ class Impala:
             measure_update=measure_update,
         )
         # After the update: with the statistics that the actors had, a batch of the newest policy is on-policy.
-        policy.observe(batch.observations[:steps].flatten(0, 1), batch.valid.flatten())
+        if step.gradient_norm < math.inf:
+            policy.observe(batch.observations[:steps].flatten(0, 1), batch.valid.flatten())
         return Update(loss, step, learning_rate)

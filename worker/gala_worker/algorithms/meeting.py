@@ -54,6 +54,8 @@ class Hello:
     global_steps: int
     device: str
     """`cpu`, or the identity of its GPU."""
+    pace_ms: int = 0
+    """Milliseconds that a rollout and its gradient take it; 0 before the first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +71,11 @@ class Welcome:
     """Where this member reaches it."""
     own_host: str
     """Where the others reach this member."""
+
+    @property
+    def slowest(self) -> Hello:
+        """Whose rollouts take the longest."""
+        return max(self.members, key=lambda member: member.pace_ms)
 
 
 class Host:
@@ -324,7 +331,7 @@ def _member(document: Any) -> Hello:
     if not isinstance(document, dict):
         raise MessageError("not a hello")
     names = ("rank", "epoch", "incarnation", "updates", "global_steps")
-    numbers = {name: document.get(name) for name in names}
+    numbers = {name: document.get(name) for name in names} | {"pace_ms": document.get("pace_ms", 0)}
     texts = {name: document.get(name) for name in ("run_uid", "schema", "device")}
     if not all(type(number) is int and number >= 0 for number in numbers.values()):
         raise MessageError("a hello without its numbers")
@@ -334,13 +341,17 @@ def _member(document: Any) -> Hello:
 
 
 def _welcome(document: dict[str, Any]) -> Welcome:
-    try:
-        return Welcome(
-            generation=int(document["generation"]),
-            members=tuple(_member(member) for member in document["members"]),
-            store_port=int(document["store_port"]),
-            store_host=str(document["store_host"]),
-            own_host=str(document["own_host"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise MessageError("a welcome that cannot be read") from error
+    generation, port, members = (document.get(name) for name in ("generation", "store_port", "members"))
+    hosts = document.get("store_host"), document.get("own_host")
+    if type(generation) is not int or type(port) is not int or not 0 < port < 1 << 16:
+        raise MessageError("a welcome without its numbers")
+    if not isinstance(members, list) or not all(isinstance(host, str) for host in hosts):
+        raise MessageError("a welcome without its names")
+    store_host, own_host = map(str, hosts)
+    return Welcome(
+        generation=generation,
+        members=tuple(_member(member) for member in members),
+        store_port=port,
+        store_host=store_host,
+        own_host=own_host,
+    )

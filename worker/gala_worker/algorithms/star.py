@@ -16,6 +16,7 @@ from gala.plan import RunPlan
 from gala_worker.algorithms.algorithm import WAIT_SECONDS, Algorithm, Setup
 from gala_worker.algorithms.hub import Contribution, HubClient, HubServer, Identity, Octets
 from gala_worker.gossip.journal import Complaints
+from gala_worker.gossip.messages import Refusal
 from gala_worker.gossip.stats import GossipStats
 from gala_worker.rollout import Collector
 from gala_worker.state import Counters
@@ -37,14 +38,16 @@ class Centre(Algorithm):
 
     acts = False
 
-    def __init__(self, setup: Setup, *, contribution_bytes: int, is_acceptable: Callable[[memoryview], bool]) -> None:
+    def __init__(
+        self, setup: Setup, *, contribution_bytes: int, inspect: Callable[[memoryview], Refusal | None]
+    ) -> None:
         super().__init__(setup)
         self._hub = HubServer(
             setup.plan,
             identity(setup),
             loop=setup.loop,
             contribution_bytes=contribution_bytes,
-            is_acceptable=is_acceptable,
+            inspect=inspect,
             pinned=setup.device.type == "cuda",
         )
         self._complaints = Complaints(log)
@@ -157,8 +160,13 @@ class Member(Algorithm):
         """Whether the centre is away, or has not caught up."""
         return self._hub.is_waiting or not self._hub.connected
 
+    def has_reached(self, counters: Counters) -> bool:
+        """The centre says so, once it has saved what came of it: this rank's plan may be older than the centre's."""
+        return self.is_over
+
     @property
     def is_over(self) -> bool:
+        """Whether the centre has said that the run has its steps, and there is nothing left to be taken from it."""
         return self._hub.finished and not self._hub.has_news
 
     def open(self, *, resumes: bool = False) -> None:

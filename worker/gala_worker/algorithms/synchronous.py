@@ -70,6 +70,8 @@ class SynchronousA2C(Algorithm):
         self._waiting = False
         self._traced: int | None = None
         self._exchanges = 0
+        self._paces: deque[int] = deque(maxlen=3)
+        """Milliseconds that the last rollouts and their gradients took."""
         self._seconds = self._waited = 0.0
         self._events: deque[dict[str, Any]] = deque(maxlen=1000)
         self._diagnostics = open_diagnostics(
@@ -190,6 +192,7 @@ class SynchronousA2C(Algorithm):
                 updates=counters.updates,
                 global_steps=counters.global_steps,
                 device=device_identity(setup.device),
+                pace_ms=min(self._paces, default=0),  # one that was frozen for a while is not slow
             ),
             WAIT_SECONDS,
         )
@@ -222,13 +225,14 @@ class SynchronousA2C(Algorithm):
         return False
 
     def _begin_round(self, group: Group, counters: Counters) -> _Round:
-        flat = self.setup.flat
+        flat, started = self.setup.flat, time.monotonic()
         self._statistics.begin()
         # Before the rollout, in which every rank's observation statistics go their own way.
         check = checksum(flat.vector) if self._is_checked(counters) else 0
         rollout = self._collector.collect()
         loss = self._learner.gradient(rollout)
         self._record_gradient(counters)
+        self._paces.append(int(1000 * (time.monotonic() - started)))
         began = time.perf_counter()
         size, ranks = len(flat.trainable), len(group.ranks)
         buffer = torch.zeros(size + 2 * ranks + self._statistics.num_elements, device=self._exchange_device(group))

@@ -36,13 +36,13 @@ class Reception:
         *,
         transport: Transport,
         make_buffer: Callable[[], Tensor],
-        is_acceptable: Callable[[memoryview], bool],
+        inspect: Callable[[memoryview], Refusal | None],
     ) -> None:
         self.terms = terms
         self.lock = threading.Condition()
         self.queue = ContributionQueue()
         self.press = Press(make_buffer)
-        self.is_acceptable = is_acceptable
+        self.inspect = inspect
         self.journal = Journal(log)
         self.actors: dict[int, Actor] = {}
         self._buffers = BufferPool(terms.contribution_bytes)
@@ -61,14 +61,12 @@ class Reception:
             return
         self.terms = Terms(plan, self.terms.identity, self.terms.contribution_bytes)
         self._buffers.keep = MAX_UNPROCESSED * len(self.terms.actors)
-        for rank, actor in list(self.actors.items()):
-            if rank in self.terms.actors:
-                continue
-            if actor.session is not None:
+        # What is known of them is kept: one that is called back goes on where it was, and sends nothing twice.
+        for rank, actor in self.actors.items():
+            if rank not in self.terms.actors and actor.session is not None:
                 actor.session.leave(Leaving.REKNIT)
-            with self.lock:
-                del self.actors[rank]
-                self.lock.notify_all()
+        with self.lock:
+            self.lock.notify_all()
 
     def leave(self, why: Leaving | None) -> None:
         """Admit nobody any more, and say farewell to everybody; None = without a word."""
@@ -231,8 +229,9 @@ class Reception:
     def stats(self) -> ServerStats:
         """A consistent picture of this moment."""
         with self.lock:
+            present = sorted((rank, actor) for rank, actor in self.actors.items() if rank in self.terms.actors)
             return ServerStats(
-                connected=tuple(sorted(rank for rank, actor in self.actors.items() if actor.session is not None)),
+                connected=tuple(rank for rank, actor in present if actor.session is not None),
                 actors=tuple(
                     ActorStats(
                         rank=rank,
@@ -244,7 +243,7 @@ class Reception:
                         bytes_out=actor.counters.bytes_out,
                         waiting=len(self.queue.held(rank, actor.incarnation)),
                     )
-                    for rank, actor in sorted(self.actors.items())
+                    for rank, actor in present
                 ),
                 dropped=self.queue.dropped,
                 strangers=self.journal.counts,

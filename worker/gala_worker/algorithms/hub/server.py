@@ -30,7 +30,7 @@ from gala_worker.gossip.codec import new_buffer
 from gala_worker.gossip.grpc_transport import GrpcTransport
 from gala_worker.gossip.loop_thread import LoopThread
 from gala_worker.gossip.membership import Identity
-from gala_worker.gossip.messages import Leaving
+from gala_worker.gossip.messages import Leaving, Refusal
 
 CLOSE_SECONDS: Final = 1.0
 """How long a farewell may take."""
@@ -48,7 +48,7 @@ class HubServer:
         *,
         loop: LoopThread,
         contribution_bytes: int,
-        is_acceptable: Callable[[memoryview], bool] = lambda payload: True,
+        inspect: Callable[[memoryview], Refusal | None] = lambda payload: None,
         transport: GrpcTransport | None = None,
         pinned: bool = False,
     ) -> None:
@@ -57,8 +57,8 @@ class HubServer:
         Args:
             identity: rank, incarnation, and the schema of the parameters, [N].
             contribution_bytes: size of every contribution; actors with another size are refused.
-            is_acceptable: looks at a complete contribution on the loop's thread, before `take` can see it; what it
-                refuses is counted, reported to its actor, and gone. To be quick.
+            inspect: looks at a complete contribution on the loop's thread, before `take` can see it; what it refuses is
+                counted, reported to its actor, and gone. To be quick.
             transport: other than over plain gRPC on `loop`.
             pinned: the vector lives on a GPU, use page-locked buffers.
         """
@@ -68,9 +68,7 @@ class HubServer:
         def make_buffer() -> Tensor:
             return new_buffer(identity.num_elements, terms.precision, pinned=pinned)
 
-        self._reception = Reception(
-            terms, transport=self._transport, make_buffer=make_buffer, is_acceptable=is_acceptable
-        )
+        self._reception = Reception(terms, transport=self._transport, make_buffer=make_buffer, inspect=inspect)
         self._finished = False
         self._started = False
 

@@ -209,12 +209,14 @@ class Serving:
         buffer, header = self._arriving, self._header
         assert buffer is not None
         assert header is not None
-        if not self._host.is_acceptable(memoryview(buffer)):
+        refusal = self._host.inspect(memoryview(buffer))
+        if refusal is not None:
             self._abandon()
             actor.counters.refused += 1
             actor.received = chunk.serial
-            self._host.complain(Reason.NOT_FINITE, actor.rank, f"contribution {chunk.serial} is not finite")
-            self.taken(chunk.serial, Reason.NOT_FINITE)
+            why = f": {refusal.detail}" if refusal.detail else ""
+            self._host.complain(refusal.reason, actor.rank, f"contribution {chunk.serial}{why}")
+            self.taken(chunk.serial, refusal.reason)
             return
         self._arriving = None
         self._host.arrived(
