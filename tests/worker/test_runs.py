@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 
 if TYPE_CHECKING:
     from conftest import LiveRun
@@ -76,17 +77,17 @@ import numpy as np
 
 
 class Corridor(gymnasium.Env):
-    observation_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+    observation_space = gymnasium.spaces.Box(4990, 5010, (1,), np.float32)
     action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
 
     def reset(self, seed=None, options=None):
         super().reset(seed=seed)
         self.x = 0.0
-        return np.array([self.x], np.float32), {}
+        return np.array([5000 + self.x], np.float32), {}
 
     def step(self, action):
         self.x += 0.3 * float(action[0])
-        return np.array([self.x], np.float32), 1.0 - abs(self.x), abs(self.x) > 1, False, {}
+        return np.array([5000 + self.x], np.float32), 1.0 - abs(self.x), abs(self.x) > 1, False, {}
 
 
 gymnasium.register("Corridor-v0", Corridor, max_episode_steps=20)
@@ -107,6 +108,10 @@ gymnasium.register("Corridor-v0", Corridor, max_episode_steps=20)
     last = run.records(0, "train")[-1]
     assert last["gossip"]["mixes"] > 10
     assert last["gossip"]["stalenessUpdates"] <= 1
+    # Around 5,000 the steps of bfloat16 are 32 wide: messages of such a run are float32 whatever it asks for.
+    model = load_file(run.directory / "final" / "model.safetensors")
+    assert abs(float(model["normalisation.mean"]) - 5000) < 1
+    assert 0 < float(model["normalisation.variance"]) < 2
 
 
 def test_a_synchronous_learner_waits_for_a_frozen_neighbour_for_the_peer_timeout_and_then_goes_on(
