@@ -42,10 +42,12 @@ def waiting(situation: Situation, learner: Learner) -> str:
 def stranded(
     situation: Situation, learners: Sequence[Learner], ring: Ring
 ) -> tuple[Sequence[Learner], datetime | None]:
-    """Those that keep no state and have finished, while the centre has not and is alone: and when they are so.
+    """Those that keep no state and have finished, while the centre has not and is alone.
 
     They were told of an end that was then lost, with a centre that came back from before it. They wait to be released,
     and it waits for them. They have nothing to lose, so they are replaced: their successors join it.
+
+    While the wait of `PATIENCE` lasts: nobody, and when it ends.
     """
     keepers = [learner for learner in learners if learner.rank in situation.plan.keepers]
     finished = [

@@ -25,7 +25,10 @@ NUMBERS: Final = {
     "steps": ("galarun_run_steps", "Agent decisions of all learners of the run together."),
     "stepsPerSecond": ("galarun_run_steps_per_second", "Agent decisions per second of the run."),
     "meanReturn": ("galarun_run_mean_return", "Mean return over the learners' last episodes."),
-    "disagreement": ("galarun_run_disagreement", "Relative distance of the learners' parameters from their mean."),
+    "disagreement": (
+        "galarun_run_disagreement",
+        "Largest relative distance of a learner's parameters from those it mixed.",
+    ),
 }
 """Numbers of a run's status that are gauges of it."""
 

@@ -65,7 +65,7 @@ class StatusServer(HttpServer):
         return time.monotonic() - self._asked
 
     def routes(self) -> Iterable[web.RouteDef]:
-        """All of them."""
+        """The routes listed at the top of this module."""
         return (
             web.get("/healthz", self._get_healthz),
             web.get("/readyz", self._get_readyz),

@@ -2,7 +2,8 @@
 
 `start` is the whole of `gala run`. It takes the run directory's lock, or hands a changed document to the launcher that
 holds it; then `Launcher` writes the plan, lets `supervisor` keep the workers, `polling` ask them and `console` show
-them, follows changes of galarun.yaml, and obeys signals. Everything happens on one thread, a few times a second.
+them, follows changes of galarun.yaml, and obeys signals. Everything but the questions to /status (`polling`) happens on
+one thread, a few times a second.
 """
 
 from __future__ import annotations

@@ -116,7 +116,10 @@ class Algorithm(ABC):
         self.plan = plan
 
     def saved(self) -> None:  # noqa: B027 only a centre has others who must not leave before
-        """The worker has ended, and what it has to keep is on the disk."""
+        """Called once the last checkpoint and, at the run's end, the final model are on disk.
+
+        A centre may now let the others leave.
+        """
 
     def answer_joiners(self, make_state: Callable[[], bytes]) -> None:  # noqa: B027 nobody asks a centre or an actor
         """Gives `make_state()` to those who have asked; next to nothing when nobody has."""

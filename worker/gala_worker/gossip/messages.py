@@ -1,6 +1,6 @@
 """What neighbours say to each other, as plain values.
 
-The protocol's rules (`sending`, `receiving`, `peer`) know these; protobuf stays behind `framing`.
+The protocol's rules (`membership`, `sending`, `receiving`) know these; protobuf stays behind `framing`.
 """
 
 from __future__ import annotations

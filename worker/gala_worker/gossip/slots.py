@@ -147,7 +147,10 @@ class Outbox:
         self.acknowledge(version)
 
     def settle(self, accepted: int, receiver: int) -> None:
-        """A new stream. What became of earlier messages matters to push-sum only, here and below."""
+        """Called for every new stream, with what the receiver says it took.
+
+        Without push-sum there is nothing to settle, and nothing to do in `withdraw` and `give_up`.
+        """
 
     def withdraw(self) -> None:
         """The receiver has left."""
