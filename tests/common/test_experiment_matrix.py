@@ -182,7 +182,7 @@ class TestNames:
             (True, "true"),
         ],
     )
-    def test_levels_read_well(self, level: index.Level, text: str) -> None:
+    def test_a_level_becomes_a_readable_part_of_a_name(self, level: index.Level, text: str) -> None:
         assert naming.slug(level) == text
 
 
@@ -278,12 +278,12 @@ class TestRefusals:
             ),
         ],
     )
-    def test_slips_of_the_pen(self, fields: dict[str, Any], expected: str) -> None:
+    def test_a_mistake_in_a_definition_is_refused_where_it_stands(self, fields: dict[str, Any], expected: str) -> None:
         assert expected in refusal(document(**fields))
 
 
 class TestIndex:
-    def test_it_survives_its_file(self, tmp_path: Path) -> None:
+    def test_an_index_is_the_same_after_writing_and_reading(self, tmp_path: Path) -> None:
         data = document(thresholds={"CartPole-v1": {"return": 475, "measure": "greedy"}})
         made = expand(data)
         written = made.index([run.entry() for run in made.runs])
@@ -294,7 +294,7 @@ class TestIndex:
         assert read.thresholds == {"CartPole-v1": {"return": 475.0, "measure": "greedy"}}
         assert read.runs[0].factors == {"algorithm": "GALA-A2C", "seed": 1}
 
-    def test_there_may_be_none(self, tmp_path: Path) -> None:
+    def test_a_folder_without_an_index_reads_as_none(self, tmp_path: Path) -> None:
         assert index.read(tmp_path) is None
 
 

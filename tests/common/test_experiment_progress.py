@@ -142,7 +142,7 @@ class TestSteps:
         (tmp_path / "final" / "card.json").write_text(card)
         assert made_steps(tmp_path) == 100
 
-    def test_nothing_is_nothing(self, tmp_path: Path) -> None:
+    def test_a_folder_without_records_has_made_no_steps(self, tmp_path: Path) -> None:
         assert made_steps(tmp_path) == 0
 
 

@@ -117,7 +117,7 @@ def test_rolling_maximum_forgets_after_its_window() -> None:
         (None, "–"), (3.5e12, "3.5 T"), (100, "100"), (2.0, "2"),
     ],
 )  # fmt: skip
-def test_compact_numbers(value: float | None, expected: str) -> None:
+def test_numbers_are_shortened_with_a_unit(value: float | None, expected: str) -> None:
     assert formats.compact(value).replace(formats.THIN, " ") == expected
 
 
@@ -128,7 +128,7 @@ def test_compact_numbers(value: float | None, expected: str) -> None:
         (-1, "–"), (None, "–"),
     ],
 )  # fmt: skip
-def test_durations(seconds: float | None, expected: str) -> None:
+def test_durations_have_at_most_two_units(seconds: float | None, expected: str) -> None:
     assert formats.duration(seconds).replace(formats.THIN, " ") == expected
 
 

@@ -19,7 +19,7 @@ OBJECTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", sorted(OBJECTS))
-def test_an_api_server_takes_it(kind: str) -> None:
+def test_every_manifest_fits_the_newest_kubernetes_schema(kind: str) -> None:
     kubernetes_validate.validate(OBJECTS[kind], kubernetes_validate.latest_version(), strict=True)
 
 

@@ -182,7 +182,7 @@ def test_a_message_taken_back_from_a_silent_receiver_that_took_it_after_all_is_p
     ledger.check()
 
 
-def test_receipts_are_few():
+def test_a_sender_keeps_at_most_so_many_receipts():
     fleet = fleet_of(8, shape={"type": "Complete"})
     fleet.learners[0].offer()
     fleet.network.advance(0.1)

@@ -200,7 +200,7 @@ def test_at_the_end_the_actors_hear_of_it(star: Callable[..., Star], monkeypatch
     assert actor.counters.global_steps == learner.counters.global_steps
 
 
-def test_alone_everybody_waits(star: Callable[..., Star]) -> None:
+def test_an_actor_or_learner_without_the_other_waits(star: Callable[..., Star]) -> None:
     run = star()
     actor = run.begin(1)
     assert actor.step() is None
