@@ -22,8 +22,6 @@ class DeletePod:
 
     name: str
     uid: str
-    grace_seconds: int | None = None
-    """None = the pod's own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

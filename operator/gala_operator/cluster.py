@@ -151,9 +151,9 @@ class Cluster:
                 return None
             raise
 
-    async def delete_pod(self, namespace: str, name: str, uid: str, grace_seconds: int | None = None) -> Raw | None:
+    async def delete_pod(self, namespace: str, name: str, uid: str) -> Raw | None:
         """Of this very uid. Returns what is left of it; None if it is gone, or was already."""
-        return await self._delete(POD, namespace, name, uid, grace_seconds=grace_seconds)
+        return await self._delete(POD, namespace, name, uid)
 
     async def delete_run(self, namespace: str, name: str, uid: str) -> None:
         """The GalaRun of this very uid, and with it all that it owns."""
@@ -246,19 +246,10 @@ class Cluster:
         return body
 
     async def _delete(
-        self,
-        kind: str,
-        namespace: str,
-        name: str,
-        uid: str,
-        *,
-        grace_seconds: int | None = None,
-        propagation: str | None = None,
+        self, kind: str, namespace: str, name: str, uid: str, *, propagation: str | None = None
     ) -> Raw | None:
         resource = RESOURCES[kind]
         body: Raw = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
-        if grace_seconds is not None:
-            body["gracePeriodSeconds"] = grace_seconds
         if propagation is not None:
             body["propagationPolicy"] = propagation
         left = await self._unless_gone("delete", resource.plural, "DELETE", resource.path(namespace, name), body=body)

@@ -46,9 +46,7 @@ class ClusterApi(Protocol):
     async def get(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None: ...
     async def apply(self, manifest: Mapping[str, Any]) -> dict[str, Any]: ...
     async def create(self, manifest: Mapping[str, Any]) -> dict[str, Any] | None: ...
-    async def delete_pod(
-        self, namespace: str, name: str, uid: str, grace_seconds: int | None = None
-    ) -> dict[str, Any] | None: ...
+    async def delete_pod(self, namespace: str, name: str, uid: str) -> dict[str, Any] | None: ...
     async def delete_run(self, namespace: str, name: str, uid: str) -> None: ...
     async def annotate_pod(
         self, namespace: str, name: str, uid: str, annotations: Mapping[str, str]
@@ -218,7 +216,7 @@ class Controller:
 
     async def _delete(self, run: RunObject, deletion: DeletePod) -> None:
         log.info("deleting pod %s", deletion.name)
-        left = await self._cluster.delete_pod(run.namespace, deletion.name, deletion.uid, deletion.grace_seconds)
+        left = await self._cluster.delete_pod(run.namespace, deletion.name, deletion.uid)
         if left is None:
             self._cache.remove_uid(POD, (run.namespace, deletion.name), deletion.uid)
         else:

@@ -159,7 +159,7 @@ class FakeCluster:
             return None
         return self.put(manifest)
 
-    async def delete_pod(self, namespace: str, name: str, uid: str, grace_seconds: int | None = None) -> Raw | None:
+    async def delete_pod(self, namespace: str, name: str, uid: str) -> Raw | None:
         self._called("delete", "Pod", name)
         stored = self.objects.get(("Pod", namespace, name))
         if stored is None or stored["metadata"]["uid"] != uid:

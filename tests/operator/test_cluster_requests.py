@@ -137,13 +137,12 @@ def test_deletions_name_the_uid() -> None:
     server = ApiServer(status(409, "Conflict"), status(404, "NotFound"), (200, {"kind": "Pod", "metadata": {}}))
 
     async def scenario(cluster: Cluster) -> list[Any]:
-        return [await cluster.delete_pod("lab", "pong-0", "u", 5) for _ in range(3)]
+        return [await cluster.delete_pod("lab", "pong-0", "u") for _ in range(3)]
 
     assert asking(server, scenario) == [None, None, {"kind": "Pod", "metadata": {}}]
     method, path, _, body = server.requests[0]
     assert (method, path) == ("DELETE", "/api/v1/namespaces/lab/pods/pong-0")
     assert body["preconditions"] == {"uid": "u"}
-    assert body["gracePeriodSeconds"] == 5
 
 
 def test_deleting_a_run_takes_what_it_owns_along() -> None:
