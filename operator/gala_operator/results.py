@@ -44,8 +44,6 @@ class Finish:
 
     since: datetime
     """When the first learner that keeps state had finished."""
-    gathering: bool
-    """The results pod is at work, or is about to be."""
     message: str
     tally: Tally = field(default_factory=Tally)
     outcome: Outcome | None = None
@@ -67,7 +65,6 @@ def assess(situation: Situation, learners: Sequence[Learner]) -> Finish | None:
     if pod is None and at_work and situation.now < since + PATIENCE:
         return Finish(
             since=since,
-            gathering=False,
             message=f"{len(finished)} of {len(keepers)} learners have finished; {at_work[0].name} has not yet.",
             look_again=since + PATIENCE,
         )
@@ -91,7 +88,7 @@ def _gather(situation: Situation, since: datetime, pod: ObservedPod | None) -> F
     if pod is None:
         retry_at = before.retry_at(situation.settings) if before.failures else None
         if retry_at is not None and retry_at > now:
-            return Finish(since=since, gathering=True, message=message, tally=before, look_again=retry_at)
+            return Finish(since=since, message=message, tally=before, look_again=retry_at)
         manifest = manifests.results_pod(
             situation.document,
             situation.owner,
@@ -101,27 +98,23 @@ def _gather(situation: Situation, since: datetime, pod: ObservedPod | None) -> F
             modest=not was_too_modest(situation.run.status),
         )
         free = not situation.is_taken(names.results_name(situation.run.name))
-        return Finish(since=since, gathering=True, message=message, tally=before, create=(manifest,) if free else ())
+        return Finish(since=since, message=message, tally=before, create=(manifest,) if free else ())
     if pod.deleting:
         problem = stuck.of_deletion(pod, now)
         if problem is not None:
             message = f"The final model cannot be made yet: {problem.reason}: {problem.message}"
-        return Finish(
-            since=since, gathering=True, message=message, tally=before, problem=problem,
-            look_again=stuck.next_look([pod], now),
-        )  # fmt: skip
+        look_again = stuck.next_look([pod], now)
+        return Finish(since=since, message=message, tally=before, problem=problem, look_again=look_again)
     if failures.has_failed(pod):
         return _failed(situation, since, pod, before)
     if pod.phase in ("Failed", "Succeeded"):
         at = failures.replaceable_at(pod)
         delete = (DeletePod(name=pod.name, uid=pod.uid),) if at <= now else ()
-        return Finish(since=since, gathering=True, message=message, tally=before, delete=delete, look_again=at)
+        return Finish(since=since, message=message, tally=before, delete=delete, look_again=at)
     problem = stuck.of_pod(pod, now)
     if problem is not None:
         message = f"The final model cannot be made yet: {problem.reason}: {problem.message}"
-    return Finish(
-        since=since, gathering=True, message=message, tally=before, outcome=_outcome(situation, pod), problem=problem
-    )
+    return Finish(since=since, message=message, tally=before, outcome=_outcome(situation, pod), problem=problem)
 
 
 def _failed(situation: Situation, since: datetime, pod: ObservedPod, before: Tally) -> Finish:
@@ -131,7 +124,7 @@ def _failed(situation: Situation, since: datetime, pod: ObservedPod, before: Tal
     assert why is not None  # it has just been counted
     if tally.is_final(MAX_FAILURES - 1):
         outcome = Outcome(succeeded=False, reason="NoFinalModel", message=why.message)
-        return Finish(since=since, gathering=True, message=why.message, tally=tally, outcome=outcome)
+        return Finish(since=since, message=why.message, tally=tally, outcome=outcome)
     retry_at = tally.retry_at(situation.settings) or now
     delete: tuple[DeletePod, ...] = ()
     if not before.has_counted(pod):
@@ -140,7 +133,6 @@ def _failed(situation: Situation, since: datetime, pod: ObservedPod, before: Tal
         delete = (DeletePod(name=pod.name, uid=pod.uid),)
     return Finish(
         since=since,
-        gathering=True,
         message=f"The final model cannot be made yet: {why.message}",
         tally=tally,
         delete=delete,

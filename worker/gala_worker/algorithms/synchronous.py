@@ -52,7 +52,6 @@ class _Round:
     loss: A2CLoss
     buffer: Tensor
     exchange: Exchange
-    began: float
     confirming: bool = False
 
 
@@ -245,7 +244,7 @@ class SynchronousA2C(Algorithm):
         tail = torch.zeros(self._statistics.num_elements, device=flat.vector.device)
         self._statistics.write(tail)
         buffer[size + 2 * ranks :] = tail
-        round_ = _Round(loss, buffer, group.all_reduce(buffer), began)
+        round_ = _Round(loss, buffer, group.all_reduce(buffer))
         self._seconds += time.perf_counter() - began
         return round_
 
