@@ -95,8 +95,6 @@ ENV_HOLD: Final = "GALA_HOLD_SECONDS"
 """For how long nobody must have asked for a finished worker's /status before it no longer serves /files, waits for POST
 /release, and exits, >= 0. Optional: 0, as on one machine, where the run directory is shared."""
 
-WORKER_ENVIRONMENT: Final = (ENV_RANK, ENV_PLAN_FILE, ENV_OUTPUT_DIR, ENV_THREADS, ENV_INCARNATION, ENV_HOLD)
-
 # Ports in a cluster, where every worker has an address of its own. The local launcher picks free ones.
 
 PORT_GOSSIP: Final = 7070

@@ -47,10 +47,6 @@ class Conditions:
             "message": message[:MAX_MESSAGE],
         }
 
-    def drop(self, type_: Type) -> None:
-        """Nothing is known about it any more."""
-        self._by_type.pop(type_, None)
-
     def document(self) -> list[dict[str, Any]]:
         """As they go into the status, in a fixed order."""
         return [self._by_type[type_] for type_ in ORDER if type_ in self._by_type]

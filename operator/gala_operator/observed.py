@@ -25,7 +25,6 @@ class RunObject:
     name: str
     uid: str
     generation: int
-    created: datetime
     deleting: bool
     document: Mapping[str, Any]
     """apiVersion, kind, metadata, spec: what `gala.spec.parse` takes."""

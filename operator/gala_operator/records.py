@@ -87,7 +87,6 @@ def run_object(raw: Raw) -> RunObject | None:
         name=name,
         uid=uid,
         generation=_number(meta.get("generation")),
-        created=times.read(meta.get("creationTimestamp")) or EPOCH,
         deleting=bool(meta.get("deletionTimestamp")),
         document=document,
         status=mapping(raw.get("status")),

@@ -41,13 +41,12 @@ def run_raw(name: str = "pong", *, uid: str = RUN_UID, version: int = 1, **chang
 
 
 def run_object(**spec: Any) -> RunObject:
-    """A GalaRun called pong, created at START and not looked at yet, with such fields of its spec."""
+    """A GalaRun called pong, not looked at yet, with such fields of its spec."""
     return RunObject(
         namespace="default",
         name="pong",
         uid="run-1",
         generation=1,
-        created=START,
         deleting=False,
         document={
             "apiVersion": f"{names.GROUP}/{names.VERSION}",
