@@ -64,9 +64,11 @@ class WorkQueue(Generic[K]):
         self._added: dict[K, tuple[float, _Urgency]] = {}
         """Keys to be done -> since when; also those whose turn comes only when their worker is done with them."""
         self._busy: set[K] = set()
+        """Keys that are being worked on."""
         self._rests: dict[K, tuple[float, Rest]] = {}
         """Keys whose work is half done -> since when, and the other half. They are busy, and ready."""
         self._due: dict[K, float] = {}
+        """Keys that wait for their time."""
         self._heap: list[tuple[float, int, K]] = []
         self._count = 0
         self._failures: dict[K, int] = {}
@@ -77,16 +79,6 @@ class WorkQueue(Generic[K]):
     def __len__(self) -> int:
         """Keys that wait for a worker; those with a delay do not count."""
         return len(self._added.keys() | self._rests.keys())
-
-    @property
-    def num_busy(self) -> int:
-        """Keys that are being worked on."""
-        return len(self._busy)
-
-    @property
-    def num_delayed(self) -> int:
-        """Keys that wait for their time."""
-        return len(self._due)
 
     def add(self, key: K) -> None:
         """Now. Of a key that is being worked on: again, as soon as that is done."""

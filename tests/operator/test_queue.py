@@ -234,7 +234,7 @@ def test_what_a_handler_asks_for_later_comes_later() -> None:
         await again.wait()
         assert asyncio.get_running_loop().time() - started >= 0.02
         await stop(task)
-        assert queue.num_delayed == 0
+        assert not queue._due
 
     run(scenario)
 
@@ -245,14 +245,14 @@ def test_of_several_times_the_earliest_counts_and_working_on_a_key_drops_them() 
         queue.add_after("pong", 1000.0)
         queue.add_after("pong", 0.01)
         queue.add_after("pong", 500.0)
-        assert queue.num_delayed == 1
+        assert len(queue._due) == 1
         assert await queue.get() == "pong"
-        assert queue.num_delayed == 0
+        assert not queue._due
         queue.add_after("pong", 1000.0)
         queue.add("pong")
         queue.done("pong")
         assert await queue.get() == "pong"
-        assert queue.num_delayed == 0, "an earlier look makes the later one superfluous"
+        assert not queue._due, "an earlier look makes the later one superfluous"
 
     run(scenario)
 

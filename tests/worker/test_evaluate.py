@@ -165,7 +165,7 @@ def test_the_film_is_made_with_the_runs_policy(run: Run, capsys: pytest.CaptureF
 
     def pretend(policy: Any, spec: Any, path: Path, **options: Any) -> film.Film:
         filmed.update(options, spec=spec, weight=policy.value_head.bias.item())
-        return film.Film(path=path, num_frames=30, seconds=2.0, result=None)
+        return film.Film(path=path, seconds=2.0, result=None)
 
     monkeypatch.setattr(film, "film", pretend)
     video = run.directory / "play.gif"

@@ -214,12 +214,6 @@ class BackgroundEvaluator:
         self._busy = False
         self._thread: threading.Thread | None = None
 
-    @property
-    def busy(self) -> bool:
-        """Whether an evaluation runs or waits."""
-        with self._changed:
-            return self._busy or self._waiting is not None
-
     def submit(self, vector: Tensor, *, global_steps: int) -> None:
         """Copies `vector` [N] and returns; it is evaluated when the evaluation before it is done."""
         snapshot = vector.detach().to("cpu", copy=True)

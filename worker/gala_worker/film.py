@@ -36,7 +36,6 @@ class Film:
     """What was filmed."""
 
     path: Path
-    num_frames: int
     seconds: float
     result: EvaluationResult | None
     """The game's score; None if it was longer than the film."""
@@ -115,7 +114,7 @@ def _shoot(policy: ActorCritic, spec: RunSpec, path: Path, *, mode: Mode, seed: 
             )
         except Interrupted:
             result = None
-    return Film(path=path, num_frames=num_frames, seconds=num_frames / rate, result=result)
+    return Film(path=path, seconds=num_frames / rate, result=result)
 
 
 def subtitled(frame: Frame, text: str) -> Image:

@@ -74,13 +74,9 @@ class MetricsWriter:
         self._closed = False
         self._abandoned = False
         self._num_dropped = 0
+        """Records lost because the disk could not keep up."""
         self._thread = threading.Thread(target=self._drain, name="metrics", daemon=True)
         self._thread.start()
-
-    @property
-    def num_dropped(self) -> int:
-        """Records lost because the disk could not keep up."""
-        return self._num_dropped
 
     def train(self, record: Mapping[str, Any]) -> None:
         """One line about the training, every few seconds: steps, losses, gossip. Leave `record` alone afterwards."""
