@@ -31,7 +31,7 @@ class Topology(Protocol):
         """Out-peers of a learner where the type leaves a choice; None = the type's own number."""
 
 
-def offsets(topology: Topology, size: int, round: int = 0) -> tuple[int, ...]:
+def offsets(topology: Topology, size: int, round: int) -> tuple[int, ...]:
     """The distances at which every rank pushes in this round, ascending, each in [1, size - 1]; empty when alone.
 
     Raises: ValueError for a size or a round that cannot be, or an unknown type.
@@ -69,7 +69,7 @@ def successors(topology: Topology, members: Sequence[int], rank: int, round: int
     return tuple(ring[(here + offset) % len(ring)] for offset in offsets(topology, len(ring), round))
 
 
-def predecessors(topology: Topology, members: Sequence[int], rank: int, round: int = 0) -> tuple[int, ...]:
+def predecessors(topology: Topology, members: Sequence[int], rank: int, round: int) -> tuple[int, ...]:
     """The ranks that push to `rank` when `members` are alive; the counterpart of `successors`."""
     ring = sorted(set(members))
     here = ring.index(rank)
@@ -81,7 +81,7 @@ def out_peers(topology: Topology, rank: int, size: int, round: int = 0) -> tuple
     return successors(topology, range(size), rank, round)
 
 
-def in_peers(topology: Topology, rank: int, size: int, round: int = 0) -> tuple[int, ...]:
+def in_peers(topology: Topology, rank: int, size: int, round: int) -> tuple[int, ...]:
     """The ranks that push to `rank` in this round, nearest first, with all `size` ranks alive."""
     return predecessors(topology, range(size), rank, round)
 

@@ -60,11 +60,11 @@ class TextFormatter(logging.Formatter):
         return f"{line} [{run[0]}/{run[1]}]" if run is not None else line
 
 
-def set_up(log_format: str, stream: TextIO = sys.stdout, level: int = logging.INFO) -> None:
+def set_up(log_format: str, stream: TextIO = sys.stdout) -> None:
     """Replaces what handlers there are on the root logger."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.root.handlers[:] = [handler]
-    logging.root.setLevel(level)
+    logging.root.setLevel(logging.INFO)
     for name in NOISY:
-        logging.getLogger(name).setLevel(max(level, logging.WARNING))
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -23,17 +23,18 @@ def a_run(**spec: Any) -> GalaRun:
 
 class TestBackoff:
     def test_delays_double_up_to_their_maximum_and_end_at_the_limit(self) -> None:
-        backoff = Backoff(limit=5, base_seconds=1, max_seconds=6)
+        backoff = Backoff(limit=5, base_seconds=1, max_seconds=6, healthy_seconds=600)
         assert [backoff.crashed(1) for _ in range(6)] == [1, 2, 4, 6, 6, None]
 
     def test_a_healthy_while_clears_the_record(self) -> None:
-        backoff = Backoff(limit=2, base_seconds=1, healthy_seconds=600)
+        backoff = Backoff(limit=2, base_seconds=1, max_seconds=60, healthy_seconds=600)
         assert [backoff.crashed(599), backoff.crashed(1)] == [1, 2]
         assert backoff.crashed(600) == 1
         assert backoff.total_restarts == 3
 
     def test_without_restarts_the_first_crash_is_the_last(self) -> None:
-        assert Backoff(limit=0).crashed(10_000) is None
+        backoff = Backoff(limit=0, base_seconds=1, max_seconds=60, healthy_seconds=600)
+        assert backoff.crashed(10_000) is None
 
 
 class FakeProcess:

@@ -198,7 +198,7 @@ class Launcher:
                 self._energy.record(self._record.wall_seconds, counts=not self._parked)
             if now >= self._next_record or self._supervisor.pids != self._record.worker_pids:
                 self._write_record(self._record.state)
-            if outcome is not None and not (self._parked and self._stay_parked(now)):
+            if outcome is not None and not (self._parked and self._stay_parked()):
                 return outcome
 
     def _obey_signals(self, now: float) -> None:
@@ -234,7 +234,7 @@ class Launcher:
             elif not self._parked:
                 self._follow_plan()
 
-    def _stay_parked(self, now: float) -> bool:
+    def _stay_parked(self) -> bool:
         """All workers are gone because of `suspend`: wait, or go on if it was lifted. False when it is all over."""
         if self._interrupts.received or self._failure or self._supervisor.mistake:
             return False

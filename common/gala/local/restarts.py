@@ -11,10 +11,10 @@ class Backoff:
 
     limit: int
     """Restarts in a row before the learner is given up: `runPolicy.backoffLimit`."""
-    base_seconds: float = 1.0
+    base_seconds: float
     """The first delay; each further one is twice as long."""
-    max_seconds: float = 60.0
-    healthy_seconds: float = 600.0
+    max_seconds: float
+    healthy_seconds: float
     """A worker that has run for this long starts with a clean record when it crashes."""
     restarts: int = 0
     """Restarts since the last healthy while."""

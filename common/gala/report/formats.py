@@ -10,26 +10,26 @@ THIN = "\u202f"
 """A narrow no-break space between a number and its unit."""
 
 
-def compact(value: float | None, digits: int = 3) -> str:
-    """About `digits` significant digits with k, M, G: 12345678 -> 12.3 M."""
+def compact(value: float | None) -> str:
+    """About three significant digits with k, M, G: 12345678 -> 12.3 M."""
     if value is None or not math.isfinite(value):
         return DASH
     magnitude = abs(value)
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         # 999,960 would round to "1000 k".
-        if magnitude >= size * (1 - 0.5 * 10.0**-digits):
-            return f"{_significant(value / size, digits)}{THIN}{unit}"
+        if magnitude >= size * 0.9995:
+            return f"{_significant(value / size)}{THIN}{unit}"
     if magnitude != 0 and magnitude < 1e-3:
-        mantissa, exponent = f"{value:.{digits - 2}e}".split("e")
+        mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}".replace("-", "−")
-    return _significant(value, digits)
+    return _significant(value)
 
 
-def _significant(value: float, digits: int) -> str:
+def _significant(value: float) -> str:
     whole = len(str(int(abs(value))))
     if 0 < abs(value) < 1:
         whole = math.floor(math.log10(abs(value))) + 1
-    decimals = max(digits - whole, 0)
+    decimals = max(3 - whole, 0)
     shown = f"{value:.{decimals}f}"
     if "." in shown:
         shown = shown.rstrip("0").rstrip(".")

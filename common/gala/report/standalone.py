@@ -62,11 +62,11 @@ def light_colours() -> dict[str, str]:
     return dict(re.findall(r"(--[\w-]+):\s*(#[0-9a-fA-F]+)", light))
 
 
-def wrapped(words: str, size: float, *, bold: bool = False, width: float = WIDTH) -> list[str]:
-    """Lines of at most `width`, broken between words; a word that is longer has a line of its own."""
+def wrapped(words: str, size: float, *, bold: bool = False) -> list[str]:
+    """Lines of at most WIDTH, broken between words; a word that is longer has a line of its own."""
     lines: list[str] = []
     for word in _printable(words).split():
-        if lines and _width(f"{lines[-1]} {word}", size, bold) <= width:
+        if lines and _width(f"{lines[-1]} {word}", size, bold) <= WIDTH:
             lines[-1] += f" {word}"
         else:
             lines.append(word)

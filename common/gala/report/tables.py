@@ -151,8 +151,8 @@ def _details(event: Record) -> str:
     return ", ".join(f"{key} {_short(str(value))}" for key, value in event.items() if key not in known)
 
 
-def _short(value: str, limit: int = 120) -> str:
-    return value if len(value) <= limit else f"{value[:limit]}…"
+def _short(value: str) -> str:
+    return value if len(value) <= 120 else f"{value[:120]}…"
 
 
 def _left_out(total: int, limit: int) -> str:
