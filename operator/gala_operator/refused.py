@@ -54,7 +54,7 @@ def _refuse(run: RunObject, observed: Observed, now: datetime, reason: str, full
     table.set("Accepted", False, reason, full)
     # The learners that were there go on; how many, is still true.
     asked = run.status.get("learners")
-    after: dict[str, Any] = {**run.status, "observedGeneration": run.generation, "message": short[:1024]}
+    after: dict[str, Any] = {**run.status, "observedGeneration": run.generation, "message": short[: status.MAX_MESSAGE]}
     running = False
     if isinstance(asked, int) and asked > 0:
         ready = sum(is_ready(pod) for pod in situation.learner_pods(run, observed))
@@ -64,5 +64,5 @@ def _refuse(run: RunObject, observed: Observed, now: datetime, reason: str, full
     after["conditions"] = table.document()
     was = conditions.read(run.status).get("Accepted", {})
     is_news = (was.get("status"), was.get("message")) != ("False", full[: conditions.MAX_MESSAGE])
-    event = RunEvent(type="Warning", reason=reason, message=full[: status.MAX_MESSAGE])
+    event = RunEvent(type="Warning", reason=reason, message=full)
     return Actions(status=after, events=(event,) if is_news else (), poll=running)

@@ -50,7 +50,7 @@ def _of_run(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Run
         yield RunEvent(type="Normal", reason="Accepted", message=says("Accepted"))
     ready = new.get("PodsReady", {})
     if ready.get("reason") in stuck.WORTH_TELLING and ready.get("reason") != old.get("PodsReady", {}).get("reason"):
-        yield RunEvent(type="Warning", reason=str(ready["reason"]), message=says("PodsReady")[:1024])
+        yield RunEvent(type="Warning", reason=str(ready["reason"]), message=says("PodsReady"))
     if became("RingFormed", "True"):
         yield RunEvent(type="Normal", reason="RingFormed", message=says("RingFormed"))
     if after.get("state") == "Degraded" != before.get("state"):
