@@ -10,13 +10,10 @@ from typing import Any, Final
 
 import yaml
 
-from gala import spec_schema, status_schema
-from gala.spec import API_GROUP, KIND, MAX_NAME, GalaRun
+from gala import names, spec_schema, status_schema
+from gala.spec import GalaRun
 from gala.spec_base import RFC1035_LABEL
 from gala.spec_schema import Schema
-
-PLURAL: Final = "galaruns"
-VERSION: Final = "v1alpha1"
 
 _ORDER: Final = ("description", "type", "nullable", "default", "enum", "required", "minimum", "maximum")
 _HEADER: Final = "# Generated from common/gala/spec.py by `gala crd`: edit the models, then run `make manifests`.\n"
@@ -27,13 +24,13 @@ def definition() -> dict[str, Any]:
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{PLURAL}.{API_GROUP}"},
+        "metadata": {"name": f"{names.PLURAL}.{names.GROUP}"},
         "spec": {
-            "group": API_GROUP,
+            "group": names.GROUP,
             "names": {
-                "kind": KIND,
-                "listKind": f"{KIND}List",
-                "plural": PLURAL,
+                "kind": names.KIND,
+                "listKind": f"{names.KIND}List",
+                "plural": names.PLURAL,
                 "singular": "galarun",
                 "shortNames": ["gr"],
                 "categories": ["all", "gala"],
@@ -41,7 +38,7 @@ def definition() -> dict[str, Any]:
             "scope": "Namespaced",
             "versions": [
                 {
-                    "name": VERSION,
+                    "name": names.VERSION,
                     "served": True,
                     "storage": True,
                     "subresources": {
@@ -82,9 +79,10 @@ def _schema() -> Schema:
             "x-kubernetes-validations": [
                 {
                     # The root is the one place from where CEL sees metadata.
-                    "rule": f"self.metadata.name.size() <= {MAX_NAME} && self.metadata.name.matches('{RFC1035_LABEL}')",
-                    "message": f"metadata.name must have at most {MAX_NAME} characters: lower-case letters, digits and"
-                    " inner dashes, beginning with a letter; pods and Services are named after it",
+                    "rule": f"self.metadata.name.size() <= {names.MAX_RUN_NAME}"
+                    f" && self.metadata.name.matches('{RFC1035_LABEL}')",
+                    "message": f"metadata.name must have at most {names.MAX_RUN_NAME} characters: lower-case letters,"
+                    " digits and inner dashes, beginning with a letter; pods and Services are named after it",
                 }
             ],
         }

@@ -13,6 +13,8 @@ GROUP: Final = "gala.dev"
 VERSION: Final = "v1alpha1"
 KIND: Final = "GalaRun"
 PLURAL: Final = "galaruns"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+"""What a document of the group begins with."""
 
 # Limits that names must stay within.
 

@@ -133,7 +133,7 @@ class RunPlan:
             # The spec goes through the same checks as a user's file: a plan may come from another version of GALA.
             run = parse(
                 {
-                    "apiVersion": f"{names.GROUP}/{names.VERSION}",
+                    "apiVersion": names.API_VERSION,
                     "kind": names.KIND,
                     "metadata": {"name": document["runName"]},
                     "spec": document["spec"],

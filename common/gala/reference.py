@@ -9,18 +9,18 @@ import json
 from collections.abc import Iterator
 from typing import Final
 
-from gala import spec_schema, status_schema
-from gala.spec import API_VERSION, KIND, GalaRun
+from gala import names, spec_schema, status_schema
+from gala.spec import GalaRun
 from gala.spec_base import IMMUTABLE, IN_WORDS
 from gala.spec_schema import Schema
 
-_INTRODUCTION: Final = f"""# {KIND}: field reference
+_INTRODUCTION: Final = f"""# {names.KIND}: field reference
 
 Generated from `common/gala/spec.py`; edit that, then run `make manifests`.
 
 ```yaml
-apiVersion: {API_VERSION}
-kind: {KIND}
+apiVersion: {names.API_VERSION}
+kind: {names.KIND}
 metadata:
   name: pong
 spec:

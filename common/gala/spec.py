@@ -36,12 +36,6 @@ from gala.spec_learning import Hyperparameters as Hyperparameters
 from gala.spec_learning import Policy as Policy
 from gala.spec_worker import CheckpointVolume, Worker
 
-API_GROUP: Final = "gala.dev"
-API_VERSION: Final = f"{API_GROUP}/v1alpha1"
-KIND: Final = "GalaRun"
-MAX_NAME: Final = 50
-"""Characters of a run's name: `<name>-<rank>` and the Service's name must fit into a DNS label of 63."""
-MAX_LEARNERS: Final = 1024
 OTHER_METADATA: Final = frozenset(
     {
         *("generateName", "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp"),
@@ -53,13 +47,13 @@ OTHER_METADATA: Final = frozenset(
 
 def beside(name: str, suffix: str) -> str:
     """A name like that of a run, for another one beside it: `pong-2`. Shortened where it would be too long."""
-    return f"{name[: MAX_NAME - len(suffix) - 1].rstrip('-')}-{suffix}"
+    return f"{name[: names.MAX_RUN_NAME - len(suffix) - 1].rstrip('-')}-{suffix}"
 
 
 class Metadata(Section):
     """Name and labels of the run."""
 
-    name: Annotated[str, StringConstraints(min_length=1, max_length=MAX_NAME, pattern=RFC1035_LABEL)] = Field(
+    name: Annotated[str, StringConstraints(min_length=1, max_length=names.MAX_RUN_NAME, pattern=RFC1035_LABEL)] = Field(
         description="Name of the run: its folder, its pods and its Service are named after it."
     )
     namespace: Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=DNS_LABEL)] = Field(
@@ -82,7 +76,7 @@ class Environment(Section):
     id: Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=SIMULATOR_ID)] = Field(
         description="A Gymnasium id, such as ALE/Pong-v5 or CartPole-v1; package.module:Name-v0 imports the module."
     )
-    simulators: Annotated[Integer, Field(ge=1, le=4096)] = Field(
+    simulators: Annotated[Integer, Field(ge=1, le=names.MAX_SIMULATORS)] = Field(
         default=16, description="Simulators that each learner steps together: the batch of one decision."
     )
     preset: Literal["paper", "modern"] = Field(
@@ -103,7 +97,7 @@ class Topology(Section):
         " one of those in turn. Complete: to everyone.",
         json_schema_extra=IMMUTABLE,
     )
-    peers: Annotated[Integer, Field(ge=1, le=MAX_LEARNERS - 1)] | None = Field(
+    peers: Annotated[Integer, Field(ge=1, le=names.MAX_LEARNERS - 1)] | None = Field(
         default=None,
         description="How many learners each learner sends to. Unset = the type's own number: 1 for Ring and"
         " OnePeerExponential, all of them for Exponential and Complete.",
@@ -188,7 +182,7 @@ class RunPolicy(Section):
         default=6,
         description="Restarts of one learner before it is left out. Disruptions by the cluster do not count.",
     )
-    min_learners: Annotated[Integer, Field(ge=1, le=MAX_LEARNERS)] = Field(
+    min_learners: Annotated[Integer, Field(ge=1, le=names.MAX_LEARNERS)] = Field(
         default=1,
         description="The run fails when fewer learners than this are left, all others having used up their restarts.",
     )
@@ -221,7 +215,7 @@ class RunSpec(Section):
         json_schema_extra=IMMUTABLE,
     )
     environment: Environment = Field(description="What is learned, by its Gymnasium id.", json_schema_extra=IMMUTABLE)
-    learners: Annotated[Integer, Field(ge=1, le=MAX_LEARNERS)] = Field(
+    learners: Annotated[Integer, Field(ge=1, le=names.MAX_LEARNERS)] = Field(
         default=4,
         description="Workers of the run: the actor-learners in the ring; for A3C and IMPALA rank 0, the server or"
         " learner, counts too. The scale subresource; may change while the run is active.",

@@ -31,6 +31,8 @@ from pydantic.alias_generators import to_camel
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
+from gala.names import GROUP
+
 IMMUTABLE: Final[dict[str, JsonValue]] = {
     "x-kubernetes-validations": [
         {"rule": "self == oldSelf", "message": "is immutable: make a new run with another name to change it"}
@@ -172,9 +174,9 @@ def without_own_keys(part: str) -> Rule:
     """That a map of labels or annotations has none by which the operator finds what is its own."""
     return Rule(
         path=part,
-        holds=lambda section: not any(key.startswith("gala.dev/") for key in getattr(section, part)),
-        cel=f"self.{part}.all(key, !key.startsWith('gala.dev/'))",
-        message="must not have keys under gala.dev/",
+        holds=lambda section: not any(key.startswith(f"{GROUP}/") for key in getattr(section, part)),
+        cel=f"self.{part}.all(key, !key.startsWith('{GROUP}/'))",
+        message=f"must not have keys under {GROUP}/",
         remedy="use a prefix of your own: those are how the operator finds what is its own",
     )
 

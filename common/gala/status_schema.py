@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gala.spec import MAX_LEARNERS
+from gala import names
 from gala.spec_schema import Schema
 
 STATES = ("Pending", "Starting", "Running", "Degraded", "Suspended", "Succeeded", "Failed")
@@ -96,7 +96,7 @@ def _learners() -> Schema:
     return _list_by(
         "rank",
         "The learners, one by one.",
-        max_items=MAX_LEARNERS,
+        max_items=names.MAX_LEARNERS,
         item="One learner.",
         required=["rank", "state"],
         properties={
@@ -146,7 +146,7 @@ def _final_model() -> Schema:
             "averaged": _field(
                 "array",
                 "Ranks whose parameters are in it.",
-                maxItems=MAX_LEARNERS,
+                maxItems=names.MAX_LEARNERS,
                 items=_field("integer", "A rank.", format="int32", minimum=0),
             ),
             "location": _field("string", "The pod that serves it to `gala fetch`.", maxLength=253),

@@ -99,7 +99,7 @@ def _status(run: RunObject, observed: Observed, served: Serving | None, now: dat
     entries = situation.entries(run.status)
     learners = []
     for rank, entry in sorted(entries.items()):
-        pod = pods.get(f"{run.name}-{rank}")
+        pod = pods.get(names.learner_name(run.name, rank))
         state = entry.get("state")
         if state not in ("finished", "failed"):
             state = "pending" if pod is None or pod.phase in ("Succeeded", "Failed") else "stopping"

@@ -139,7 +139,7 @@ class EventPoster:
             "kind": "Event",
             "metadata": {"name": name, "namespace": waiting.namespace},
             "involvedObject": {
-                "apiVersion": f"{names.GROUP}/{names.VERSION}",
+                "apiVersion": names.API_VERSION,
                 "kind": names.KIND,
                 "namespace": waiting.namespace,
                 "name": waiting.run,

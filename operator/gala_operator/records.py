@@ -76,7 +76,7 @@ def run_object(raw: Raw) -> RunObject | None:
     if not (isinstance(name, str) and isinstance(namespace, str) and isinstance(uid, str)):
         return None
     document: dict[str, Any] = {
-        "apiVersion": raw.get("apiVersion", f"{names.GROUP}/{names.VERSION}"),
+        "apiVersion": raw.get("apiVersion", names.API_VERSION),
         "kind": raw.get("kind", names.KIND),
         "metadata": {"name": name, "namespace": namespace},
     }

@@ -23,7 +23,7 @@ CREATED: Final = times.write(START)
 def run_raw(name: str = "pong", *, uid: str = RUN_UID, version: int = 1, **changes: Any) -> Raw:
     """A GalaRun of two learners; `changes` replace whole sections."""
     raw: Raw = {
-        "apiVersion": f"{names.GROUP}/{names.VERSION}",
+        "apiVersion": names.API_VERSION,
         "kind": names.KIND,
         "metadata": {
             "name": name,
@@ -49,7 +49,7 @@ def run_object(**spec: Any) -> RunObject:
         generation=1,
         deleting=False,
         document={
-            "apiVersion": f"{names.GROUP}/{names.VERSION}",
+            "apiVersion": names.API_VERSION,
             "kind": names.KIND,
             "metadata": {"name": "pong", "namespace": "default"},
             "spec": {"environment": {"id": "CartPole-v1"}, **spec},

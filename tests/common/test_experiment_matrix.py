@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gala import spec
+from gala import names, spec
 from gala.errors import SpecError
 from gala.experiment import definition, index, matrix, naming
 from gala.experiment.matrix import Expansion
@@ -164,7 +164,7 @@ class TestNames:
         assert len(set(found)) == len(seen)
         assert found == naming.run_names(folder, copy.deepcopy(seen))
         for name in found:
-            assert len(name) <= spec.MAX_NAME
+            assert len(name) <= names.MAX_RUN_NAME
             assert RFC1035.fullmatch(name)
 
     def test_more_seeds_leave_the_names_of_the_others_as_they_were(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from gala import spec
+from gala import names, spec
 from gala.checking import check_files
 from gala.errors import SpecError
 from gala.spec import Environment, GalaRun, Gossip, Metadata, RunSpec, Topology
@@ -125,7 +125,7 @@ def test_what_a_server_adds_is_dropped() -> None:
 
 def test_models_are_built_by_their_python_names_and_cannot_be_changed() -> None:
     run = GalaRun(
-        api_version=spec.API_VERSION,
+        api_version=names.API_VERSION,
         kind="GalaRun",
         metadata=Metadata(name="pong"),
         spec=RunSpec(environment=Environment(id="ALE/Pong-v5"), total_steps=100, gossip=Gossip(every_updates=2)),

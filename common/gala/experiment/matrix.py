@@ -273,7 +273,7 @@ class _Expander:
             for factor, level in levels.items()
         }
         document = {
-            "apiVersion": f"{names.GROUP}/{names.VERSION}",
+            "apiVersion": names.API_VERSION,
             "kind": names.KIND,
             "metadata": {"name": name, "labels": labels},
             "spec": draft.spec,

@@ -16,7 +16,7 @@ from gala.local.interrupts import Interrupts
 from gala.local.process import WorkerProcess
 from gala.local.rundir import RunDirectory
 from gala.local.table import duration
-from gala.spec import MAX_LEARNERS, GalaRun, beside
+from gala.spec import GalaRun, beside
 
 FINALIZE_LOG = "finalize.log"
 
@@ -73,7 +73,7 @@ def summary(
     name, folder = directory.path.name, directory.path.parent
     path, more = (shlex.quote(shown(each)) for each in (directory.path, folder / beside(name, "more")))
     again = ["gala", "run", os.fspath(source) if source is not None else shown(directory.spec_file)]
-    again += ["--name", beside(name, "more"), "--learners", str(min(2 * run.spec.learners, MAX_LEARNERS))]
+    again += ["--name", beside(name, "more"), "--learners", str(min(2 * run.spec.learners, names.MAX_LEARNERS))]
     again += [] if shown(folder) == names.RUNS_DIRECTORY else ["--output", shown(folder)]
     # Whether an environment of the user's own can be filmed only the environment knows.
     watch, what = f"--video {name}.gif", "watch the final policy play"

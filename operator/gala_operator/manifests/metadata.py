@@ -43,7 +43,7 @@ class Owner:
     def reference(self) -> dict[str, Any]:
         """Its entry in a child's `ownerReferences`."""
         return {
-            "apiVersion": f"{names.GROUP}/{names.VERSION}",
+            "apiVersion": names.API_VERSION,
             "kind": names.KIND,
             "name": self.name,
             "uid": self.uid,

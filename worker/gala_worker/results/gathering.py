@@ -82,7 +82,7 @@ def discard_foreign(run_dir: Path, plan: RunPlan) -> None:
 def write_run(run_dir: Path, plan: RunPlan) -> None:
     """What a launcher puts at the top of a run's folder."""
     document = {
-        "apiVersion": f"{names.GROUP}/{names.VERSION}",
+        "apiVersion": names.API_VERSION,
         "kind": names.KIND,
         "metadata": {"name": plan.run_name},
         "spec": plan.spec.model_dump(mode="json", by_alias=True),
