@@ -14,6 +14,7 @@ from gala import names, spec_schema, status_schema
 from gala.spec import GalaRun
 from gala.spec_base import RFC1035_LABEL
 from gala.spec_schema import Schema
+from gala.status_schema import STATES
 
 _ORDER: Final = ("description", "type", "nullable", "default", "enum", "required", "minimum", "maximum")
 _HEADER: Final = "# Generated from common/gala/spec.py by `gala crd`: edit the models, then run `make manifests`.\n"
@@ -109,13 +110,7 @@ def _ordered(node: Schema) -> Schema:
 
 def _columns() -> list[dict[str, Any]]:
     columns = (
-        (
-            "State",
-            "string",
-            ".status.state",
-            0,
-            "Pending, Starting, Running, Degraded, Suspended, Succeeded or Failed.",
-        ),
+        ("State", "string", ".status.state", 0, f"{', '.join(STATES[:-1])} or {STATES[-1]}."),
         ("Ready", "string", ".status.ready", 0, "Learners in the ring, of those asked for."),
         ("Steps", "integer", ".status.steps", 0, "Agent decisions so far, over all learners."),
         ("Steps/s", "number", ".status.stepsPerSecond", 0, "Agent decisions per second, over all learners."),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final, Literal, get_args
 
 from gala import names
 from gala.spec_schema import Schema
 
-STATES = ("Pending", "Starting", "Running", "Degraded", "Suspended", "Succeeded", "Failed")
-"""Succeeded and Failed are for good."""
-CONDITIONS = ("Accepted", "PodsReady", "RingFormed", "Progressing", "Suspended", "Succeeded", "Failed")
+ENDED: Final = ("Succeeded", "Failed")
+"""States that a run never leaves."""
+STATES: Final = ("Pending", "Starting", "Running", "Degraded", "Suspended", *ENDED)
+ConditionType = Literal["Accepted", "PodsReady", "RingFormed", "Progressing", "Suspended", "Succeeded", "Failed"]
+CONDITIONS: Final[tuple[ConditionType, ...]] = get_args(ConditionType)
+"""In the order in which they stand in a status."""
 LEARNER_STATES = (
     *("pending", "starting", "training", "waiting", "stopping"),
     *("finished", "backing off", "failed"),

@@ -4,20 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import Any, Final
 
+from gala.status_schema import CONDITIONS, ConditionType
 from gala_operator import times
 
-Type = Literal["Accepted", "PodsReady", "RingFormed", "Progressing", "Suspended", "Succeeded", "Failed"]
-ORDER: Final[tuple[Type, ...]] = (
-    "Accepted",
-    "PodsReady",
-    "RingFormed",
-    "Progressing",
-    "Suspended",
-    "Succeeded",
-    "Failed",
-)
 MAX_MESSAGE: Final = 4096
 REFUSED: Final = "Refused"
 """Reason of PodsReady while the API server refuses what is to be made."""
@@ -33,7 +24,7 @@ class Conditions:
         self._now = times.write(now)
         self._by_type = read(status)
 
-    def set(self, type_: Type, value: bool, reason: str, message: str) -> None:
+    def set(self, type_: ConditionType, value: bool, reason: str, message: str) -> None:
         """What is so now."""
         status = "True" if value else "False"
         before = self._by_type.get(type_, {})
@@ -49,7 +40,7 @@ class Conditions:
 
     def document(self) -> list[dict[str, Any]]:
         """As they go into the status, in a fixed order."""
-        return [self._by_type[type_] for type_ in ORDER if type_ in self._by_type]
+        return [self._by_type[type_] for type_ in CONDITIONS if type_ in self._by_type]
 
 
 def read(status: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -60,11 +51,11 @@ def read(status: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {str(condition.get("type")): dict(condition) for condition in listed if isinstance(condition, dict)}
 
 
-def is_true(status: Mapping[str, Any], type_: Type) -> bool:
+def is_true(status: Mapping[str, Any], type_: ConditionType) -> bool:
     """Whether the condition was true when the status was written."""
     return read(status).get(type_, {}).get("status") == "True"
 
 
-def reason(status: Mapping[str, Any], type_: Type) -> str:
+def reason(status: Mapping[str, Any], type_: ConditionType) -> str:
     """Its reason then; empty if there was none."""
     return str(read(status).get(type_, {}).get("reason", ""))

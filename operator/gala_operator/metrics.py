@@ -17,10 +17,10 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from gala.answers import items, mapping, text
+from gala.status_schema import STATES
 from gala_operator.cache import Cache
 
 SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-STATES: Final = ("Pending", "Starting", "Running", "Degraded", "Suspended", "Succeeded", "Failed")
 NUMBERS: Final = {
     "steps": ("galarun_run_steps", "Agent decisions of all learners of the run together."),
     "stepsPerSecond": ("galarun_run_steps_per_second", "Agent decisions per second of the run."),

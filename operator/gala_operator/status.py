@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from gala import names
+from gala.status_schema import ENDED
 from gala_operator import conditions, essential, stuck, times
 from gala_operator.conditions import Conditions
 from gala_operator.learners import FAILED, Learner
@@ -15,7 +16,6 @@ from gala_operator.results import Finish, Outcome
 from gala_operator.ring import Ring
 from gala_operator.situation import Situation
 
-ENDED: Final = frozenset({"Succeeded", "Failed"})
 MAX_MESSAGE: Final = 1024
 STARTS_OVER: Final = "without spec.checkpoint.volume its training will start over."
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from gala_operator.metrics import STATES
+from gala.status_schema import STATES
 
 ROOT = Path(__file__).parents[2]
 CODE = ROOT / "operator" / "gala_operator"

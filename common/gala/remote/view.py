@@ -9,9 +9,8 @@ from typing import Any, Final
 
 from gala import answers
 from gala.local.table import LearnerRow, Snapshot, duration
+from gala.status_schema import ENDED
 
-ENDED: Final = ("Succeeded", "Failed")
-"""States that a run never leaves."""
 HINT: Final = "Ctrl-C ends the watching, not the run"
 
 
