@@ -328,6 +328,17 @@ class RunSpec(Section):
         return {**data, "hyperparameters": {**defaults, **set_by_hand}}
 
 
+def immutable_fields(section: type[Section] = RunSpec) -> tuple[str, ...]:
+    """Dotted paths of what makes it another run: a checkpoint of the one means nothing to the other."""
+    found: list[str] = []
+    for field in section.model_fields.values():
+        if field.json_schema_extra == IMMUTABLE:
+            found.append(str(field.alias))
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            found += (f"{field.alias}.{path}" for path in immutable_fields(field.annotation))
+    return tuple(found)
+
+
 class GalaRun(Section):
     """A training run of gossiping actor-learners."""
 

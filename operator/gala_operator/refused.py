@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from gala import names
 from gala.errors import SpecError
-from gala.spec import GalaRun
+from gala.spec import GalaRun, immutable_fields
 from gala_operator import children, conditions, manifests, situation, status
 from gala_operator.actions import Actions, RunEvent
 from gala_operator.conditions import Conditions
@@ -30,10 +30,8 @@ def changed(run: RunObject, document: GalaRun, observed: Observed, now: datetime
     child = children.plan_child(run, observed)
     annotations = {} if child is None else child.annotations
     if annotations.get(names.ANNOTATION_IMMUTABLE_HASH) not in (None, manifests.immutable_hash(document)):
-        message = (
-            "algorithm, environment, policy, topology.type, gossip.precision, gossip.mixing and seed are immutable;"
-            " change them back, or make a new run."
-        )
+        *first, last = immutable_fields()
+        message = f"{', '.join(first)} and {last} are immutable; change them back, or make a new run."
     elif (
         annotations.get(names.ANNOTATION_COMMON_HASH) not in (None, manifests.common_hash(document))
         and situation.learner_pods(run, observed)

@@ -13,10 +13,10 @@ from gala import names
 from gala.algorithms import ALGORITHMS
 from gala.errors import SpecError
 from gala.plan import RunPlan, plan
-from gala.spec import GalaRun, parse
+from gala.spec import GalaRun, immutable_fields, parse
 from gala_operator import manifests
 from gala_operator.actions import Manifest
-from gala_operator.manifests import Owner
+from gala_operator.manifests import Owner, metadata
 from gala_operator.settings import OperatorSettings
 
 UID = "11111111-0000-4000-8000-000000000001"
@@ -218,6 +218,12 @@ def test_what_is_no_news_to_learners_asks_for_no_new_epoch(change: dict[str, Any
 )
 def test_an_immutable_field_has_its_part_in_the_immutable_hash(change: dict[str, Any]) -> None:
     assert manifests.immutable_hash(run_with(**change)) != manifests.immutable_hash(run_with())
+
+
+def test_the_immutable_hash_is_of_the_immutable_fields() -> None:
+    chosen = {key: value if isinstance(value, dict) else {"": value} for key, value in metadata._IMMUTABLE.items()}
+    paths = {f"{section}.{field}".removesuffix(".") for section, fields in chosen.items() for field in fields}
+    assert paths == set(immutable_fields())
 
 
 def test_a_mutable_field_and_a_default_spelled_out_have_none() -> None:

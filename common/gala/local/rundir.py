@@ -24,16 +24,8 @@ from gala.plan import RunPlan
 
 State = Literal["running", "suspended", "stopped", "finished", "failed"]
 
-IMMUTABLE: Final = (
-    "spec.algorithm",
-    "spec.environment",
-    "spec.policy",
-    "spec.topology.type",
-    "spec.gossip.precision",
-    "spec.gossip.mixing",
-    "spec.seed",
-)
-"""Fields that make it another run, as the CRD has it: a checkpoint of the one means nothing to the other."""
+IMMUTABLE: Final = tuple(f"spec.{path}" for path in spec.immutable_fields())
+"""Fields that make it another run, as the CRD has it."""
 _REPLACED: Final = ".replaced"
 """Where `--force` keeps the earlier run until its successor trains."""
 LIVE: Final = ("spec.learners", "spec.totalSteps", "spec.topology.peers", "spec.runPolicy")

@@ -30,6 +30,7 @@ _IMMUTABLE: Final[dict[str, Any]] = {
     "gossip": {"precision": True, "mixing": True},
     "seed": True,
 }
+"""`spec.immutable_fields`, as pydantic wants them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
