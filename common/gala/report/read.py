@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import yaml
 
-from gala import names
+from gala import answers, names
 from gala.algorithms import ALGORITHMS, GALA_A2C
 from gala.answers import json_file, json_object
 from gala.errors import UsageError, reading
@@ -131,14 +131,8 @@ class Run:
 
 def number(record: object, *path: str) -> float:
     """The number at `path`; NaN if it is missing, null, no number, or beyond MAX_NUMBER."""
-    value = _at(record, path)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return math.nan
-    try:
-        result = float(value)
-    except OverflowError:
-        return math.nan
-    return result if abs(result) <= MAX_NUMBER else math.nan
+    value = answers.number(_at(record, path))
+    return value if value is not None and abs(value) <= MAX_NUMBER else math.nan
 
 
 def integer(record: object, *path: str) -> int | None:
@@ -149,20 +143,17 @@ def integer(record: object, *path: str) -> int | None:
 
 def text(record: object, *path: str) -> str:
     """The string at `path`; "" if it is missing or no string."""
-    value = _at(record, path)
-    return value if isinstance(value, str) else ""
+    return answers.text(_at(record, path))
 
 
 def mapping(record: object, *path: str) -> Record:
     """The object at `path`; empty if it is missing or no object."""
-    value = _at(record, path)
-    return value if isinstance(value, Mapping) else {}
+    return answers.mapping(_at(record, path))
 
 
 def objects(record: object, *path: str) -> list[Record]:
     """The objects in the list at `path`; empty if there is no such list."""
-    value = _at(record, path)
-    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
+    return answers.items(_at(record, path))
 
 
 def numbers(record: object, *path: str) -> list[float]:
