@@ -29,7 +29,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from gala import names
+from gala import atomic, names
 from gala.errors import CheckpointError
 from gala_worker import files
 
@@ -82,11 +82,11 @@ def save(directory: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
         _remove_abandoned(directory)
         partial.mkdir()
         tensors = _tensor_bytes(checkpoint.tensors)
-        files.write_file(partial / names.CHECKPOINT_TENSORS_FILE, tensors)
-        files.write_file(partial / names.CHECKPOINT_RECORD_FILE, _record_bytes(checkpoint, tensors))
-        files.sync_directory(partial)
+        atomic.write_file(partial / names.CHECKPOINT_TENSORS_FILE, tensors)
+        atomic.write_file(partial / names.CHECKPOINT_RECORD_FILE, _record_bytes(checkpoint, tensors))
+        atomic.sync_directory(partial)
         _publish(partial, target)
-        files.sync_directory(directory)
+        atomic.sync_directory(directory)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(f"cannot write the checkpoint {target}: {error.strerror or error}") from error

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import queue
 import re
 import threading
@@ -42,6 +41,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from gala import atomic
 from gala import diagnostics as names
 from gala.spec import RunSpec
 
@@ -279,14 +279,7 @@ class Diagnostics:
 
     def _save(self, name: str, content: dict[str, Tensor]) -> None:
         """A reader finds all of the file or none; it need not survive a loss of power, so nothing is flushed."""
-        path = self._directory / name
-        temporary = path.with_name(f".{name}.{os.getpid()}.partial")
-        try:
-            temporary.write_bytes(safetensors.torch.save(content))
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        atomic.replace(self._directory / name, safetensors.torch.save(content), durable=False)
 
     def _sweep(self, interval: int) -> None:
         for path in list(self._directory.iterdir()):

@@ -1,8 +1,7 @@
-"""Writing files so that a reader, or a machine that lost power, finds either all of a file or none of it."""
+"""What is checked of folders and of tensors before they are written, and how tensors are written."""
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,36 +24,6 @@ def make_directory(path: Path) -> None:
             pass
     except OSError as error:
         raise UsageError(f"cannot write to {path}: {error.strerror}") from error
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Writes and flushes to the disk, in place: for files inside a folder that is not yet published."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Puts `data` at `path` in one step: whoever opens `path`, at any moment, gets all of the old or all of the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write_file(temporary, data)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Makes renames inside `directory` survive a loss of power."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:

@@ -17,10 +17,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-from gala import answers, names, scores
+from gala import answers, atomic, names, scores
 from gala.errors import MAX_SHOWN_VALUE, CheckpointError, GalaError, RunError
 from gala.plan import RunPlan
-from gala_worker import files, model_file
+from gala_worker import model_file
 from gala_worker.evaluation import EvaluationResult, Mode
 from gala_worker.model_file import Model
 from gala_worker.players import Player, evaluation_seed, open_plan
@@ -59,7 +59,7 @@ def finalize(run_dir: Path, *, progress: Progress = lambda line: None) -> dict[s
         record = {key: card[key] for key in ("run", "uid", "globalSteps", "finishedAt")}
         tensors = player.policy.state_dict()
         model_file.save_model(final / names.MODEL_FILE, tensors, player.schema_hash, plan.spec, record)
-    files.replace_file(final / names.CARD_FILE, (json.dumps(card, indent=2) + "\n").encode())
+    atomic.replace(final / names.CARD_FILE, (json.dumps(card, indent=2) + "\n").encode())
     progress({"event": "done", "model": str(final / names.MODEL_FILE), "card": str(final / names.CARD_FILE)})
     return card
 

@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from gala import names
+from gala import atomic, names
 from gala.errors import CheckpointError
 from gala.plan import RunPlan
 from gala.spec import RunSpec
@@ -68,21 +68,22 @@ def export_model(
     directory = learner_dir / names.FINAL_DIRECTORY
     path = save_model(directory / names.MODEL_FILE, flat.tensors(), flat.schema.hash, plan.spec, record)
     text = json.dumps({"schema": flat.schema.hash, **record}, indent=2) + "\n"
-    files.replace_file(directory / names.MODEL_RECORD_FILE, text.encode())
+    atomic.replace(directory / names.MODEL_RECORD_FILE, text.encode())
     return path
 
 
 def save_model(
     path: Path, tensors: Mapping[str, Tensor], schema_hash: str, spec: RunSpec, record: Mapping[str, Any]
 ) -> Path:
-    """Writes one model file in one step."""
+    """Writes one model file in one step, and makes its folder."""
     metadata = {
         "format": FORMAT,
         "schema": schema_hash,
         "spec": json.dumps(spec.model_dump(mode="json", by_alias=True)),
         "record": json.dumps(record),
     }
-    files.replace_file(path, safetensors.torch.save(files.plain_tensors(tensors), metadata=metadata))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic.replace(path, safetensors.torch.save(files.plain_tensors(tensors), metadata=metadata))
     return path
 
 

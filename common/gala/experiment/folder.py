@@ -9,13 +9,13 @@ from typing import Any, Final
 
 import yaml
 
-from gala import names
+from gala import atomic, names
 from gala.answers import count, json_file, json_object
 from gala.errors import GalaError, UsageError, reading
 from gala.experiment.index import DEFINITION_FILE, INDEX_FILE, Index, RunEntry, read
 from gala.experiment.matrix import PlannedRun
 from gala.experiment.place import Sight
-from gala.local.rundir import RunDirectory, changed_fields, write_atomically
+from gala.local.rundir import RunDirectory, changed_fields
 
 DOCUMENTS: Final = "documents"
 LOGS: Final = "logs"
@@ -64,11 +64,11 @@ class Folder:
 
     def write_definition(self, text: str) -> None:
         """Replace experiment.yaml."""
-        write_atomically(self.path / DEFINITION_FILE, text)
+        atomic.replace(self.path / DEFINITION_FILE, text.encode())
 
     def write_index(self, index: Index) -> None:
         """Replace experiment.json."""
-        write_atomically(self.path / INDEX_FILE, index.to_json())
+        atomic.replace(self.path / INDEX_FILE, index.to_json().encode())
 
     def entries(self) -> Sequence[RunEntry]:
         """The runs of experiment.json as it was written last; none where it is not there or cannot be read."""
@@ -82,7 +82,7 @@ class Folder:
         """Replace a run's document."""
         path = self.document_file(run.name)
         path.parent.mkdir(exist_ok=True)
-        write_atomically(path, yaml.safe_dump(dict(run.document), sort_keys=False))
+        atomic.replace(path, yaml.safe_dump(dict(run.document), sort_keys=False).encode())
         return path
 
     def strangers(self, expected: set[str]) -> list[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from typing import IO, Any, Final, Literal
 
 import yaml
 
-from gala import answers, names, spec
+from gala import answers, atomic, names, spec
 from gala.errors import MAX_SHOWN_VALUE, RunError, UsageError
 from gala.plan import RunPlan
 
@@ -203,7 +202,7 @@ class RunDirectory:
 
     def write_record(self, record: RunRecord) -> None:
         """Replace run.json."""
-        write_atomically(self.path / names.RUN_FILE, record.to_json())
+        atomic.replace(self.path / names.RUN_FILE, record.to_json().encode())
 
     def run(self) -> spec.GalaRun:
         """galarun.yaml. Raises: SpecError."""
@@ -211,7 +210,7 @@ class RunDirectory:
 
     def write_run(self, run: spec.GalaRun) -> None:
         """Replace galarun.yaml."""
-        write_atomically(self.spec_file, yaml.safe_dump(run.document(), sort_keys=False))
+        atomic.replace(self.spec_file, yaml.safe_dump(run.document(), sort_keys=False).encode())
 
     def plan_epoch(self) -> int:
         """The epoch of the last plan; -1 where there is none or it is of another version of GALA."""
@@ -222,7 +221,7 @@ class RunDirectory:
 
     def write_plan(self, plan: RunPlan) -> None:
         """Replace plan.json; the workers notice."""
-        write_atomically(self.plan_file, plan.to_json())
+        atomic.replace(self.plan_file, plan.to_json().encode())
 
 
 def changed_fields(old: spec.GalaRun, new: spec.GalaRun) -> dict[str, tuple[Any, Any]]:
@@ -235,19 +234,6 @@ def changed_fields(old: spec.GalaRun, new: spec.GalaRun) -> dict[str, tuple[Any,
 def is_below(path: str, fields: tuple[str, ...]) -> bool:
     """Whether a dotted path is one of `fields` or inside one."""
     return any(path == name or path.startswith(f"{name}.") for name in fields)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file so that a reader, or a crash, sees either the old content or the new."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _remove(path: Path) -> None:

@@ -19,14 +19,13 @@ matplotlib is imported when a report is written, not before: every other command
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from gala import atomic
 from gala.errors import UsageError, reading, to_install
 from gala.experiment.index import INDEX_FILE
 from gala.report.clock import on_one_clock
@@ -103,17 +102,7 @@ def _replace(output: Path, content: str) -> None:
             raise IsADirectoryError(21, "it is a folder; give the name of an HTML file")
         if output.exists() and not output.is_file():
             raise FileExistsError(17, "it is a device or a pipe; give the name of an HTML file")
-        handle, temporary = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.", suffix=".part")
-        try:
-            # JSON can name halves of characters, which UTF-8 cannot.
-            with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
-                file.write(content)
-            # mkstemp's 0600 would keep a web server, or a colleague, from reading the page.
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(output)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                Path(temporary).unlink()
-            raise
+        # JSON can name halves of characters, which UTF-8 cannot.
+        atomic.replace(output, content.encode(errors="replace"), durable=False)
     except OSError as error:
         raise UsageError(f"{output}: the report cannot be written: {error.strerror or error}") from error
