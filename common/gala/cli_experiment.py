@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -90,11 +91,9 @@ def _cluster(
     context: str | None,
     kubeconfig: str | None,
 ) -> Place:
+    from gala.local.console import say
     from gala.remote.cluster import Cluster
     from gala.remote.experiments import ClusterRuns
 
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
     cluster = Cluster.connect(kubeconfig=kubeconfig, context=context, namespace=namespace)
-    return ClusterRuns(cluster, folder, jobs=jobs, keep=keep, say=say)
+    return ClusterRuns(cluster, folder, jobs=jobs, keep=keep, say=partial(say, console))

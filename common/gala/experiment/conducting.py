@@ -22,6 +22,7 @@ from gala.experiment.matrix import Expansion, PlannedRun
 from gala.experiment.place import Place, Sight
 from gala.experiment.table import live_view, plain_line
 from gala.local import ending
+from gala.local.console import say
 from gala.local.interrupts import Interrupts
 from gala.local.rundir import RunDirectory
 
@@ -275,10 +276,10 @@ class _Conductor:
                 f"{len(interrupted)} of {len(entries)} runs were stopped by somebody else, such as {interrupted[0]}; "
                 "the same command goes on"
             )
-        self._print(f"{self._expansion.name}: all {len(entries)} runs are done.")
+        say(self._console, f"{self._expansion.name}: all {len(entries)} runs are done.")
         page, excuse = ending.write_report(RunDirectory(self._folder.path))
-        self._print(f"  {'report':<15} {ending.shown(page) if page else excuse}")
-        self._print(f"  {'figures':<15} {', '.join(self._expansion.figures)}")
+        say(self._console, f"  {'report':<15} {ending.shown(page) if page else excuse}")
+        say(self._console, f"  {'figures':<15} {', '.join(self._expansion.figures)}")
         return 0
 
     def _write(self) -> None:
@@ -290,10 +291,7 @@ class _Conductor:
             self._say(f"the index cannot be written: {error.strerror}")
 
     def _say(self, line: str) -> None:
-        self._print(f"{time.strftime('%H:%M:%S')} {line}")
-
-    def _print(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(self._console, f"{time.strftime('%H:%M:%S')} {line}")
 
 
 def _note(entry: RunEntry, sight: Sight) -> None:

@@ -22,6 +22,11 @@ def lasting_console() -> Console:
     return Console(file=LastingFile(sys.stdout))  # type: ignore[arg-type]
 
 
+def say(console: Console, line: str) -> None:
+    """One line as it is: nothing in it is markup, and it is broken nowhere."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 class LastingFile:
     """A text file. What cannot be written, to a closed terminal or to a pipe whose reader has ended, is dropped."""
 
@@ -90,7 +95,7 @@ class Display:
     def say(self, line: str) -> None:
         """One line about something that happened."""
         stamp = time.strftime("%H:%M:%S")
-        self._console.print(f"{stamp} {line}", markup=False, highlight=False, soft_wrap=True)
+        say(self._console, f"{stamp} {line}")
 
     def show(self, snapshot: Snapshot, *, now: float) -> None:
         """Show the state of the run; plain lines come at most every `line_seconds`, and not after the last step."""

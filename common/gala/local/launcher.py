@@ -21,7 +21,7 @@ from gala.cores import available_cores, threads_per_learner
 from gala.errors import RunError, SpecError, UsageError, reading
 from gala.local import ending, observing
 from gala.local.admission import Admission, admit, amend, describe, not_live
-from gala.local.console import Display, lasting_console
+from gala.local.console import Display, lasting_console, say
 from gala.local.energy import EnergyMeter
 from gala.local.interrupts import Interrupts
 from gala.local.polling import StatusPoller
@@ -87,7 +87,7 @@ def start(
         if directory.is_foreign():
             raise UsageError(f"{directory.path} exists and is not a run directory; use another --name or --output")
     if not directory.acquire():
-        console.print(amend(directory, run, force=force, asked=asked), markup=False, highlight=False, soft_wrap=True)
+        say(console, amend(directory, run, force=force, asked=asked))
         return 0
     try:
         if run.spec.run_policy.suspend:
@@ -388,7 +388,7 @@ class Launcher:
         report = ending.write_report(self.directory)
         self._display.close()
         for line in ending.summary(self.directory, self.run, self.source, self._record.wall_seconds, report):
-            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            say(self.console, line)
         if missed:
             raise RunError(missed)
         return 0

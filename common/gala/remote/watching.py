@@ -10,7 +10,7 @@ from typing import Final
 from rich.console import Console
 
 from gala.errors import NotFoundError, RunError, TimedOutError, UnreachableError, UsageError
-from gala.local.console import Display
+from gala.local.console import Display, say
 from gala.local.interrupts import Interrupts
 from gala.local.table import duration
 from gala.remote.cluster import Cluster
@@ -100,7 +100,7 @@ def conclude(run: Run, console: Console, options: str) -> int:
         "      the final model, the metrics and a report, on this machine",
     ]
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
     return 0
 
 
