@@ -15,7 +15,7 @@ from gala.errors import GalaError, UsageError, reading
 from gala.experiment.index import DEFINITION_FILE, INDEX_FILE, Index, RunEntry, read
 from gala.experiment.matrix import PlannedRun
 from gala.experiment.place import Sight
-from gala.local.rundir import RunDirectory, changed_fields
+from gala.local.rundir import RunDirectory, changed_fields, describe
 
 DOCUMENTS: Final = "documents"
 LOGS: Final = "logs"
@@ -110,15 +110,8 @@ class Folder:
             state=record.state if record.state in ("finished", "failed") else "interrupted",
             steps=made_steps(directory.path),
             wall_seconds=record.wall_seconds,
-            changes=described(changed),
+            changes=describe(changed, MAX_CHANGES),
         )
-
-
-def described(changed: dict[str, tuple[Any, Any]]) -> str:
-    """`spec.totalSteps 1000 -> 2000, ... and 2 more`."""
-    shown = [f"{path} {_shown(old)} -> {_shown(new)}" for path, (old, new) in list(changed.items())[:MAX_CHANGES]]
-    more = len(changed) - len(shown)
-    return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
 def made_steps(directory: Path) -> int:
@@ -144,7 +137,3 @@ def last_training(metrics: Path) -> dict[str, Any] | None:
         if record is not None and record.get("kind") == "train" and isinstance(record.get("globalSteps"), int):
             return record
     return None
-
-
-def _shown(value: object) -> str:
-    return "unset" if value is None else str(value)

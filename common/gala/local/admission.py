@@ -11,7 +11,7 @@ from typing import Any, Final
 from gala import names
 from gala.errors import RunError, UsageError
 from gala.local.process import clear_leftovers
-from gala.local.rundir import IMMUTABLE, LIVE, RunDirectory, RunRecord, changed_fields, is_below
+from gala.local.rundir import IMMUTABLE, LIVE, RunDirectory, RunRecord, changed_fields, describe, is_below
 from gala.spec import GalaRun, beside
 
 TOTAL_STEPS: Final = "spec.totalSteps"
@@ -64,10 +64,10 @@ def admit(directory: RunDirectory, run: GalaRun, *, force: bool, grace_seconds: 
             f"run {name} has used up its spec.runPolicy.activeDeadlineSeconds: {deadline}; raise it to resume the run"
         )
     changes = changed_fields(directory.run(), run)
-    frozen = [path for path in changes if is_below(path, IMMUTABLE)]
+    frozen = {path: change for path, change in changes.items() if is_below(path, IMMUTABLE)}
     if frozen and directory.has_results():
         raise UsageError(
-            f"run {name} cannot be resumed as another experiment: {describe(changes, frozen)}; "
+            f"run {name} cannot be resumed as another experiment: {describe(frozen)}; "
             f"undo that, use --name {beside(name, '2')} for a run beside it, or --force to start over"
         )
     if frozen:
@@ -109,7 +109,7 @@ def amend(directory: RunDirectory, run: GalaRun, *, force: bool, asked: tuple[st
     if rigid:
         resume = "" if any(is_below(path, IMMUTABLE) for path in rigid) else "or stop it with Ctrl-C and resume it so, "
         raise UsageError(
-            f"run {name} is running and cannot change this on the fly: {describe(changes, rigid)}; give the "
+            f"run {name} is running and cannot change this on the fly: {describe(rigid)}; give the "
             f"options of the first call again, {resume}or use --name {beside(name, '2')}"
         )
     before, after = changes.get(TOTAL_STEPS, (0, 0))
@@ -120,17 +120,12 @@ def amend(directory: RunDirectory, run: GalaRun, *, force: bool, asked: tuple[st
             f"{TOTAL_STEPS}={after} if that is what you want"
         )
     directory.write_run(run)
-    return f"run {name} is running; handed to its launcher: {describe(changes, list(changes))}"
+    return f"run {name} is running; handed to its launcher: {describe(changes)}"
 
 
-def not_live(changes: dict[str, tuple[Any, Any]]) -> list[str]:
-    """The paths among `changes` that running workers cannot follow."""
-    return [path for path in changes if not is_below(path, LIVE)]
-
-
-def describe(changes: dict[str, tuple[Any, Any]], paths: list[str]) -> str:
-    """`spec.learners 4 -> 3, spec.seed 1 -> 2`."""
-    return ", ".join(f"{path} {_shown(changes[path][0])} -> {_shown(changes[path][1])}" for path in paths)
+def not_live(changes: dict[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
+    """Those of `changes` that running workers cannot follow."""
+    return {path: change for path, change in changes.items() if not is_below(path, LIVE)}
 
 
 def _clear_leftovers(directory: RunDirectory, record: RunRecord | None, grace_seconds: float) -> None:
@@ -142,7 +137,3 @@ def _clear_leftovers(directory: RunDirectory, record: RunRecord | None, grace_se
 def _afresh() -> Admission:
     record = RunRecord(uid=str(uuid.uuid4()), state="running", start_time=time.time())
     return Admission(record=record, epoch=0, resumed=False, changes={})
-
-
-def _shown(value: object) -> str:
-    return "null" if value is None else str(value)

@@ -20,14 +20,14 @@ from gala import names
 from gala.cores import available_cores, threads_per_learner
 from gala.errors import RunError, SpecError, UsageError, reading
 from gala.local import ending, observing
-from gala.local.admission import Admission, admit, amend, describe, not_live
+from gala.local.admission import Admission, admit, amend, not_live
 from gala.local.console import Display, lasting_console, say
 from gala.local.energy import EnergyMeter
 from gala.local.interrupts import Interrupts
 from gala.local.polling import StatusPoller
 from gala.local.ports import PortReservation
 from gala.local.process import WorkerProcess
-from gala.local.rundir import RunDirectory, State, changed_fields
+from gala.local.rundir import RunDirectory, State, changed_fields, describe
 from gala.local.supervisor import Outcome, Patience, Supervisor
 from gala.plan import LearnerPlan, plan
 from gala.spec import GalaRun
@@ -222,9 +222,9 @@ class Launcher:
         changes = changed_fields(self.run, run)
         rigid = not_live(changes)
         if rigid:
-            self._display.say(f"{names.SPEC_FILE} is not followed, a live run cannot change {describe(changes, rigid)}")
+            self._display.say(f"{names.SPEC_FILE} is not followed, a live run cannot change {describe(rigid)}")
         elif changes:
-            self._display.say(describe(changes, list(changes)))
+            self._display.say(describe(changes))
             self.run = run
             if run.spec.run_policy.suspend:
                 self._parked = True
@@ -332,7 +332,7 @@ class Launcher:
             f"everything goes to {ending.shown(self.directory.path)}"
         )
         if self.admission.changes:
-            self._display.say("changed: " + describe(self.admission.changes, list(self.admission.changes)))
+            self._display.say("changed: " + describe(self.admission.changes))
 
     def _end(self, outcome: Outcome) -> int:
         name = self.run.metadata.name

@@ -231,6 +231,13 @@ def changed_fields(old: spec.GalaRun, new: spec.GalaRun) -> dict[str, tuple[Any,
     return {path: (before.get(path), after.get(path)) for path in paths if before.get(path) != after.get(path)}
 
 
+def describe(changes: Mapping[str, tuple[Any, Any]], at_most: int | None = None) -> str:
+    """`spec.learners 4 -> 3, spec.seed 1 -> 2`; of more than `at_most` fields how many there are besides."""
+    shown = [f"{path} {_shown(old)} -> {_shown(new)}" for path, (old, new) in list(changes.items())[:at_most]]
+    more = len(changes) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
 def is_below(path: str, fields: tuple[str, ...]) -> bool:
     """Whether a dotted path is one of `fields` or inside one."""
     return any(path == name or path.startswith(f"{name}.") for name in fields)
@@ -241,6 +248,10 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _shown(value: object) -> str:
+    return "null" if value is None else str(value)
 
 
 def _seconds(value: Any) -> float:

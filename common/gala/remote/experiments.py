@@ -12,10 +12,10 @@ from typing import Final
 
 from gala import names, spec
 from gala.errors import GalaError, SpecError, UnreachableError, UsageError
-from gala.experiment.folder import Folder, described
+from gala.experiment.folder import MAX_CHANGES, Folder
 from gala.experiment.matrix import PlannedRun
 from gala.experiment.place import Sight
-from gala.local.rundir import RunDirectory, changed_fields
+from gala.local.rundir import RunDirectory, changed_fields, describe
 from gala.remote import fetching, submitting
 from gala.remote.cluster import Cluster
 from gala.remote.view import Run, snapshot
@@ -135,7 +135,7 @@ class ClusterRuns:
         except SpecError as error:
             return f"is of another version ({error.problems[0]})"
         changed = changed_fields(there, run.run)
-        return described({path: it for path, it in changed.items() if path.startswith("spec.")})
+        return describe({path: it for path, it in changed.items() if path.startswith("spec.")}, MAX_CHANGES)
 
     def _settle(self, name: str, there: Run) -> None:
         if there.state == "Running":
