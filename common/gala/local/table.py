@@ -106,10 +106,10 @@ def live_view(snapshot: Snapshot, max_rows: int = 1024) -> RenderableType:
         table.add_row(
             str(row.rank),
             Text(row.state, style=STATE_STYLES.get(row.state, "")),
-            _count(row.steps),
-            _count(row.steps_per_second),
-            _decimal(row.mean_return),
-            _count(row.staleness),
+            count(row.steps),
+            count(row.steps_per_second),
+            decimal(row.mean_return),
+            count(row.staleness),
             _fraction(row.disagreement),
             Text(str(row.restarts), style="red" if row.restarts else "dim"),
         )
@@ -121,11 +121,11 @@ def live_view(snapshot: Snapshot, max_rows: int = 1024) -> RenderableType:
     progress.add_row(
         ProgressBar(total=1.0, completed=share, width=24, complete_style="green"),
         Text(f"{share:.1%}", style="bold"),
-        Text(f"{_count(snapshot.steps_per_second)} decisions/s", style="cyan"),
-        Text(f"return {_decimal(snapshot.mean_return)}", style="magenta"),
+        Text(f"{count(snapshot.steps_per_second)} decisions/s", style="cyan"),
+        Text(f"return {decimal(snapshot.mean_return)}", style="magenta"),
         Text(f"ETA {duration(snapshot.eta_seconds)}"),
     )
-    so_far = f"{_count(snapshot.global_steps)} of {_count(snapshot.total_steps)} decisions"
+    so_far = f"{count(snapshot.global_steps)} of {count(snapshot.total_steps)} decisions"
     hint = snapshot.note or snapshot.hint
     footer = Text(f"{so_far} in {duration(snapshot.wall_seconds)}; ").append(hint, "yellow" if snapshot.note else "dim")
     return Group(table, progress, footer)
@@ -135,8 +135,8 @@ def plain_line(snapshot: Snapshot) -> str:
     """The same in one line, for logs and pipes."""
     share = min(1.0, snapshot.global_steps / max(1, snapshot.total_steps))
     return (
-        f"{_count(snapshot.global_steps)} of {_count(snapshot.total_steps)} decisions ({share:.1%}), "
-        f"{_count(snapshot.steps_per_second)}/s, return {_decimal(snapshot.mean_return)}, "
+        f"{count(snapshot.global_steps)} of {count(snapshot.total_steps)} decisions ({share:.1%}), "
+        f"{count(snapshot.steps_per_second)}/s, return {decimal(snapshot.mean_return)}, "
         f"{snapshot.num_active} of {len(snapshot.learners)} learners, ETA {duration(snapshot.eta_seconds)}"
     )
 
@@ -156,11 +156,13 @@ def duration(seconds: float | None) -> str:
     return f"{hours // 24} d {hours % 24:02d} h"
 
 
-def _count(value: float | None) -> str:
+def count(value: float | None) -> str:
+    """A whole number; `-` for None."""
     return "-" if value is None else f"{value:,.0f}"
 
 
-def _decimal(value: float | None) -> str:
+def decimal(value: float | None) -> str:
+    """With one decimal; `-` for None."""
     return "-" if value is None else f"{value:,.1f}"
 
 

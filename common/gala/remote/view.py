@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from gala import answers
-from gala.local.table import LearnerRow, Snapshot, duration
+from gala.local.table import LearnerRow, Snapshot, count, decimal, duration
 from gala.status_schema import ENDED
 
 HINT: Final = "Ctrl-C ends the watching, not the run"
@@ -144,9 +144,9 @@ def listing(runs: Sequence[Run], now: datetime, *, namespaces: bool = False) -> 
             run.name,
             run.state,
             _ready(run),
-            _count(_number(run.status, "steps")),
-            _count(_number(run.status, "stepsPerSecond")),
-            _decimal(_number(run.status, "meanReturn")),
+            count(_number(run.status, "steps")),
+            count(_number(run.status, "stepsPerSecond")),
+            decimal(_number(run.status, "meanReturn")),
             _text(_mapping(run.spec, "environment"), "id"),
             duration((now - run.created).total_seconds()) if run.created else "-",
         )
@@ -164,8 +164,8 @@ def details(run: Run, now: datetime) -> str:
         f"{run.name}: {run.state}" + (f", {run.message}" if run.message else ""),
         f"  environment  {shown.environment}, {_text(run.spec, 'algorithm') or 'GALA-A2C'}, {shown.topology}",
         f"  learners     {_ready(run)} ready",
-        f"  progress     {total} ({share:.1%}), {_count(_number(run.status, 'stepsPerSecond'))}/s, "
-        f"return {_decimal(_number(run.status, 'meanReturn'))}",
+        f"  progress     {total} ({share:.1%}), {count(_number(run.status, 'stepsPerSecond'))}/s, "
+        f"return {decimal(_number(run.status, 'meanReturn'))}",
         f"  active for   {duration(shown.wall_seconds)}",
     ]
     if not run.seen:
@@ -173,8 +173,8 @@ def details(run: Run, now: datetime) -> str:
     model = run.final_model
     if model:
         lines.append(
-            f"  final model  mean return {_decimal(_number(model, 'meanReturn'))} greedy, "
-            f"{_decimal(_number(model, 'sampledMeanReturn'))} sampled; gala fetch {run.name}"
+            f"  final model  mean return {decimal(_number(model, 'meanReturn'))} greedy, "
+            f"{decimal(_number(model, 'sampledMeanReturn'))} sampled; gala fetch {run.name}"
         )
     if run.conditions:
         table = [("CONDITION", "STATUS", "REASON", "MESSAGE")]
@@ -198,10 +198,10 @@ def _learner_table(run: Run) -> list[tuple[str, ...]]:
             (
                 str(row.rank),
                 row.state,
-                _count(row.steps),
-                _count(row.steps_per_second),
-                _decimal(row.mean_return),
-                _count(row.staleness),
+                count(row.steps),
+                count(row.steps_per_second),
+                decimal(row.mean_return),
+                count(row.staleness),
                 str(row.restarts),
                 last[row.rank][1],
             )
@@ -232,14 +232,6 @@ def _columns(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(lines) + "\n"
-
-
-def _count(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.0f}"
-
-
-def _decimal(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.1f}"
 
 
 def _text(record: Mapping[str, Any], key: str) -> str:
