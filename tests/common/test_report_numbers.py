@@ -125,7 +125,7 @@ def test_numbers_are_shortened_with_a_unit(value: float | None, expected: str) -
     ("seconds", "expected"),
     [
         (0, "0 s"), (119, "119 s"), (600, "10 min"), (7450, "2 h 4 min"), (7200, "2 h"), (201_600, "2 d 8 h"),
-        (-1, "–"), (None, "–"),
+        (172_800, "2 d"), (-1, "–"), (None, "–"),
     ],
 )  # fmt: skip
 def test_durations_have_at_most_two_units(seconds: float | None, expected: str) -> None:

@@ -11,6 +11,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from gala import durations
+
 STATE_STYLES = {
     "training": "green",
     "finished": "bold green",
@@ -145,15 +147,8 @@ def duration(seconds: float | None) -> str:
     """`45 s`, `12 min`, `3 h 05 min`, `2 d 04 h`; `-` for None."""
     if seconds is None:
         return "-"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes:02d} min"
-    return f"{hours // 24} d {hours % 24:02d} h"
+    (first, unit), *rest = durations.parts(seconds)
+    return " ".join([f"{first} {unit}", *(f"{number:02d} {unit}" for number, unit in rest)])
 
 
 def count(value: float | None) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime
 
+from gala import durations
+
 DASH = "–"
 THIN = "\u202f"
 """A narrow no-break space between a number and its unit."""
@@ -74,19 +76,11 @@ def percent(value: float | None, decimals: int = 0) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """3725 -> 1 h 2 min."""
+    """7505 -> 2 h 5 min; 7200 -> 2 h."""
     if seconds is None or not math.isfinite(seconds) or seconds < 0:
         return DASH
-    whole = round(seconds)
-    if whole < 120:
-        return f"{whole}{THIN}s"
-    minutes = round(seconds / 60)
-    if minutes < 120:
-        return f"{minutes}{THIN}min"
-    hours, rest = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours}{THIN}h {rest}{THIN}min" if rest else f"{hours}{THIN}h"
-    return f"{hours // 24}{THIN}d {hours % 24}{THIN}h"
+    parts = durations.parts(seconds)
+    return " ".join(f"{number}{THIN}{unit}" for number, unit in parts if number or len(parts) == 1)
 
 
 def moment(unix_seconds: float | None) -> str:
