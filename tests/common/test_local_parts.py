@@ -29,7 +29,7 @@ from gala.local.polling import fetch_status
 from gala.local.ports import PortReservation
 from gala.local.process import WorkerProcess, clear_leftovers
 from gala.local.rundir import IMMUTABLE, RunDirectory, RunRecord, changed_fields
-from gala.local.table import LearnerRow, Snapshot, duration, plain_line
+from gala.local.table import LearnerRow, Snapshot, duration, plain_line, shape
 from gala.spec import GalaRun, RunSpec, parse
 
 
@@ -327,6 +327,10 @@ SNAPSHOT = Snapshot(
 
 
 class TestDisplay:
+    def test_only_of_a_run_whose_learners_gossip_the_topology_is_said(self) -> None:
+        assert shape("GALA-PPO", "Complete", 3) == "Complete of 3"
+        assert shape("A3C", "Ring", 3) == "A3C with 3"
+
     def test_the_line_says_how_far_how_fast_and_how_well(self) -> None:
         expected = "1,000,000 of 4,000,000 decisions (25.0%), 1,200/s, return -3.2, 1 of 2 learners, ETA 42 min"
         assert plain_line(SNAPSHOT) == expected

@@ -54,6 +54,19 @@ def test_status_of_a_run_says_why_it_is_stuck(gala: Gala, cluster: Any) -> None:
     assert rows[1].split()[:2] == ["1", "pending"]
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "said"),
+    [
+        ("GALA-A2C", "CartPole-v1, GALA-A2C, Ring of 2"),
+        ("IMPALA", "CartPole-v1, IMPALA with 2"),
+        ("of the future", "CartPole-v1, of the future, Ring of 2"),
+    ],
+)
+def test_status_of_a_run_says_who_works_together(gala: Gala, cluster: Any, algorithm: str, said: str) -> None:
+    cluster.add_run("pole", {**SPEC, "algorithm": algorithm}, cluster.status("Running"))
+    assert f"  environment  {said}\n" in gala("status", "pole")[1]
+
+
 def test_status_of_an_unknown_run_is_a_line(gala: Gala) -> None:
     assert gala("status", "nix") == (2, "", "error: there is no run nix in namespace default\n")
 

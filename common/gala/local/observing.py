@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from gala.algorithms import ALGORITHMS
 from gala.answers import number
 from gala.local.polling import Answer
 from gala.local.supervisor import Learner
-from gala.local.table import LearnerRow, Snapshot
+from gala.local.table import LearnerRow, Snapshot, shape
 from gala.spec import GalaRun
 
 SILENT_SECONDS: Final = 5.0
@@ -31,14 +30,13 @@ def snapshot(
     ]
     known = [number(answer.status.get("globalSteps")) or 0 for answer in answers.values()]
     spec = run.spec
-    shape = f"{spec.topology.type} of" if ALGORITHMS[spec.algorithm].gossips else f"{spec.algorithm} with"
     return Snapshot(
         name=run.metadata.name,
-        environment=run.spec.environment.id,
-        topology=f"{shape} {spec.learners}",
+        environment=spec.environment.id,
+        topology=shape(spec.algorithm, spec.topology.type, spec.learners),
         learners=rows,
         global_steps=int(max([global_steps, *known])),
-        total_steps=run.spec.total_steps,
+        total_steps=spec.total_steps,
         wall_seconds=wall_seconds,
         note=note,
     )

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gala import durations
+from gala.algorithms import ALGORITHMS
 
 STATE_STYLES = {
     "training": "green",
@@ -85,6 +86,12 @@ class Snapshot:
     def num_active(self) -> int:
         """Learners at work."""
         return sum(row.state in ACTIVE_STATES for row in self.learners)
+
+
+def shape(algorithm: str, topology: str, learners: int) -> str:
+    """How the learners work together: `Ring of 3`, or `IMPALA with 3` where none gossips. An unknown algorithm does."""
+    facts = ALGORITHMS.get(algorithm)
+    return f"{topology} of {learners}" if facts is None or facts.gossips else f"{algorithm} with {learners}"
 
 
 def live_view(snapshot: Snapshot, max_rows: int = 1024) -> RenderableType:

@@ -8,7 +8,8 @@ from datetime import datetime
 from typing import Any, Final
 
 from gala import answers
-from gala.local.table import LearnerRow, Snapshot, count, decimal, duration
+from gala.algorithms import GALA_A2C
+from gala.local.table import LearnerRow, Snapshot, count, decimal, duration, shape
 from gala.status_schema import ENDED
 
 HINT: Final = "Ctrl-C ends the watching, not the run"
@@ -39,6 +40,11 @@ class Run:
             spec=_mapping(document, "spec"),
             status=_mapping(document, "status"),
         )
+
+    @property
+    def algorithm(self) -> str:
+        """Its name; an API server fills in the default."""
+        return _text(self.spec, "algorithm") or GALA_A2C
 
     @property
     def state(self) -> str:
@@ -115,7 +121,7 @@ def snapshot(run: Run, now: datetime) -> Snapshot:
     return Snapshot(
         name=run.name,
         environment=_text(_mapping(run.spec, "environment"), "id"),
-        topology=f"{topology} of {asked}",
+        topology=shape(run.algorithm, topology, asked),
         learners=rows,
         global_steps=int(_number(run.status, "steps") or 0),
         total_steps=int(_number(run.spec, "totalSteps") or 0),
@@ -160,9 +166,10 @@ def details(run: Run, now: datetime) -> str:
     shown = snapshot(run, now)
     total = f"{shown.global_steps:,} of {shown.total_steps:,} decisions"
     share = min(1.0, shown.global_steps / max(1, shown.total_steps))
+    setup = shown.topology if shown.topology.startswith(run.algorithm) else f"{run.algorithm}, {shown.topology}"
     lines = [
         f"{run.name}: {run.state}" + (f", {run.message}" if run.message else ""),
-        f"  environment  {shown.environment}, {_text(run.spec, 'algorithm') or 'GALA-A2C'}, {shown.topology}",
+        f"  environment  {shown.environment}, {setup}",
         f"  learners     {_ready(run)} ready",
         f"  progress     {total} ({share:.1%}), {count(_number(run.status, 'stepsPerSecond'))}/s, "
         f"return {decimal(_number(run.status, 'meanReturn'))}",
