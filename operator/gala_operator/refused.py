@@ -15,7 +15,7 @@ from gala_operator.learners import is_ready
 from gala_operator.observed import Observed, RunObject
 
 INVALID: Final = "InvalidSpec"
-IMMUTABLE: Final = "ImmutableFieldChanged"
+FIELD_CHANGED: Final = "ImmutableFieldChanged"
 
 
 def invalid(run: RunObject, observed: Observed, now: datetime, error: SpecError) -> Actions:
@@ -44,7 +44,7 @@ def changed(run: RunObject, document: GalaRun, observed: Observed, now: datetime
         )
     else:
         return None
-    return _refuse(run, observed, now, IMMUTABLE, message, f"The change is refused: {message}")
+    return _refuse(run, observed, now, FIELD_CHANGED, message, f"The change is refused: {message}")
 
 
 def _refuse(run: RunObject, observed: Observed, now: datetime, reason: str, full: str, short: str) -> Actions:

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 Mode = Literal["greedy", "sampled"]
 """greedy takes the most probable action, sampled draws from the policy as training does."""
 
-MAX_SIMULATORS: Final = 10
+MAX_SIDE_BY_SIDE: Final = 10
 """Episodes that are played side by side; ten is the usual number of an evaluation."""
 MAX_EPISODE_STEPS: Final = 27_000
 """Unless the environment has a longer limit of its own, an episode is cut and counted here: Atari's 108,000 frames."""
@@ -93,7 +93,7 @@ def make_evaluation_simulators(spec: RunSpec, episodes: int, *, threads: int = 1
     Raises:
         SimulatorError: the environment cannot be made.
     """
-    num = max(1, min(episodes, MAX_SIMULATORS))
+    num = max(1, min(episodes, MAX_SIDE_BY_SIDE))
     return make_simulators(spec.environment, num, threads=threads, for_evaluation=True)
 
 
