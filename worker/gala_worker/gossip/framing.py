@@ -85,7 +85,7 @@ def encode_state(num_bytes: int, offset: int, payload: bytes | memoryview) -> by
 
 def encode_state_refusal(reason: Reason) -> bytes:
     """Instead of a state."""
-    return bytes(pb.StateChunk(refusal=pb.Refusal(reason=int(reason), detail=reason.text)).SerializeToString())
+    return bytes(pb.StateChunk(refusal=refusal_message(Refusal(reason, reason.text))).SerializeToString())
 
 
 def decode_state(data: bytes) -> tuple[int, int, bytes] | Refusal:
@@ -239,13 +239,13 @@ def _to_message(frame: Frame) -> Any:
             _fill_header(loan.header, frame.header)
             return pb.Frame(loan=loan)
         case Refusal():
-            return pb.Frame(refusal=pb.Refusal(reason=int(frame.reason), detail=frame.detail[:MAX_DETAIL]))
+            return pb.Frame(refusal=refusal_message(frame))
         case Heartbeat():
             return pb.Frame(heartbeat=pb.Heartbeat(version=frame.version, progress=frame.progress))
         case Ack():
             return pb.Frame(ack=pb.Ack(version=frame.version, refused=int(frame.refused or 0)))
         case Farewell():
-            return pb.Frame(farewell=pb.Farewell(why=int(frame.why), progress=frame.progress))
+            return pb.Frame(farewell=farewell_message(frame))
         case _:
             raise TypeError(f"not a frame: {type(frame).__name__}")
 
@@ -296,6 +296,16 @@ def _memory_of(message: Any) -> SharedMemory:
     if len(message.token) > MAX_TOKEN_BYTES:
         raise MessageError(f"a token of {len(message.token)} bytes")
     return SharedMemory(message.process, message.descriptor, message.token)
+
+
+def refusal_message(refusal: Refusal) -> Any:
+    """What `refusal_of` reads."""
+    return pb.Refusal(reason=int(refusal.reason), detail=refusal.detail[:MAX_DETAIL])
+
+
+def farewell_message(farewell: Farewell) -> Any:
+    """What `farewell_of` reads."""
+    return pb.Farewell(why=int(farewell.why), progress=farewell.progress)
 
 
 def refusal_of(message: Any) -> Refusal:

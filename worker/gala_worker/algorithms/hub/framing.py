@@ -106,8 +106,7 @@ def _to_message(frame: HubFrame) -> Any:
                 )
             )
         case Refusal():
-            refusal = framing.pb.Refusal(reason=int(frame.reason), detail=frame.detail[: framing.MAX_DETAIL])
-            return pb.HubFrame(refusal=refusal)
+            return pb.HubFrame(refusal=framing.refusal_message(frame))
         case Want():
             return pb.HubFrame(want=pb.Want(serial=frame.serial))
         case Taken():
@@ -115,7 +114,7 @@ def _to_message(frame: HubFrame) -> Any:
         case HubHeartbeat():
             return pb.HubFrame(heartbeat=pb.HubHeartbeat(progress=frame.progress))
         case Farewell():
-            return pb.HubFrame(farewell=framing.pb.Farewell(why=int(frame.why), progress=frame.progress))
+            return pb.HubFrame(farewell=framing.farewell_message(frame))
         case _:
             raise TypeError(f"not a frame: {type(frame).__name__}")
 
