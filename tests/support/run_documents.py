@@ -1,4 +1,4 @@
-"""GalaRun documents for tests of the spec, and the problems that they have."""
+"""GalaRun documents for tests, and the problems that they have."""
 
 from __future__ import annotations
 
@@ -19,6 +19,22 @@ MINIMAL: dict[str, Any] = {
 
 def with_spec(**more: Any) -> dict[str, Any]:
     return {**MINIMAL, "spec": {**MINIMAL["spec"], **more}}
+
+
+PEER_TIMEOUT_SECONDS = 4.0
+"""Of a `lasting` run."""
+
+
+def lasting(name: str, **more: Any) -> dict[str, Any]:
+    """A run that does not end by itself, with such fields of its spec, for real workers on this machine."""
+    kept = {
+        "totalSteps": 1_000_000_000,
+        "gossip": {"peerTimeoutSeconds": PEER_TIMEOUT_SECONDS},
+        "worker": {"gpus": 0},
+        "evaluation": {"everySteps": None},
+        "checkpoint": {"everySteps": 1_000_000_000},
+    }
+    return {**MINIMAL, "metadata": {"name": name}, "spec": kept | more}
 
 
 def problems(document: Any) -> list[str]:

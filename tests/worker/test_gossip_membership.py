@@ -8,6 +8,7 @@ from gala.errors import GossipError
 from gala_worker.gossip import patience
 from gala_worker.gossip.fleet import Fleet, FleetLearner, small_plan
 from gala_worker.gossip.messages import Farewell, Heartbeat, Hello, Leaving, Reason, Refusal, StateRequest, Welcome
+from gossip_stranger import Stranger
 from running_fleet import GOSSIP, running_fleet
 
 
@@ -71,41 +72,6 @@ def test_who_follows_an_older_plan_is_refused_until_it_has_read_the_newer():
 
 
 # ------------------------------------------------------------------ incarnations and strangers
-
-
-class Stranger:
-    """Says what it likes to rank 0."""
-
-    def __init__(self, fleet: Fleet, address: str = "rank-0:1") -> None:
-        self.heard: list[object] = []
-        self.finished = False
-        self.closed = False
-        self.to_say: list[object] = []
-        self._network = fleet.network
-        transport = fleet.network.transport(99)
-        transport.connect(address, self._attach)
-
-    def _attach(self, link):
-        self.link = link
-        return self
-
-    def next_frame(self, now):
-        return self.to_say.pop(0) if self.to_say else None
-
-    def receive(self, frame, now):
-        self.heard.append(frame)
-
-    def reject(self, problem):
-        raise AssertionError(problem)
-
-    def ended(self, now, why):
-        self.closed = True
-
-    def say(self, *frames) -> list[object]:
-        self.to_say += frames
-        self.link.wake()
-        self._network.advance(0.1)
-        return self.heard
 
 
 def hello(**changes) -> Hello:

@@ -17,6 +17,7 @@ from gala_worker.gossip.fleet import Fleet, small_plan
 from gala_worker.gossip.messages import Chunk, Header, Hello, Reason, Refusal, Welcome
 from gala_worker.gossip.push_sum import LEAST_WEIGHT, Account, PushSumOutbox, is_acceptable, most_weight, push_sum_mix_
 from gala_worker.gossip.slots import Snapshot, SnapshotPool
+from gossip_stranger import Stranger
 
 # ------------------------------------------------------------------ arithmetic
 
@@ -187,39 +188,6 @@ def test_a_weight_survives_the_wire_to_the_last_bit(weight):
 def test_a_weight_is_acceptable_if_an_honest_learner_might_send_it(weight, members):
     honest = LEAST_WEIGHT <= weight <= 16 * members
     assert is_acceptable(weight, members) == honest
-
-
-class Stranger:
-    """Says what it likes to rank 0, as rank 1."""
-
-    def __init__(self, fleet: Fleet) -> None:
-        self.heard: list[object] = []
-        self.finished = False
-        self.to_say: list[object] = []
-        self.network = fleet.network
-        fleet.network.transport(99).connect("rank-0:1", self._attach)
-
-    def _attach(self, link):
-        self.link = link
-        return self
-
-    def next_frame(self, now):
-        return self.to_say.pop(0) if self.to_say else None
-
-    def receive(self, frame, now):
-        self.heard.append(frame)
-
-    def reject(self, problem):
-        raise AssertionError(problem)
-
-    def ended(self, now, why):
-        pass
-
-    def say(self, *frames) -> list[object]:
-        self.to_say += frames
-        self.link.wake()
-        self.network.advance(0.1)
-        return self.heard
 
 
 def attacked(mixing: str = "push-sum") -> tuple[Fleet, Stranger]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dummy_transitions import assert_dummies_do_not_matter
 from gala_worker.algorithms.losses import A2CLoss, a2c_loss
 
 VALUE, ENTROPY = 0.5, 0.01
@@ -84,20 +85,7 @@ def test_targets_get_no_gradient() -> None:
 
 @pytest.mark.parametrize("junk", [1e30, math.inf, math.nan])
 def test_what_dummy_transitions_contain_does_not_matter(junk: float) -> None:
-    arguments = rollout(5, 5, 4)
-    expected = loss_of(arguments)
-    spoiled = {
-        name: tensor if name == "valid" else tensor.detach().masked_fill(~arguments["valid"], junk).requires_grad_()
-        for name, tensor in arguments.items()
-    }
-    loss = loss_of(spoiled)
-    assert [x.item() for x in loss] == [x.item() for x in expected]
-    loss.total.backward()
-    for name in ("log_prob", "values", "entropy"):
-        gradient = spoiled[name].grad
-        assert gradient is not None
-        assert gradient[~arguments["valid"]].eq(0).all()
-        assert gradient.isfinite().all()
+    assert_dummies_do_not_matter(rollout(5, 5, 4), loss_of, junk)
 
 
 def test_a_rollout_without_a_valid_transition_changes_nothing() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dummy_transitions import assert_dummies_do_not_matter
 from gala.spec import GalaRun, Hyperparameters, Policy, parse
 from gala_worker.algorithms.losses import A2CLoss
 from gala_worker.algorithms.ppo import PPO, normalise, ppo_loss
@@ -89,20 +90,7 @@ def test_at_ratio_one_the_gradient_is_that_of_the_policy_gradient() -> None:
 
 @pytest.mark.parametrize("junk", [1e30, math.inf, math.nan])
 def test_what_dummy_transitions_contain_does_not_matter(junk: float) -> None:
-    given = arguments(5, 5, 4)
-    expected = loss_of(given)
-    spoiled = {
-        name: tensor if name == "valid" else tensor.detach().masked_fill(~given["valid"], junk).requires_grad_()
-        for name, tensor in given.items()
-    }
-    loss = loss_of(spoiled)
-    assert [x.item() for x in loss] == [x.item() for x in expected]
-    loss.total.backward()
-    for name in ("log_prob", "values", "entropy"):
-        gradient = spoiled[name].grad
-        assert gradient is not None
-        assert gradient[~given["valid"]].eq(0).all()
-        assert gradient.isfinite().all()
+    assert_dummies_do_not_matter(arguments(5, 5, 4), loss_of, junk)
 
 
 def test_unequal_shapes_and_weights_instead_of_flags_are_refused() -> None:

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from run_documents import PEER_TIMEOUT_SECONDS, lasting
+
 if TYPE_CHECKING:
     from conftest import LiveRun
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
 
 EXAMPLE = Path(__file__).parents[2] / "examples/cartpole.yaml"
-PEER_TIMEOUT_SECONDS = 4.0
 # One poll of /status, and what a busy machine adds: a pause that the ring causes would last the peer timeout or more.
 SLACK_SECONDS = 2.0
 # How long the frozen learner stays so at least: 0 is until the others have gone on without it. See docs/development.md.
@@ -29,24 +30,11 @@ FREEZE_SECONDS = float(os.environ.get("GALA_FREEZE_SECONDS", "0"))
 RANKS = range(4)
 
 
-def document(**changes: Any) -> dict[str, Any]:
-    spec: dict[str, Any] = {
-        "environment": {"id": "CartPole-v1", "simulators": 4},
-        "learners": 4,
-        "totalSteps": 1_000_000_000,
-        # With the default ones a ring falls back now and then, without any accident.
-        "hyperparameters": yaml.safe_load(EXAMPLE.read_text())["spec"]["hyperparameters"],
-        "gossip": {"peerTimeoutSeconds": PEER_TIMEOUT_SECONDS},
-        "worker": {"gpus": 0},
-        "evaluation": {"everySteps": None},
-        "checkpoint": {"everySteps": 1_000_000_000},
-    }
-    return {
-        "apiVersion": "gala.dev/v1alpha1",
-        "kind": "GalaRun",
-        "metadata": {"name": "ring"},
-        "spec": spec | changes,
-    }
+def document() -> dict[str, Any]:
+    # With the default ones a ring falls back now and then, without any accident.
+    hyperparameters = yaml.safe_load(EXAMPLE.read_text())["spec"]["hyperparameters"]
+    environment = {"id": "CartPole-v1", "simulators": 4}
+    return lasting("ring", environment=environment, learners=4, hyperparameters=hyperparameters)
 
 
 @pytest.fixture(scope="module")

@@ -17,33 +17,19 @@ import yaml
 from safetensors.torch import load_file
 
 from gala import names
+from run_documents import lasting
 
 if TYPE_CHECKING:
     from conftest import LiveRun
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-PEER_TIMEOUT_SECONDS = 4.0
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
 
 
 def document(**changes: Any) -> dict[str, Any]:
-    spec: dict[str, Any] = {
-        "algorithm": "A2C",
-        "environment": {"id": "slow_pole:SlowPole-v0", "simulators": 4},
-        "learners": 2,
-        "totalSteps": 1_000_000_000,
-        "gossip": {"peerTimeoutSeconds": PEER_TIMEOUT_SECONDS},
-        "worker": {"gpus": 0},
-        "evaluation": {"everySteps": None},
-        "checkpoint": {"everySteps": 1_000_000_000},
-    }
-    return {
-        "apiVersion": "gala.dev/v1alpha1",
-        "kind": "GalaRun",
-        "metadata": {"name": "together"},
-        "spec": spec | changes,
-    }
+    environment = {"id": "slow_pole:SlowPole-v0", "simulators": 4}
+    return lasting("together", **({"algorithm": "A2C", "environment": environment, "learners": 2} | changes))
 
 
 def final_model(run: LiveRun, rank: int) -> dict[str, torch.Tensor]:
