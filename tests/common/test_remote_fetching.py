@@ -202,6 +202,38 @@ def huge_header() -> bytes:
     return info.tobuf() + b"\0" * 10_240
 
 
+def header(kind: bytes, content: bytes) -> bytes:
+    """One that says something of the member behind it."""
+    info = tarfile.TarInfo("./@header")
+    info.type, info.size = kind, len(content)
+    return info.tobuf(tarfile.USTAR_FORMAT) + content + b"\0" * (-len(content) % 512)
+
+
+def sparse_map() -> bytes:
+    """In GNU's notation 1.0 the list of a sparse file's parts is read from its content."""
+    content = b"999999999999\n" + b"0\n" * 100_000
+    notation = (b"22 GNU.sparse.major=1\n", b"22 GNU.sparse.minor=0\n", b"21 GNU.sparse.name=a\n")
+    record = b"".join((*notation, b"25 GNU.sparse.realsize=1\n"))
+    return header(tarfile.XHDTYPE, record) + header(tarfile.REGTYPE, content) + b"\0" * 1024
+
+
+@pytest.mark.parametrize(
+    "archive",
+    [
+        pytest.param(header(tarfile.XHDTYPE, b"7 a=b\n\n") * 3000 + tar(("a", b"x")), id="extended headers"),
+        pytest.param(header(tarfile.XHDTYPE, b"") * 3000 + tar(("a", b"x")), id="empty extended headers"),
+        pytest.param(header(tarfile.GNUTYPE_LONGNAME, b"a\0") * 3000 + tar(("a", b"x")), id="long names"),
+        pytest.param(tar(("a", b"x" * 10**6))[:-9216] + header(tarfile.XHDTYPE, b"") * 3000, id="behind a file"),
+        pytest.param(sparse_map(), id="sparse map"),
+    ],
+)
+def test_an_archive_of_headers_is_refused_before_they_are_read(archive: bytes, tmp_path: Path) -> None:
+    (tmp_path / "archive.tar").write_bytes(archive)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ClusterError, match="the archive is damaged: a header is too large"):
+        unpack(tmp_path / "archive.tar", tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     "archive",
     [

@@ -16,18 +16,22 @@ from gala.errors import ClusterError
 
 MAX_FILES: Final = 50_000
 MAX_BYTES: Final = 16 * 1024**3
-MAX_READ: Final = 16 * 1024**2
-"""One header may not make the reader take in more than this at once."""
+MAX_HEADER_BYTES: Final = 64 * 1024
+"""Of one member, with all that may precede it. A results pod sends 512; a header of headers is read by recursion, three
+calls for each 512 bytes."""
 CHUNK_BYTES: Final = 1024**2
 MAX_DEPTH: Final = 16
 
 
 class _BoundedReads(io.FileIO):
-    """A file whose reader cannot be talked into taking in gigabytes by a header that says so."""
+    """A file whose reader cannot be talked into taking in more than `left`, however headers follow one another."""
+
+    left = MAX_HEADER_BYTES
 
     def read(self, size: int | None = -1, /) -> bytes:
-        if size is None or size < 0 or size > MAX_READ:
+        if size is None or size < 0 or size > self.left:
             raise tarfile.ReadError("a header is too large")
+        self.left -= size
         return super().read(size) or b""
 
 
@@ -42,12 +46,14 @@ def unpack(archive: Path, target: Path, *, max_bytes: int = MAX_BYTES, max_files
             for number, member in enumerate(members):
                 if number >= max_files:
                     raise ClusterError(f"the archive holds more than {max_files:,} entries")
+                file.left = MAX_HEADER_BYTES  # for the next member's, after this one's content
                 path = _inside(target, member)
                 if path is None:
                     continue
                 num_bytes += member.size
                 if num_bytes > max_bytes:
                     raise ClusterError(f"the archive holds more than {max_bytes:,} bytes")
+                file.left += member.size
                 content = members.extractfile(member)
                 assert content is not None, "a regular file has content"
                 path.parent.mkdir(parents=True, exist_ok=True)
