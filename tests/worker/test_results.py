@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import json
 import os
@@ -214,6 +215,37 @@ def test_what_was_fetched_before_an_interruption_is_not_fetched_again(
     after = [path.stat().st_mtime_ns for path in models]
     assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, True]
     assert model_file.load_model(models[1]).record["rank"] == 1
+
+
+def test_a_learner_whose_model_is_here_already_is_not_left_out_when_it_is_gone(run: Run, loop: LoopThread) -> None:
+    for learner in run.learners:
+        learner.hold()
+    run.collect(loop)
+    for learner in run.learners[1:]:
+        learner.stop()
+    (run.directory / "learner-2" / "final" / "model.safetensors").unlink()
+    assert list(run.collect(loop)) == [2]
+
+
+def test_of_a_learner_whose_files_do_not_all_arrive_there_is_no_model_to_average(run: Run, loop: LoopThread) -> None:
+    """Whichever of them it is; its model comes last."""
+    content = b"four"
+    entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    for damaged in ("metrics.jsonl", "final/model.json"):
+        listing = [
+            {"path": name, **entry, **({"sha256": "0" * 64} if name == damaged else {})}
+            for name in ("final/model.safetensors", "final/model.json", "metrics.jsonl")
+        ]
+        impostor = Impostor(loop, listing, content)
+        run.learners[0].address = impostor.address
+        run.plan = run.make_plan("uid-1")
+        for learner in run.learners[1:]:
+            learner.hold()
+        left_out = run.collect(loop)
+        impostor.stop()
+        assert list(left_out) == [0]
+        assert "not what was announced" in left_out[0]
+        assert not (run.directory / "learner-0" / "final" / "model.safetensors").exists()
 
 
 class Impostor:

@@ -118,21 +118,31 @@ class _Collection:
                 self._progress(f"fetched {self._num_fetched} of {self._num_learners} learners")
                 return
             if time.monotonic() >= deadline:
-                if rank not in self.left_out:
-                    log.warning("leaving out rank %d: %s", rank, reason)
-                self.left_out[rank] = reason
+                self._give_up(rank, reason)
                 return
             await asyncio.sleep(retry * random.uniform(0.5, 1.0))  # not all at the same time
             retry = min(2 * retry, self._patience.longest_retry_seconds)
+
+    def _give_up(self, rank: int, reason: str) -> None:
+        """Leaves a learner out; not if its model is here, from an earlier attempt or on a volume that is its too."""
+        if (self._directory(rank) / MODEL).is_file():
+            log.info("taking the files of rank %d that are here already: %s", rank, reason)
+            self.left_out.pop(rank, None)
+            return
+        if rank not in self.left_out:
+            log.warning("leaving out rank %d: %s", rank, reason)
+        self.left_out[rank] = reason
 
     async def _fetch(self, learner: LearnerPlan) -> None:
         base = f"http://{learner.address.http}/files"
         announced = await self._listing(base)
         if MODEL not in announced and learner.rank in self._keepers:
             raise _Refused("it serves no final model")
-        directory = self._run_dir / names.learner_directory(learner.rank)
-        for name in sorted(announced, reverse=True):  # the model last: it says that a learner's folder is complete
-            await self._file(f"{base}/{name}", directory / name, announced[name])
+        for name in sorted(announced, key=lambda name: name == MODEL):  # last: it says that all of the learner is there
+            await self._file(f"{base}/{name}", self._directory(learner.rank) / name, announced[name])
+
+    def _directory(self, rank: int) -> Path:
+        return self._run_dir / names.learner_directory(rank)
 
     async def _listing(self, url: str) -> dict[str, dict[str, Any]]:
         async with self._session.get(url) as response:
