@@ -313,6 +313,28 @@ def test_models_of_an_earlier_run_of_that_name_are_not_averaged(run: Run) -> Non
     assert read_run(run.directory).card["averaged"] == [0, 2]
 
 
+def test_learners_that_only_an_earlier_run_of_that_name_had_are_set_aside_with_all_they_have(run: Run) -> None:
+    """An earlier run of five, the fourth of which has left no model; rank 5 is one that left this very run."""
+    earlier = run.make_plan("uid-0")
+    run.directory.mkdir()
+    gathering.write_run(run.directory, earlier)
+    for rank, made in ((3, None), (4, earlier), (5, run.plan)):
+        folder = run.directory / f"learner-{rank}"
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "checkpoints" / "step").touch()
+        (folder / "metrics.jsonl").write_text('{"time": 1.6e9}\n')
+        if made is not None:
+            run.export(folder, rank, 99.0, made)
+    for learner in run.learners:
+        learner.hold()
+    assert run.gather()
+    assert [learner.rank for learner in read_run(run.directory).learners] == [0, 1, 2, 5]
+    for rank in (3, 4):
+        aside = run.directory / "earlier" / f"learner-{rank}.1"
+        assert (aside / "checkpoints" / "step").exists()
+        assert (aside / "metrics.jsonl").exists()
+
+
 def test_a_result_that_is_there_is_served_without_asking_the_learners(run: Run) -> None:
     for learner in run.learners:
         learner.hold()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from gala import names
 from gala.answers import json_file, json_object, number
@@ -25,6 +26,9 @@ from gala_worker.results.collecting import Patience, collect
 from gala_worker.results.server import Board, ResultsServer
 
 log = logging.getLogger(__name__)
+
+EARLIER: Final = "earlier"
+"""Where the folders of an earlier run's learners go, `learner-3` as `learner-3.1`, the next one as `learner-3.2`."""
 
 
 def gather(config: ResultsConfig, listen: str, patience: Patience) -> bool:
@@ -70,13 +74,29 @@ def finished_card(run_dir: Path, plan: RunPlan) -> dict[str, Any] | None:
 
 
 def discard_foreign(run_dir: Path, plan: RunPlan) -> None:
-    """Removes results of an earlier run of the same name, whose volume this is: they must not go into the average."""
+    """Puts out of the way what an earlier run of the same name, whose volume this is, has left.
+
+    Its models are removed: they must not go into the average. Folders of learners that only it had are moved as they
+    are: they must not go into the archive, but may hold the only checkpoints of that run.
+    """
+    gathered_last = json_file(run_dir / names.RUN_FILE).get("uid", plan.run_uid)
+    kept = {run_dir, *(run_dir / names.learner_directory(rank) for rank in plan.ranks)}
     for folder in (run_dir, *run_dir.glob("learner-*")):
         final = folder / names.FINAL_DIRECTORY
         record = json_file(final / names.CARD_FILE) or json_file(final / names.MODEL_RECORD_FILE)
-        if record.get("uid") != plan.run_uid:
+        if folder not in kept and record.get("uid", gathered_last) != plan.run_uid:
+            _set_aside(folder)
+        elif record.get("uid") != plan.run_uid:
             for name in (names.CARD_FILE, names.MODEL_FILE, names.MODEL_RECORD_FILE):
                 (final / name).unlink(missing_ok=True)
+
+
+def _set_aside(folder: Path) -> None:
+    aside = folder.parent / EARLIER
+    aside.mkdir(exist_ok=True)
+    free = (path for number in itertools.count(1) if not (path := aside / f"{folder.name}.{number}").exists())
+    target = folder.rename(next(free))
+    log.warning("%s is of an earlier run of this name: it is now %s", folder, target)
 
 
 def write_run(run_dir: Path, plan: RunPlan) -> None:
