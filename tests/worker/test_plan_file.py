@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from gala_worker import plan_file
 from gala_worker.config import WorkerConfig
 from gala_worker.plan_file import PlanFile
 from gala_worker.worker import Worker
+
+MISSING = os.strerror(errno.ENOENT)
 
 
 def make_plan(epoch: int = 0, uid: str = "uid-1", **spec: Any) -> RunPlan:
@@ -63,6 +67,24 @@ def test_any_other_file_leaves_the_plan_as_it_is(path: Path, text: str, caplog: 
     assert followed.follow() is None
     assert followed.plan == make_plan(4)
     assert len(caplog.records) <= 1, "a file that stays wrong is logged once"
+
+
+def test_what_is_wrong_with_the_file_is_logged_when_it_changes_and_not_at_every_look(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path.write_text(make_plan(4).to_json())
+    followed = PlanFile(path, 0)
+    said = []
+    for content in (None, b"{", None, make_plan(4).to_json().encode(), None, b"\xff"):
+        caplog.clear()
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_bytes(content)
+        for _ in range(3):
+            followed.follow()
+        said.append([record.getMessage() for record in caplog.records])
+    assert [len(messages) for messages in said] == [1, 1, 1, 0, 1, 1]
+    assert said[0] == said[2] == said[4] == [f"keeping the plan of epoch 4: cannot read the plan {path}: {MISSING}"]
 
 
 def test_a_running_learner_takes_over_the_end_and_the_intervals_and_nothing_that_it_was_built_with(path: Path) -> None:

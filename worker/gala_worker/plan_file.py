@@ -44,6 +44,8 @@ class PlanFile:
             RunError: it has no such rank, also after the wait.
         """
         self._path = path
+        self._complaint = ""
+        """Of the last look, so that what stays wrong is said once."""
         deadline = time.monotonic() + wait_seconds
         while True:
             self._text = _text(path)
@@ -55,16 +57,17 @@ class PlanFile:
             time.sleep(POLL_SECONDS)
 
     def follow(self) -> RunPlan | None:
-        """The plan, if it is of a newer epoch than before; a file that is no such plan is logged once and ignored."""
+        """The plan, if it is of a newer epoch than before; what keeps it from being read is logged once."""
         try:
             text = _text(self._path)
-            if text == self._text:
-                return None
-            self._text = text
-            newer = RunPlan.from_json(text)
+            is_new, self._text = text != self._text, text
+            newer = RunPlan.from_json(text) if is_new else self.plan
         except GalaError as error:
-            log.warning("keeping the plan of epoch %d: %s", self.plan.epoch, error)
+            if str(error) != self._complaint:
+                log.warning("keeping the plan of epoch %d: %s", self.plan.epoch, error)
+            self._complaint = str(error)
             return None
+        self._complaint = ""
         if newer.epoch <= self.plan.epoch or newer.run_uid != self.plan.run_uid:
             return None
         self.plan = dataclasses.replace(newer, spec=adopt(self.plan.spec, newer.spec))
