@@ -152,6 +152,25 @@ def claim_other_format(path: Path) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | {"format": "gala-checkpoint/99"}))
 
 
+def put_a_pipe_for_the_record(path: Path) -> None:
+    (path / "state.json").unlink()
+    os.mkfifo(path / "state.json")
+
+
+def put_a_device_for_the_record(path: Path) -> None:
+    (path / "state.json").unlink()
+    (path / "state.json").symlink_to("/dev/null")
+
+
+def put_a_pipe_for_the_tensors(path: Path) -> None:
+    """Of as many bytes as the record tells: none."""
+    file = path / "state.json"
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps(record | {"tensors": record["tensors"] | {"size": 0}}))
+    (path / "state.safetensors").unlink()
+    os.mkfifo(path / "state.safetensors")
+
+
 def nest_record(path: Path) -> None:
     (path / "state.json").write_text("[" * 100_000)
 
@@ -167,6 +186,9 @@ def nest_record(path: Path) -> None:
         pytest.param(remove_tensors, "no state.safetensors", id="tensors missing"),
         pytest.param(remove_record, "no state.json", id="record missing"),
         pytest.param(claim_other_format, "format", id="other format"),
+        pytest.param(put_a_pipe_for_the_record, "state.json is no regular file", id="record a pipe"),
+        pytest.param(put_a_device_for_the_record, "state.json is no regular file", id="record a device"),
+        pytest.param(put_a_pipe_for_the_tensors, "state.safetensors is no regular file", id="tensors a pipe"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_it_used(

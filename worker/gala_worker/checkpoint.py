@@ -14,11 +14,13 @@ in the middle of a save, the newest complete checkpoint is there; a kill costs a
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
 import re
 import shutil
+import stat
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -119,13 +121,15 @@ def load(path: Path, schema_hash: str | None = None) -> Checkpoint:
     tensors_file = path / names.CHECKPOINT_TENSORS_FILE
     record_file = path / names.CHECKPOINT_RECORD_FILE
     try:
-        if record_file.stat().st_size > MAX_RECORD_BYTES:
+        with _open(record_file) as file:
+            content = file.read(MAX_RECORD_BYTES + 1)
+        if len(content) > MAX_RECORD_BYTES:
             raise CheckpointError(f"{record_file.name} has more than {MAX_RECORD_BYTES:,} bytes: no checkpoint record")
-        record = _parse_record(record_file.read_bytes(), schema_hash)
-        size = tensors_file.stat().st_size
-        if size != record["tensors"]["size"]:
-            raise CheckpointError(f"has {size:,} of {record['tensors']['size']:,} bytes")
-        with tensors_file.open("rb") as file:
+        record = _parse_record(content, schema_hash)
+        with _open(tensors_file) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != record["tensors"]["size"]:
+                raise CheckpointError(f"has {size:,} of {record['tensors']['size']:,} bytes")
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != record["tensors"]["sha256"]:
             raise CheckpointError("its content is not what was written")
@@ -195,6 +199,15 @@ def loads(blob: bytes, schema_hash: str | None = None, *, max_bytes: int = MAX_S
         raise CheckpointError(f"refusing a state whose tensors cannot be read: {error}") from error
     except CheckpointError as error:
         raise CheckpointError(f"refusing a state: {error}") from error
+
+
+def _open(path: Path) -> io.BufferedReader:
+    """Opens a regular file and nothing else: reading a pipe would wait for a writer, a device might never end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise CheckpointError(f"{path.name} is no regular file")
+    return os.fdopen(descriptor, "rb")
 
 
 def _tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
