@@ -179,16 +179,25 @@ def test_a_checkpoint_holds_the_time_in_training_and_the_state_that_actions_are_
     assert later.counters["wallSeconds"] > kept.counters["wallSeconds"]
 
 
-def test_a_checkpoint_of_another_kind_of_device_is_resumed_with_actions_drawn_anew(bench):
+@pytest.mark.parametrize(
+    "size",
+    [
+        pytest.param(16, id="of another kind of device"),  # as long as a CUDA generator's
+        pytest.param(torch.Generator().get_state().numel(), id="damaged"),
+    ],
+)
+def test_a_checkpoint_whose_generator_cannot_go_on_is_resumed_with_actions_drawn_anew(bench, caplog, size: int):
+    caplog.set_level("INFO")
     bench.write_plan()
     assert bench.run(over_after(2))
     state = bench.algorithm.collector.generator.get_state()
     schema = load_model(bench.learner() / names.FINAL_DIRECTORY / names.MODEL_FILE).schema_hash
     folder = bench.learner() / names.CHECKPOINTS_DIRECTORY
     kept = checkpoint.load_latest(folder, schema)
-    kept.tensors[ACTION_GENERATOR] = torch.zeros(16, dtype=torch.uint8)  # as long as a CUDA generator's
+    kept.tensors[ACTION_GENERATOR] = torch.zeros(size, dtype=torch.uint8)
     checkpoint.save(folder, kept)
     assert bench.run(over_after(3))
+    assert caplog.text.count("actions are drawn anew") == 1
     drawn = bench.algorithm.collector.generator.get_state()
     assert drawn.shape == state.shape
     assert not torch.equal(drawn, state)

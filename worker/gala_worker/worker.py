@@ -275,10 +275,13 @@ class Worker:
     def _resume_generator(self, state: Tensor) -> None:
         """Goes on drawing actions where the checkpoint has it, if that was on a device of this kind."""
         now = self._generator.get_state()
-        if (state.dtype, state.shape) == (now.dtype, now.shape):
-            self._generator.set_state(state)
-        else:
+        if (state.dtype, state.shape) != (now.dtype, now.shape):
             log.info("the checkpoint is of another kind of device than %s: actions are drawn anew", self._device.type)
+            return
+        try:
+            self._generator.set_state(state)
+        except RuntimeError as error:
+            log.warning("the checkpoint's state of the action generator is none: %s; actions are drawn anew", error)
 
     def _train(self) -> None:
         """Until the run has its steps, this rank is no longer in the plan, or somebody says stop."""
