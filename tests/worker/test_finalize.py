@@ -122,6 +122,32 @@ def spoil_with_tensors_of_eight_bits(run: Run) -> str:
     return "not finite numbers, in"
 
 
+def spoil_with_other_tensors(run: Run, change: Callable[[dict[str, torch.Tensor]], object]) -> str:
+    """Under the schema that the others have."""
+    path = run.export(1, 9.0)
+    model = model_file.load_model(path)
+    change(model.tensors)
+    model_file.save_model(path, model.tensors, model.schema_hash, run.plan.spec, model.record)
+    return "holds other tensors than its schema"
+
+
+def spoil_with_another_shape(run: Run) -> str:
+    return spoil_with_other_tensors(run, lambda tensors: tensors.update({next(iter(tensors)): torch.zeros(3)}))
+
+
+def spoil_with_a_tensor_missing(run: Run) -> str:
+    return spoil_with_other_tensors(run, lambda tensors: tensors.popitem())
+
+
+def spoil_with_a_tensor_too_many(run: Run) -> str:
+    return spoil_with_other_tensors(run, lambda tensors: tensors.update(more=torch.zeros(2)))
+
+
+def spoil_with_whole_numbers(run: Run) -> str:
+    name = next(iter(run.flat.tensors()))
+    return spoil_with_other_tensors(run, lambda tensors: tensors.update({name: tensors[name].int()}))
+
+
 def spoil_by_absence(run: Run) -> str:
     return "left no final model"
 
@@ -139,6 +165,10 @@ def spoil_by_age(run: Run) -> str:
         spoil_by_truncation,
         spoil_with_a_stranger,
         spoil_with_tensors_of_eight_bits,
+        spoil_with_another_shape,
+        spoil_with_a_tensor_missing,
+        spoil_with_a_tensor_too_many,
+        spoil_with_whole_numbers,
         spoil_by_absence,
         spoil_by_age,
     ],

@@ -22,6 +22,7 @@ from gala.errors import MAX_SHOWN_VALUE, CheckpointError, GalaError, RunError
 from gala.plan import RunPlan
 from gala_worker import model_file
 from gala_worker.evaluation import EvaluationResult, Mode
+from gala_worker.flat import Schema
 from gala_worker.model_file import Model
 from gala_worker.players import Player, evaluation_seed, open_plan
 
@@ -43,7 +44,7 @@ def finalize(run_dir: Path, *, progress: Progress = lambda line: None) -> dict[s
     """
     plan = open_plan(run_dir)
     with Player(plan.spec, plan.spec.evaluation.episodes) as player:
-        models = collect(run_dir, plan, player.schema_hash, progress)
+        models = collect(run_dir, plan, player.schema, progress)
         progress({"event": "averaging", "ranks": sorted(models)})
         kept = [model for _, model in sorted(models.items())]
         player.load(
@@ -54,17 +55,17 @@ def finalize(run_dir: Path, *, progress: Progress = lambda line: None) -> dict[s
             progress({"event": "evaluating", "mode": mode, "episodes": plan.spec.evaluation.episodes})
             results[mode] = player.play(mode=mode, seed=evaluation_seed(plan))
             progress({"event": "evaluated", **results[mode].document()})
-        card = make_card(plan, models, player.schema_hash, results)
+        card = make_card(plan, models, player.schema.hash, results)
         final = run_dir / names.FINAL_DIRECTORY
         record = {key: card[key] for key in ("run", "uid", "globalSteps", "finishedAt")}
         tensors = player.policy.state_dict()
-        model_file.save_model(final / names.MODEL_FILE, tensors, player.schema_hash, plan.spec, record)
+        model_file.save_model(final / names.MODEL_FILE, tensors, player.schema.hash, plan.spec, record)
     atomic.replace(final / names.CARD_FILE, (json.dumps(card, indent=2) + "\n").encode())
     progress({"event": "done", "model": str(final / names.MODEL_FILE), "card": str(final / names.CARD_FILE)})
     return card
 
 
-def collect(run_dir: Path, plan: RunPlan, schema_hash: str, progress: Progress) -> dict[int, Model]:
+def collect(run_dir: Path, plan: RunPlan, schema: Schema, progress: Progress) -> dict[int, Model]:
     """The models of the plan's keepers that can be averaged, by rank; says which cannot, and why.
 
     Raises:
@@ -77,7 +78,7 @@ def collect(run_dir: Path, plan: RunPlan, schema_hash: str, progress: Progress) 
             progress({"event": "missing", "rank": rank, "reason": "it has left no final model"})
             continue
         try:
-            models[rank] = _checked(model_file.load_model(path, schema_hash), path)
+            models[rank] = _checked(model_file.load_model(path, schema), path)
         except CheckpointError as error:
             progress({"event": "refused", "rank": rank, "reason": str(error)})
     if not models:

@@ -8,7 +8,7 @@ snapshot is one copy, and the wire carries one buffer.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -29,6 +29,12 @@ class Schema:
         """SHA-256, in hex, over every name, shape and type."""
         lines = (f"{n} {tuple(s)} {d}" for n, s, d in zip(self.names, self.shapes, self.dtypes, strict=True))
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def describes(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether it is these tensors, in whatever order, that the vector holds."""
+        found = {name: (tuple(tensor.shape), str(tensor.dtype)) for name, tensor in tensors.items()}
+        types = (f"torch.{dtype}" for dtype in self.dtypes)
+        return found == dict(zip(self.names, zip(self.shapes, types, strict=True), strict=True))
 
     @cached_property
     def num_elements(self) -> int:

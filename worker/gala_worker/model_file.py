@@ -24,7 +24,7 @@ from gala.errors import CheckpointError
 from gala.plan import RunPlan
 from gala.spec import RunSpec
 from gala_worker import files
-from gala_worker.flat import FlatState
+from gala_worker.flat import FlatState, Schema
 from gala_worker.state import Counters
 
 FORMAT: Final = "gala-model/1"
@@ -87,8 +87,8 @@ def save_model(
     return path
 
 
-def load_model(path: Path, schema_hash: str | None = None) -> Model:
-    """Reads a model file; with `schema_hash`, only if it is of that policy.
+def load_model(path: Path, schema: Schema | None = None) -> Model:
+    """Reads a model file; with `schema`, only if it is of that policy.
 
     Raises:
         CheckpointError: it is missing, truncated, foreign, or holds values that are not finite.
@@ -105,10 +105,12 @@ def load_model(path: Path, schema_hash: str | None = None) -> Model:
     except (safetensors.SafetensorError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} is truncated or no model: {error}") from error
     found = metadata.get("schema", "")
-    if schema_hash is not None and found != schema_hash:
-        raise CheckpointError(f"{path} is of another network (schema {found[:12]}, expected {schema_hash[:12]})")
+    if schema is not None and found != schema.hash:
+        raise CheckpointError(f"{path} is of another network (schema {found[:12]}, expected {schema.hash[:12]})")
     if (name := files.not_finite(tensors)) is not None:
         raise CheckpointError(f"{path} holds values that are not finite numbers, in {name} ({tensors[name].dtype})")
+    if schema is not None and not schema.describes(tensors):
+        raise CheckpointError(f"{path} holds other tensors than its schema {found[:12]} says, by name, shape or type")
     return Model(tensors=tensors, schema_hash=found, record=record if isinstance(record, dict) else {})
 
 

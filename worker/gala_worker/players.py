@@ -23,7 +23,7 @@ from gala_worker.evaluation import (
     make_evaluation_policy,
     make_evaluation_simulators,
 )
-from gala_worker.flat import FlatState
+from gala_worker.flat import FlatState, Schema
 
 MOST_CHECKPOINTS_BEHIND: Final = 2
 """A learner whose newest checkpoint is older than that, by the others' count, has failed or been away: its parameters
@@ -58,9 +58,9 @@ class Player:
         self.simulators.close()
 
     @property
-    def schema_hash(self) -> str:
+    def schema(self) -> Schema:
         """Of the policy: models and checkpoints of another one are refused by it."""
-        return self._flat.schema.hash
+        return self._flat.schema
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes a model's tensors.
@@ -133,12 +133,12 @@ def load_newest(player: Player, run_dir: Path, plan: RunPlan) -> str:
     with reading(final):
         finished = final.exists()
     if finished:
-        player.load(model_file.load_model(final, player.schema_hash).tensors)
+        player.load(model_file.load_model(final, player.schema).tensors)
         return "final model"
     newest = {}
     for rank in plan.ranks:
         directory = run_dir / names.learner_directory(rank) / names.CHECKPOINTS_DIRECTORY
-        if (found := checkpoint.load_latest(directory, player.schema_hash)) is not None:
+        if (found := checkpoint.load_latest(directory, player.schema.hash)) is not None:
             newest[rank] = found
     if not newest:
         raise RunError(
