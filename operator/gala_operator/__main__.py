@@ -39,6 +39,10 @@ log = logging.getLogger("gala_operator")
 DISCOVERY_SECONDS: Final = 5.0
 LEASE_REQUESTS: Final = 1
 """At a time: the elector asks one after the other."""
+MAX_NESTING: Final = 11_000
+"""Calls within each other. An API server takes objects that are nested 10,000 deep, and a watch that could not read one
+would take the operator down, now and at every start. Python's JSON, comparisons and texts of such objects take half of
+a thread's usual 8 MiB."""
 STOP_SECONDS: Final = 1.0
 """For what is left of the Events, and for kopf's tasks to end by themselves: they have nothing to lose."""
 
@@ -229,6 +233,7 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
     logs.set_up(settings.log_format)
+    sys.setrecursionlimit(MAX_NESTING)
     try:
         return asyncio.run(serve(settings))
     except GalaError as error:

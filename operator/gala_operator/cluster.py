@@ -306,15 +306,13 @@ class Cluster:
                 break
             # Without its slot: what the server has time for need not wait as well.
             await asyncio.sleep(_retry_after(response.getheader("Retry-After")))
-        document = _document(data)
+        document, beginning = json_object(data), data[:200].decode(errors="replace")
         if not 200 <= code < 300:
-            raise ApiError(code, str(document.get("reason", "")), str(document.get("message", ""))[:2000])
+            said = {"message": beginning} if document is None else document
+            raise ApiError(code, str(said.get("reason", "")), str(said.get("message", ""))[:2000])
+        if document is None:  # taken for an empty list it would mean that everything is gone
+            raise ApiError(0, "NoJSON", f"what came is no JSON object: {beginning}")
         return document
-
-
-def _document(data: bytes) -> Raw:
-    document = json_object(data)
-    return {"message": data[:200].decode(errors="replace")} if document is None else document
 
 
 def _retry_after(header: str | None) -> float:

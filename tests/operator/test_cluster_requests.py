@@ -252,6 +252,15 @@ def test_a_page_of_a_proxy_is_an_error_and_not_a_crash(page: str) -> None:
     assert not caught.value.is_refusal
 
 
+@pytest.mark.parametrize("page", ['{"items": [{"metadata"', "[]", ""])
+def test_a_list_that_cannot_be_read_is_no_empty_list(page: str) -> None:
+    async def scenario(cluster: Cluster) -> list[Any]:
+        return [meta async for meta in cluster.list_metadata("Pod", ())]
+
+    with pytest.raises(ApiError, match="no JSON object"):
+        asking(ApiServer((200, page)), scenario)
+
+
 def test_a_netrc_that_names_the_server_has_no_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
