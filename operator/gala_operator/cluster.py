@@ -215,27 +215,25 @@ class Cluster:
             "update", resource.plural, "PUT", resource.path(meta["namespace"], meta["name"]), body=manifest
         )
 
-    async def list_metadata(self, kind: str, namespaces: Sequence[str]) -> AsyncIterator[Raw]:
-        """The metadata of all objects of a kind that carry a run's label, or of all GalaRuns. No namespaces = all."""
+    async def list_metadata(self, kind: str, namespace: str | None) -> AsyncIterator[Raw]:
+        """The metadata of all objects of a kind that carry a run's label, or of all GalaRuns. No namespace = all."""
         resource = self.resource(kind)
-        places: Sequence[str | None] = namespaces or [None]
-        for namespace in places:
-            query = [("limit", str(PAGE))]
-            if kind != RUN:
-                query.append(("labelSelector", names.LABEL_RUN))
-            following: str | None = ""
-            while following is not None:
-                page = await self._request(
-                    "list",
-                    resource.plural,
-                    "GET",
-                    resource.path(namespace),
-                    query=[*query, ("continue", following)] if following else query,
-                    accept=METADATA_ONLY,
-                )
-                for item in page.get("items") or []:
-                    yield item["metadata"]
-                following = page.get("metadata", {}).get("continue") or None
+        query = [("limit", str(PAGE))]
+        if kind != RUN:
+            query.append(("labelSelector", names.LABEL_RUN))
+        following: str | None = ""
+        while following is not None:
+            page = await self._request(
+                "list",
+                resource.plural,
+                "GET",
+                resource.path(namespace),
+                query=[*query, ("continue", following)] if following else query,
+                accept=METADATA_ONLY,
+            )
+            for item in page.get("items") or []:
+                yield item["metadata"]
+            following = page.get("metadata", {}).get("continue") or None
 
     def _served(self, manifest: Mapping[str, Any]) -> Raw:
         """The manifest in the version that this server has."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from gala.errors import GalaError
@@ -28,6 +29,7 @@ MAX_ATTEMPTS: Final = 6
 FAILED_SECONDS: Final = 15.0
 """After a resync that failed."""
 STALLED_PERIODS: Final = 3
+FORBIDDEN: Final = 403
 
 
 class WatchStalledError(GalaError):
@@ -37,7 +39,7 @@ class WatchStalledError(GalaError):
 class ListApi(Protocol):
     """What is needed of the cluster."""
 
-    def list_metadata(self, kind: str, namespaces: Sequence[str]) -> AsyncIterator[Mapping[str, Any]]: ...
+    def list_metadata(self, kind: str, namespace: str | None) -> AsyncIterator[Mapping[str, Any]]: ...
 
 
 class Health:
@@ -58,6 +60,16 @@ class Health:
         """Why the process should be restarted; None while it is healthy."""
         silent = self._clock() - self._beat
         return None if silent <= self._limit else f"no resync for {silent:.0f} s"
+
+
+@dataclass(slots=True)
+class _Listed:
+    """All objects of a kind, as far as they may be listed."""
+
+    versions: dict[str, str] = field(default_factory=dict)
+    """uid -> resourceVersion."""
+    refused: dict[str, ApiError] = field(default_factory=dict)
+    """The namespaces that are missing in it."""
 
 
 class Resync:
@@ -84,19 +96,21 @@ class Resync:
         self._period_seconds = period_seconds
         self._late: dict[str, str] = {}
         """uid -> our version of it (empty: none), of what was behind at the last resync."""
+        self._refused: dict[str, ApiError] = {}
+        """Namespaces that could not be listed the last time: it has been said."""
 
     async def first(self) -> None:
-        """Returns when everything that the API server has is in the cache.
+        """Returns when everything that the API server has is in the cache, but for namespaces that refuse.
 
         Raises:
-            ApiError: the operator lacks a right that it needs.
+            ApiError: the operator lacks a right that it needs: in all its namespaces.
             WatchStalledError: a watch does not deliver.
         """
         started = time.monotonic()
         attempts = 0
         while True:
             try:
-                expected = {kind: await self._listed(kind) for kind in WATCHED_KINDS}
+                lists = {kind: await self._list(kind) for kind in WATCHED_KINDS}
             except ApiError as error:
                 if error.is_refusal:
                     raise
@@ -104,8 +118,9 @@ class Resync:
                 self._health.beat()  # to be restarted would not help
                 await asyncio.sleep(1.0)
                 continue
+            self._tell_refused(lists.values())
             patience = time.monotonic() + PATIENCE_SECONDS
-            while missing := sum(len(self._missing(kind, listed)) for kind, listed in expected.items()):
+            while missing := sum(len(self._missing(kind, listed.versions)) for kind, listed in lists.items()):
                 if time.monotonic() > patience:
                     break
                 await asyncio.sleep(0.1)
@@ -145,22 +160,24 @@ class Resync:
         return True
 
     async def compare(self) -> None:
-        """One resync.
+        """One resync. What is in a namespace that refuses is left as it was.
 
         Raises:
-            ApiError: the server does not answer.
+            ApiError: the server does not answer, or refuses everywhere.
             WatchStalledError: a watch is dead.
         """
         late: dict[str, str] = {}
+        lists: list[_Listed] = []
         for kind in WATCHED_KINDS:
             before = self._cache.versions(kind)
-            listed = await self._listed(kind)
+            listed = await self._list(kind)
+            lists.append(listed)
             for uid, (place, version) in before.items():
-                if uid not in listed and not self._cache.is_gone(uid):
+                if uid not in listed.versions and place[0] not in listed.refused and not self._cache.is_gone(uid):
                     log.info("%s %s/%s is gone; its deletion was missed", kind, *place)
                     self._cache.remove_uid(kind, place, uid, version)
             now = self._cache.versions(kind)
-            for uid, version in listed.items():
+            for uid, version in listed.versions.items():
                 ours = now[uid][1] if uid in now else ""
                 if ours != version and not self._cache.is_gone(uid, version) and not _is_newer(ours, version):
                     late[uid] = ours
@@ -169,14 +186,31 @@ class Resync:
                             f"the watch of {kind} is dead: uid {uid} is at version {version}, seen {ours or 'never'}"
                         )
         self._late = late
+        self._tell_refused(lists)
         for key in self._cache.all_keys():
             self._add(key)
 
-    async def _listed(self, kind: str) -> dict[str, str]:
-        """uid -> resourceVersion."""
-        return {
-            meta["uid"]: meta["resourceVersion"] async for meta in self._cluster.list_metadata(kind, self._namespaces)
-        }
+    async def _list(self, kind: str) -> _Listed:
+        """One namespace that refuses, mostly because it was deleted and our rights in it with it, is not all."""
+        listed = _Listed()
+        places: Sequence[str | None] = self._namespaces or (None,)
+        for place in places:
+            try:
+                async for meta in self._cluster.list_metadata(kind, place):
+                    listed.versions[meta["uid"]] = meta["resourceVersion"]
+            except ApiError as error:
+                if error.status != FORBIDDEN or place is None:
+                    raise
+                listed.refused[place] = error
+                if len(listed.refused) == len(places):
+                    raise
+        return listed
+
+    def _tell_refused(self, lists: Iterable[_Listed]) -> None:
+        refused = {place: error for listed in lists for place, error in listed.refused.items()}
+        for place in refused.keys() - self._refused.keys():
+            log.warning("namespace %s refuses to be listed, the others go on: %s", place, refused[place])
+        self._refused = refused
 
     def _missing(self, kind: str, listed: Mapping[str, str]) -> set[str]:
         seen = self._cache.versions(kind)
