@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from gala import names
-from gala_operator import conditions, essential, stuck, times
+from gala_operator import conditions, essential, failures, stuck, times
 from gala_operator.conditions import Conditions
 from gala_operator.learners import FAILED, Learner
 from gala_operator.progress import RUN_FIELDS, numbers
@@ -17,6 +17,8 @@ from gala_operator.situation import Situation
 
 ENDED: Final = frozenset({"Succeeded", "Failed"})
 MAX_MESSAGE: Final = 1024
+DISRUPTED: Final = "Disrupted"
+"""Reason of PodsReady while a learner is away that the cluster has ended."""
 STARTS_OVER: Final = "without spec.checkpoint.volume its training will start over."
 
 
@@ -191,7 +193,21 @@ def _pods_ready(
         return False, trouble.stuck.reason, _kept(before, trouble.stuck)
     if obstacle is not None:
         return False, stuck.NAME_CONFLICT, obstacle
+    disruption = _disruption(before, learners)
+    if disruption is not None:
+        return False, DISRUPTED, disruption
     return False, "Waiting", f"{ready} of {len(learners)} learners are ready."
+
+
+def _disruption(before: Mapping[str, Any], learners: Sequence[Learner]) -> str | None:
+    """Whom the cluster ended, and why; it is said until that learner is ready again."""
+    for learner in learners:
+        if learner.disrupted and learner.pod is not None:
+            return f"{learner.name}: the cluster ended it ({failures.verdict(learner.pod)}); it is replaced."
+    old = conditions.read(before).get("PodsReady", {})
+    said = str(old.get("message"))
+    lasts = any(not learner.ready and said.startswith(f"{learner.name}: ") for learner in learners)
+    return said if old.get("reason") == DISRUPTED and lasts else None
 
 
 def _kept(before: Mapping[str, Any], why: stuck.Stuck) -> str:
