@@ -137,7 +137,7 @@ async def _lead(
     async with poller:
         watches_stop = asyncio.Event()
         # Started last and stopped first: what must not go on without the lease or without the watches.
-        watches = asyncio.create_task(_watch(settings, cluster, cache, queue, metrics, stop, watches_stop))
+        watches = asyncio.create_task(_watch(settings, cluster, cache, queue, resync, metrics, stop, watches_stop))
         duties = {asyncio.create_task(reconcile(), name="reconcile")}
         if settings.leader_election:
             duties.add(asyncio.create_task(elector.hold(), name="lease"))
@@ -163,6 +163,7 @@ async def _watch(
     cluster: Cluster,
     cache: Cache,
     queue: WorkQueue[Key],
+    resync: Resync,
     metrics: Metrics,
     stop: asyncio.Event,
     watches_stop: asyncio.Event,
@@ -174,6 +175,7 @@ async def _watch(
             cache=cache,
             add=queue.add,
             add_urgent=queue.add_urgent,
+            relisted=resync.wake,
             metrics=metrics,
             resource=cluster.resource,
             configuration=load_configuration,

@@ -1,8 +1,9 @@
 """Compares what the watches have delivered with what the API server has: at the start, and every few minutes.
 
 At the start nothing may be decided before everything has been seen, or running learners would be missed. Later this
-finds what a watch has lost: objects that were deleted while it was broken are removed, and a watch that delivers
-nothing any more is noticed, which ends the process; its successor starts with fresh ones.
+finds what a watch has lost: objects that were deleted while it was broken are removed, as soon as it has been listed
+anew, and a watch that delivers nothing any more is noticed, which ends the process; its successor starts with fresh
+ones.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ PATIENCE_SECONDS: Final = 10.0
 MAX_ATTEMPTS: Final = 6
 FAILED_SECONDS: Final = 15.0
 """After a resync that failed."""
+SETTLING_SECONDS: Final = 2.0
+"""From a list that was read anew to the comparison: mostly there are several lists, and they take their time."""
 STALLED_PERIODS: Final = 3
 FORBIDDEN: Final = 403
 
@@ -95,9 +98,14 @@ class Resync:
         self._namespaces = namespaces
         self._period_seconds = period_seconds
         self._late: dict[str, str] = {}
-        """uid -> our version of it (empty: none), of what was behind at the last resync."""
+        """uid -> our version of it (empty: none), of what was behind when the watches were judged."""
         self._refused: dict[str, ApiError] = {}
         """Namespaces that could not be listed the last time: it has been said."""
+        self._relisted = asyncio.Event()
+
+    def wake(self) -> None:
+        """A watch has been listed anew: what went in the meantime will not be told of, so that it is looked for."""
+        self._relisted.set()
 
     async def first(self) -> None:
         """Returns when everything that the API server has is in the cache, but for namespaces that refuse.
@@ -131,6 +139,7 @@ class Resync:
                 raise WatchStalledError(f"{missing} objects have not come within {time.monotonic() - started:.0f} s")
             log.warning("waiting for the watches: %d objects have not come yet", missing)
         self._health.beat()
+        self._relisted.clear()
         runs = self._cache.all_keys()
         log.info("%d runs seen in %.1f s", len(runs), time.monotonic() - started)
         for key in runs:
@@ -143,15 +152,30 @@ class Resync:
             WatchStalledError: a watch is dead.
         """
         while True:
-            await asyncio.sleep(self._period_seconds)
-            while not await self._try():
-                self._health.beat()  # to be restarted would not help against a server that is down
-                await asyncio.sleep(min(FAILED_SECONDS, self._period_seconds))
-            self._health.beat()
+            due = time.monotonic() + self._period_seconds
+            while await self._is_woken(until=due):
+                await self._insist(judge=False)
+            await self._insist(judge=True)
 
-    async def _try(self) -> bool:
+    async def _is_woken(self, *, until: float) -> bool:
         try:
-            await self.compare()
+            async with asyncio.timeout(until - time.monotonic()):
+                await self._relisted.wait()
+                await asyncio.sleep(SETTLING_SECONDS)
+        except TimeoutError:
+            return False
+        self._relisted.clear()
+        return True
+
+    async def _insist(self, *, judge: bool) -> None:
+        while not await self._try(judge):
+            self._health.beat()  # to be restarted would not help against a server that is down
+            await asyncio.sleep(min(FAILED_SECONDS, self._period_seconds))
+        self._health.beat()
+
+    async def _try(self, judge: bool) -> bool:
+        try:
+            await self.compare(judge=judge)
         except ApiError as error:
             self._metrics.resyncs.labels("error").inc()
             log.warning("resync: %s", error)
@@ -159,8 +183,10 @@ class Resync:
         self._metrics.resyncs.labels("success").inc()
         return True
 
-    async def compare(self) -> None:
+    async def compare(self, *, judge: bool = True) -> None:
         """One resync. What is in a namespace that refuses is left as it was.
+
+        A watch that is behind is dead if it was as far behind when it was judged the last time, a whole period ago.
 
         Raises:
             ApiError: the server does not answer, or refuses everywhere.
@@ -181,11 +207,12 @@ class Resync:
                 ours = now[uid][1] if uid in now else ""
                 if ours != version and not self._cache.is_gone(uid, version) and not _is_newer(ours, version):
                     late[uid] = ours
-                    if self._late.get(uid) == ours:
+                    if judge and self._late.get(uid) == ours:
                         raise WatchStalledError(
                             f"the watch of {kind} is dead: uid {uid} is at version {version}, seen {ours or 'never'}"
                         )
-        self._late = late
+        if judge:
+            self._late = late
         self._tell_refused(lists)
         for key in self._cache.all_keys():
             self._add(key)

@@ -302,3 +302,46 @@ def test_the_loop_ends_with_a_dead_watch() -> None:
             await world.resync.work()
 
     run(scenario)
+
+
+def test_what_went_while_a_watch_was_broken_is_looked_for_as_soon_as_it_has_been_listed_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resync_module, "SETTLING_SECONDS", 0.05)
+
+    async def scenario() -> None:
+        world = World(period_seconds=600.0)
+        world.see(run_raw())
+        world.see(pod_raw(0))
+        world.resync.wake()
+        await world.resync.first()
+        lists = len(world.cluster.calls)
+        work = asyncio.create_task(world.resync.work())
+        await asyncio.wait({work}, timeout=0.2)
+        assert len(world.cluster.calls) == lists, "the first list of a watch is no news"
+        del world.cluster.objects["Pod", "lab", "pong-0"]
+        world.cluster.fail("list", "GalaRun", ApiError(500, "InternalError", "no"))
+        monkeypatch.setattr(resync_module, "FAILED_SECONDS", 0.01)
+        for _ in range(20):
+            world.resync.wake()
+        while world.cache.pods(KEY):
+            await asyncio.sleep(0.01)
+        await asyncio.wait({work}, timeout=0.2)
+        assert len(world.cluster.calls) == 2 * lists + 1, "many lists are one reason"
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+
+    run(scenario)
+
+
+def test_a_watch_is_not_judged_before_a_period_is_over() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.cluster.put(run_raw())
+        await world.resync.compare()
+        for _ in range(3):
+            await world.resync.compare(judge=False)
+        with pytest.raises(WatchStalledError):
+            await world.resync.compare()
+
+    run(scenario)
