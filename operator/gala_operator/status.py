@@ -11,7 +11,7 @@ from gala_operator import conditions, essential, failures, stuck, times
 from gala_operator.conditions import Conditions
 from gala_operator.learners import FAILED, Learner
 from gala_operator.progress import RUN_FIELDS, numbers
-from gala_operator.results import Finish, Outcome
+from gala_operator.results import FINISHING, Finish, Outcome
 from gala_operator.ring import Ring
 from gala_operator.situation import Situation
 
@@ -53,7 +53,7 @@ def of_active(
         table.set("Succeeded", outcome.succeeded, outcome.reason, outcome.message)
         table.set("Failed", not outcome.succeeded, outcome.reason, outcome.message)
     elif finish is not None:
-        table.set("Progressing", True, "Finishing", finish.message)
+        table.set("Progressing", True, FINISHING, finish.message)
     elif waiting is not None:
         table.set("Progressing", False, essential.AWAY, f"{waiting[0].upper()}{waiting[1:]}.")
     else:
