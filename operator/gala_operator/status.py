@@ -131,10 +131,12 @@ def with_problem(
 ) -> dict[str, Any]:
     """The status of a run for which something could not be done: the API server refused it, or a name is taken.
 
-    For as long as that is so each pass ends with the same status, so it is written once.
+    `PodsReady` says so as well, unless all are ready all the same, or the run is over. For as long as the problem
+    lasts each pass ends with the same status, so it is written once.
     """
     table = Conditions(status, generation=generation, now=now)
-    table.set("PodsReady", False, reason, message)
+    if not conditions.is_true(status, "PodsReady") and not has_ended(status):
+        table.set("PodsReady", False, reason, message)
     return {**status, "message": f"{reason}: {message}"[:MAX_MESSAGE], "conditions": table.document()}
 
 

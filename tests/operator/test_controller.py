@@ -263,6 +263,31 @@ def test_a_refusal_is_in_the_status_and_the_rest_of_the_status_goes_on() -> None
     assert (condition["type"], condition["status"], condition["reason"]) == ("PodsReady", "False", "Refused")
 
 
+def refused_with(pods_ready: dict[str, Any]) -> Mapping[str, Any]:
+    """The run's status when a disruption budget is refused."""
+    budget = labelled(child_raw("PodDisruptionBudget"))
+    status = {"state": "Running", "conditions": [{"type": "PodsReady", **pods_ready}]}
+    world = World(lambda run, observed: Actions(apply=(budget,), status=status))
+    world.see(run_raw())
+    world.cluster.fail("create", "PodDisruptionBudget", ApiError(403, "Forbidden", "no right to make it"))
+    with pytest.raises(ApiError):
+        world.reconcile()
+    run = world.cache.run(KEY)
+    assert run is not None
+    assert run.status["message"] == "Refused: no right to make it"
+    return run.status["conditions"][0]
+
+
+@pytest.mark.parametrize("pods_ready", [{"status": "True", "reason": "AllReady"}], ids=["all are ready"])
+def test_a_refusal_leaves_what_is_true_of_the_pods(pods_ready: dict[str, Any]) -> None:
+    assert refused_with(pods_ready) == {"type": "PodsReady", **pods_ready}
+
+
+def test_a_refusal_is_why_pods_are_not_ready_that_only_wait() -> None:
+    said = refused_with({"status": "False", "reason": "Waiting", "message": "1 of 2 learners are ready."})
+    assert (said["status"], said["reason"], said["message"]) == ("False", "Refused", "no right to make it")
+
+
 def test_a_pod_that_is_there_already_is_success() -> None:
     world = World(lambda run, observed: Actions(create=(labelled(pod_raw(0)),), status=STATUS))
     world.see(run_raw())

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from gala_operator.actions import Actions
+from gala_operator.conditions import Conditions
 from gala_operator.status import with_problem
 
 
@@ -308,11 +309,22 @@ def test_what_the_learners_died_of_stays_after_the_end(scene: Any) -> None:
 @pytest.mark.parametrize("reason", ["Refused", "NameTaken"])
 def test_an_obstacle_after_the_end_is_told_for_as_long_as_it_lasts(scene: Any, reason: str) -> None:
     run = scene().start().end()
-    ended = run.status["message"]
-    refused = with_problem(run.status, reason, "exceeded quota", generation=run.run.generation, now=run.now)
+    ended = run.status
+    refused = with_problem(ended, reason, "exceeded quota", generation=run.run.generation, now=run.now)
+    assert (refused["message"], refused["conditions"]) == (f"{reason}: exceeded quota", ended["conditions"])
     run.run = dataclasses.replace(run.run, status=refused)
     run.step(after=5)
-    assert (run.condition("PodsReady")["reason"], run.status["message"]) == ("Ended", ended)
+    assert run.status["message"] == ended["message"]
+
+
+@pytest.mark.parametrize("reason", ["Refused", "NameTaken"])
+def test_an_obstacle_that_was_there_at_the_end_is_forgotten(scene: Any, reason: str) -> None:
+    run = scene().start().end()
+    table = Conditions(run.status, generation=run.run.generation, now=run.now)
+    table.set("PodsReady", False, reason, "exceeded quota")
+    run.run = dataclasses.replace(run.run, status={**run.status, "conditions": table.document()})
+    run.step(after=5)
+    assert run.condition("PodsReady")["reason"] == "Ended"
 
 
 def test_a_run_is_deleted_when_its_time_to_live_is_over(scene: Any) -> None:
