@@ -159,8 +159,9 @@ class Controller:
             # It may be refused for as long as a quota is used up: the status goes on, and says so.
             refusal = error
             reason = NAME_TAKEN if isinstance(error, NameTakenError) else REFUSED
-            self._events.post(run, RunEvent(type="Warning", reason=reason, message=error.message))
             decided = with_problem(decided, reason, error.message, generation=run.generation, now=now)
+            if decided["message"] != run.status.get("message"):
+                self._events.post(run, RunEvent(type="Warning", reason=reason, message=error.message))
         self._workers.watch(key, actions.poll)
         return lambda: self._tell(key, run, version, actions, decided, refusal)
 

@@ -131,11 +131,13 @@ def with_problem(
 ) -> dict[str, Any]:
     """The status of a run for which something could not be done: the API server refused it, or a name is taken.
 
-    `PodsReady` says so as well, unless all are ready all the same, or the run is over. For as long as the problem
-    lasts each pass ends with the same status, so it is written once.
+    `PodsReady` says so as well, unless all are ready all the same, or one of them needs help for a reason of its own
+    (overwritten it would be news again at the next look), or the run is over. For as long as the problem lasts each
+    pass ends with the same status, so it is written once.
     """
     table = Conditions(status, generation=generation, now=now)
-    if not conditions.is_true(status, "PodsReady") and not has_ended(status):
+    stays = conditions.is_true(status, "PodsReady") or has_ended(status)
+    if not stays and conditions.reason(status, "PodsReady") not in stuck.WORTH_TELLING:
         table.set("PodsReady", False, reason, message)
     return {**status, "message": f"{reason}: {message}"[:MAX_MESSAGE], "conditions": table.document()}
 

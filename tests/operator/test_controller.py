@@ -237,16 +237,19 @@ def test_what_every_pod_needs_and_what_may_yet_be_made_ends_the_pass(kind: str, 
     assert world.cache.pods(KEY) == ()
 
 
-def test_a_refusal_is_told_in_an_event() -> None:
+def test_a_refusal_is_told_in_an_event_and_again_only_in_other_words() -> None:
     world = World(lambda run, observed: Actions(create=(labelled(pod_raw(0)),)))
     world.see(run_raw())
-    world.cluster.fail("create", "Pod", ApiError(403, "Forbidden", "exceeded quota: pods"), times=2)
-    for _ in range(2):
-        with pytest.raises(ApiError):
-            world.reconcile()
+    for message in ("exceeded quota: pods", "denied by a policy"):
+        world.cluster.fail("create", "Pod", ApiError(403, "Forbidden", message), times=2)
+        for _ in range(2):
+            with pytest.raises(ApiError):
+                world.reconcile()
     events = [raw for raw in world.cluster.objects.values() if raw["kind"] == "Event"]
-    assert [(event["reason"], event["type"], event["count"]) for event in events] == [("Refused", "Warning", 2)]
-    assert "exceeded quota" in events[0]["message"]
+    assert [(event["reason"], event["type"], event["message"], event["count"]) for event in events] == [
+        ("Refused", "Warning", "exceeded quota: pods", 1),
+        ("Refused", "Warning", "denied by a policy", 1),
+    ]
 
 
 def test_a_refusal_is_in_the_status_and_the_rest_of_the_status_goes_on() -> None:
@@ -278,7 +281,11 @@ def refused_with(pods_ready: dict[str, Any]) -> Mapping[str, Any]:
     return run.status["conditions"][0]
 
 
-@pytest.mark.parametrize("pods_ready", [{"status": "True", "reason": "AllReady"}], ids=["all are ready"])
+@pytest.mark.parametrize(
+    "pods_ready",
+    [{"status": "True", "reason": "AllReady"}, {"status": "False", "reason": "Unschedulable", "message": "pong-0: no"}],
+    ids=["all are ready", "one needs help for another reason"],
+)
 def test_a_refusal_leaves_what_is_true_of_the_pods(pods_ready: dict[str, Any]) -> None:
     assert refused_with(pods_ready) == {"type": "PodsReady", **pods_ready}
 
