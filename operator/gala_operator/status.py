@@ -95,8 +95,8 @@ def of_suspended(situation: Situation) -> dict[str, Any]:
     table = Conditions(before, generation=situation.run.generation, now=situation.now)
     table.set("Accepted", True, "Valid", "The spec is valid.")
     if gone:
-        kept = situation.spec.checkpoint.volume is not None
-        message = "The run is suspended." if kept else f"The run is suspended; {STARTS_OVER}"
+        is_lost = situation.spec.checkpoint.volume is None and ("epoch" in before or "steps" in before)
+        message = f"The run is suspended; {STARTS_OVER}" if is_lost else "The run is suspended."
         state, reason = "Suspended", "Suspended"
     else:
         state, reason = str(before.get("state") or "Pending"), "Stopping"

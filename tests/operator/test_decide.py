@@ -325,6 +325,14 @@ def test_suspending_deletes_all_pods_and_is_done_when_they_are_gone(scene: Any) 
     assert run.decide(after=3600) == Actions(status=run.status)
 
 
+def test_a_run_that_is_made_suspended_has_nothing_to_lose(scene: Any) -> None:
+    run = scene(runPolicy={"suspend": True})
+    for _ in range(2):
+        actions = run.step()
+        assert (run.status["state"], run.status["message"]) == ("Suspended", "The run is suspended.")
+        assert not [event for event in actions.events if event.type == "Warning"]
+
+
 def test_resuming_starts_the_clock_and_the_failures_afresh(scene: Any) -> None:
     run = scene(runPolicy={"suspend": True}, checkpoint={"volume": {"claimName": "shared"}})
     run.step()
