@@ -39,6 +39,10 @@ log = logging.getLogger("gala_operator")
 DISCOVERY_SECONDS: Final = 5.0
 LEASE_REQUESTS: Final = 1
 """At a time: the elector asks one after the other."""
+MAX_NESTING: Final = 11_000
+"""Calls within each other. An API server takes objects that are nested 10,000 deep, and a watch that could not read one
+would take the operator down, now and at every start. Python's JSON, comparisons and texts of such objects take half of
+a thread's usual 8 MiB."""
 STOP_SECONDS: Final = 1.0
 """For what is left of the Events, and for kopf's tasks to end by themselves: they have nothing to lose."""
 
@@ -133,7 +137,7 @@ async def _lead(
     async with poller:
         watches_stop = asyncio.Event()
         # Started last and stopped first: what must not go on without the lease or without the watches.
-        watches = asyncio.create_task(_watch(settings, cluster, cache, queue, metrics, stop, watches_stop))
+        watches = asyncio.create_task(_watch(settings, cluster, cache, queue, resync, metrics, stop, watches_stop))
         duties = {asyncio.create_task(reconcile(), name="reconcile")}
         if settings.leader_election:
             duties.add(asyncio.create_task(elector.hold(), name="lease"))
@@ -159,6 +163,7 @@ async def _watch(
     cluster: Cluster,
     cache: Cache,
     queue: WorkQueue[Key],
+    resync: Resync,
     metrics: Metrics,
     stop: asyncio.Event,
     watches_stop: asyncio.Event,
@@ -170,6 +175,7 @@ async def _watch(
             cache=cache,
             add=queue.add,
             add_urgent=queue.add_urgent,
+            relisted=resync.wake,
             metrics=metrics,
             resource=cluster.resource,
             configuration=load_configuration,
@@ -229,6 +235,7 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
     logs.set_up(settings.log_format)
+    sys.setrecursionlimit(MAX_NESTING)
     try:
         return asyncio.run(serve(settings))
     except GalaError as error:

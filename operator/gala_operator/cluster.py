@@ -215,27 +215,25 @@ class Cluster:
             "update", resource.plural, "PUT", resource.path(meta["namespace"], meta["name"]), body=manifest
         )
 
-    async def list_metadata(self, kind: str, namespaces: Sequence[str]) -> AsyncIterator[Raw]:
-        """The metadata of all objects of a kind that carry a run's label, or of all GalaRuns. No namespaces = all."""
+    async def list_metadata(self, kind: str, namespace: str | None) -> AsyncIterator[Raw]:
+        """The metadata of all objects of a kind that carry a run's label, or of all GalaRuns. No namespace = all."""
         resource = self.resource(kind)
-        places: Sequence[str | None] = namespaces or [None]
-        for namespace in places:
-            query = [("limit", str(PAGE))]
-            if kind != RUN:
-                query.append(("labelSelector", names.LABEL_RUN))
-            following: str | None = ""
-            while following is not None:
-                page = await self._request(
-                    "list",
-                    resource.plural,
-                    "GET",
-                    resource.path(namespace),
-                    query=[*query, ("continue", following)] if following else query,
-                    accept=METADATA_ONLY,
-                )
-                for item in page.get("items") or []:
-                    yield item["metadata"]
-                following = page.get("metadata", {}).get("continue") or None
+        query = [("limit", str(PAGE))]
+        if kind != RUN:
+            query.append(("labelSelector", names.LABEL_RUN))
+        following: str | None = ""
+        while following is not None:
+            page = await self._request(
+                "list",
+                resource.plural,
+                "GET",
+                resource.path(namespace),
+                query=[*query, ("continue", following)] if following else query,
+                accept=METADATA_ONLY,
+            )
+            for item in page.get("items") or []:
+                yield item["metadata"]
+            following = page.get("metadata", {}).get("continue") or None
 
     def _served(self, manifest: Mapping[str, Any]) -> Raw:
         """The manifest in the version that this server has."""
@@ -297,15 +295,13 @@ class Cluster:
                 break
             # Without its slot: what the server has time for need not wait as well.
             await asyncio.sleep(_retry_after(response.getheader("Retry-After")))
-        document = _document(data)
+        document, beginning = json_object(data), data[:200].decode(errors="replace")
         if not 200 <= code < 300:
-            raise ApiError(code, str(document.get("reason", "")), str(document.get("message", ""))[:2000])
+            said = {"message": beginning} if document is None else document
+            raise ApiError(code, str(said.get("reason", "")), str(said.get("message", ""))[:2000])
+        if document is None:  # taken for an empty list it would mean that everything is gone
+            raise ApiError(0, "NoJSON", f"what came is no JSON object: {beginning}")
         return document
-
-
-def _document(data: bytes) -> Raw:
-    document = json_object(data)
-    return {"message": data[:200].decode(errors="replace")} if document is None else document
 
 
 def _retry_after(header: str | None) -> float:

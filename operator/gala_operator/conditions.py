@@ -59,3 +59,9 @@ def is_true(status: Mapping[str, Any], type_: ConditionType) -> bool:
 def reason(status: Mapping[str, Any], type_: ConditionType) -> str:
     """Its reason then; empty if there was none."""
     return str(read(status).get(type_, {}).get("reason", ""))
+
+
+def refusal(status: Mapping[str, Any]) -> str:
+    """What the API server said when it refused something at the last look; empty if it did not."""
+    said = str(status.get("message", ""))
+    return said.removeprefix(f"{REFUSED}: ") if said.startswith(f"{REFUSED}: ") else ""

@@ -23,6 +23,7 @@ from gala_operator.kinds import POD, RUN
 from gala_operator.logs import run_context
 from gala_operator.metrics import Metrics
 from gala_operator.observed import Observed, RunObject
+from gala_operator.patches import merge_patch, without_nulls
 from gala_operator.queue import Rest
 from gala_operator.records import Key, key_of
 from gala_operator.settings import OperatorSettings
@@ -36,6 +37,8 @@ SOON_SECONDS: Final = 0.05
 CHANGED_SECONDS: Final = 2.0
 """A run that has changed since it was looked at is looked at again when its event comes, or else after so long."""
 CLAIM: Final = "PersistentVolumeClaim"
+MOMENTARY: Final = frozenset({0, 409, 429})
+"""HTTP's statuses of failures that say nothing about what was asked for: no answer, somebody was quicker, overload."""
 DISPENSABLE: Final = frozenset({CLAIM, "PodDisruptionBudget"})
 """Children without which the run goes on, but for the one pod that mounts a claim."""
 
@@ -99,13 +102,16 @@ class Controller:
         self._written: dict[Key, tuple[str, Mapping[str, Any]]] = {}
         """The run's resourceVersion after our last status, and that status: what the server prunes of it is not sent
         again and again."""
+        self._failed: set[Key] = set()
+        """Runs of which the last look has failed, by an answer that is neither a refusal nor `MOMENTARY`."""
 
     async def reconcile(self, key: Key) -> Rest:
         """One look, but for what tells of it, which is the `Rest`.
 
         Raises:
             ApiError: of both parts: something could not be done; what was decided after it has not been tried, unless
-                the refused object was one that the rest can do without.
+                the refused object was one that the rest can do without. The status tells of a refusal at once, and of
+                a failure (an admission webhook that does not answer: 500) when it comes twice.
         """
         began = time.perf_counter()
         with self._error_counted(key):
@@ -137,22 +143,35 @@ class Controller:
             # What it owned goes with it: the garbage collector's work, also while no operator runs.
             self._workers.watch(key, False)
             self._written.pop(key, None)
+            self._failed.discard(key)
             return _nothing
         now, version = self._clock(), self._cache.version(key)
         actions = self._decide(run, self._cache.observed(key), now, self._settings)
         refusal, decided = None, actions.status
         try:
             await self._carry_out(key, run, actions)
+            self._failed.discard(key)
         except ApiError as error:
-            if not _is_refusal(error):
+            if not self._may_last(key, error):
                 raise
             # It may be refused for as long as a quota is used up: the status goes on, and says so.
             refusal = error
             reason = NAME_TAKEN if isinstance(error, NameTakenError) else REFUSED
-            self._events.post(run, RunEvent(type="Warning", reason=reason, message=error.message))
             decided = with_problem(decided, reason, error.message, generation=run.generation, now=now)
+            if decided["message"] != run.status.get("message"):
+                self._events.post(run, RunEvent(type="Warning", reason=reason, message=error.message))
         self._workers.watch(key, actions.poll)
         return lambda: self._tell(key, run, version, actions, decided, refusal)
+
+    def _may_last(self, key: Key, error: ApiError) -> bool:
+        """Whether the status should not wait until it is over: a refusal, or the second failure in a row."""
+        if _is_refusal(error):
+            return True
+        if error.status in MOMENTARY:
+            return False
+        is_second = key in self._failed
+        self._failed.add(key)
+        return is_second
 
     async def _tell(
         self,
@@ -252,31 +271,6 @@ class Controller:
         self._cache.put(RUN, answer)
         self._written[key] = (str(answer.get("metadata", {}).get("resourceVersion", "")), status)
         return True
-
-
-def merge_patch(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON merge patch (RFC 7386) that makes `before` into `after`, neither of which has nulls."""
-    patch: dict[str, Any] = dict.fromkeys(name for name in before if name not in after)
-    for name, value in after.items():
-        old = before.get(name)
-        if name in before and old == value:
-            continue
-        if isinstance(value, Mapping) and isinstance(old, Mapping):
-            inner = merge_patch(old, value)
-            if inner:
-                patch[name] = inner
-        else:
-            patch[name] = value
-    return patch
-
-
-def without_nulls(value: Any) -> Any:
-    """A copy without entries that are None: a server leaves them out, or refuses them."""
-    if isinstance(value, Mapping):
-        return {name: without_nulls(item) for name, item in value.items() if item is not None}
-    if isinstance(value, list | tuple):
-        return [without_nulls(item) for item in value]
-    return value
 
 
 async def _nothing() -> None:

@@ -119,6 +119,12 @@ def last_line(text: str | None) -> str:
     return lines[-1][:MAX_LINE] if lines else ""
 
 
+def verdict(pod: ObservedPod) -> str:
+    """Why the cluster ended a pod, in its words."""
+    reason, message = pod.termination_reason or "disruption", last_line(pod.termination_message).rstrip(". ")
+    return f"{reason}: {message}" if message else reason
+
+
 def _reason(pod: ObservedPod) -> str:
     if pod.exit_code == USAGE_EXIT_CODE:
         return MISCONFIGURED

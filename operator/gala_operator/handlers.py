@@ -52,11 +52,15 @@ def register(
     cache: Cache,
     add: Callable[[Key], None],
     add_urgent: Callable[[Key], None],
+    relisted: Callable[[], None],
     metrics: Metrics,
     resource: Callable[[str], Resource],
     configuration: Callable[[], Awaitable[Configuration]],
 ) -> kopf.OperatorRegistry:
     """A registry with a handler for every watched kind: `add_urgent` gets the runs that have lost a pod.
+
+    `relisted` is called when a watch lists what there is: at first, and when the server does not know any more what has
+    happened since the watch broke (410 Gone). Of what was deleted meanwhile nothing is told then.
 
     `resource` says where this server has a kind.
     """
@@ -68,6 +72,8 @@ def register(
 
     async def on_event(event: Any, param: Any = None, **_: Any) -> None:
         metrics.watch_last_event.labels(resource(param).plural).set(time.time())
+        if event["type"] is None:
+            relisted()
         is_gone = event["type"] == "DELETED"
         key = (cache.remove if is_gone else cache.put)(param, event["object"])
         if key is not None:

@@ -21,6 +21,7 @@ from gala.status_schema import STATES
 from gala_operator.cache import Cache
 
 SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+AT_WORK: Final = frozenset({"Running", "Degraded"})
 NUMBERS: Final = {
     "steps": ("galarun_run_steps", "Agent decisions of all learners of the run together."),
     "stepsPerSecond": ("galarun_run_steps_per_second", "Agent decisions per second of the run."),
@@ -135,7 +136,9 @@ class _Runs(Collector):
             tally = Tally(text(entry.get("state"), "unknown") for entry in items(run.status.get("learnerStatuses")))
             for learner_state, count in tally.items():
                 learners.add_metric([*key, learner_state], count)
-            _add_numbers(numbers, key, run.status)
+            # Of learners that never answer no steps are known: they make none, and an alert is to tell of them.
+            unknown = {"steps": 0} if state in AT_WORK else {}
+            _add_numbers(numbers, key, unknown | dict(run.status))
         for state, count in states.items():
             by_state.add_metric([state], count)
         yield from (by_state, info, learners, *numbers.values())

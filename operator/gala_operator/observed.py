@@ -62,12 +62,13 @@ class ObservedPod:
     waiting_message: str | None = None
     exit_code: int | None = None
     termination_reason: str | None = None
-    """OOMKilled, Error, Completed; Evicted and the like where the pod itself says why."""
+    """OOMKilled, Error, Completed; Evicted and the like where the cluster says why."""
     termination_message: str | None = None
-    """The last lines of the container's log (FallbackToLogsOnError)."""
+    """The cluster's words, or else the last lines of the container's log (FallbackToLogsOnError)."""
     disrupted: bool = False
-    """Ended by the cluster and not by itself: condition DisruptionTarget, or reason Evicted, Preempted, NodeLost,
-    NodeShutdown, Terminated, NodeAffinity..., or refused by its node. Does not count against backoffLimit."""
+    """Ended by the cluster and not by itself: condition DisruptionTarget, or reason Evicted (but for storage that it
+    used itself), Preempted, NodeLost, NodeShutdown, Terminated, NodeAffinity..., or refused by its node. Does not count
+    against backoffLimit."""
     finished_at: datetime | None = None
     node: str | None = None
     """Where it runs; None before it is placed."""

@@ -6,6 +6,7 @@ here raises on what a cluster may deliver; an object that is not ours gives None
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -25,7 +26,6 @@ MAX_MESSAGE: Final = 2000
 """Characters kept of what a container, the kubelet or the scheduler says."""
 DISRUPTIONS: Final = frozenset(
     {
-        "Evicted",
         "Preempting",
         "Preempted",
         "PreemptionByScheduler",
@@ -47,6 +47,12 @@ DISRUPTIONS: Final = frozenset(
     }
 )
 """`status.reason` of pods that the cluster ended, not themselves."""
+EVICTED: Final = "Evicted"
+OWN_USE: Final = re.compile(r"exceeds the (total )?limit|exceeded its local ephemeral storage limit")
+"""The kubelet of pods that it evicts for what they use themselves, where they may not use as much. Others it evicts
+since their node is short of something."""
+DISRUPTION_TARGET: Final = "DisruptionTarget"
+"""Condition of such pods, on newer servers."""
 DEADLINE_EXCEEDED: Final = "DeadlineExceeded"
 """`status.reason` of a pod that used up the time its own spec gives it, maybe before anything of it had started."""
 IMAGE_PROBLEMS: Final = frozenset(
@@ -114,6 +120,10 @@ def pod(raw: Raw) -> ObservedPod | None:
     lingering = bool(ended) and any(not _ended(each) for each in containers if each is not container)
     phase = _phase(status, ended, lingering=lingering)
     scheduled = conditions.get("PodScheduled", {})
+    disrupted = _disrupted(status, phase, conditions)
+    # Who has ended the pod says why; else the container does, and of its log the end is what tells.
+    verdict = status if status.get("reason") else conditions.get(DISRUPTION_TARGET, {}) if disrupted else {}
+    last_words = "" if disrupted else text(ended.get("message"))[-MAX_MESSAGE:]
     return ObservedPod(
         name=name,
         uid=uid,
@@ -134,10 +144,9 @@ def pod(raw: Raw) -> ObservedPod | None:
         waiting_reason=_optional(waiting.get("reason")),
         waiting_message=_optional(waiting.get("message")),
         exit_code=_exit_code(ended),
-        termination_reason=_optional(status.get("reason")) or _optional(ended.get("reason")),
-        # The end of a log is what tells.
-        termination_message=text(ended.get("message"))[-MAX_MESSAGE:] or _optional(status.get("message")),
-        disrupted=_disrupted(status, phase, conditions),
+        termination_reason=_optional(verdict.get("reason")) or _optional(ended.get("reason")),
+        termination_message=_optional(verdict.get("message")) or last_words or _optional(status.get("message")),
+        disrupted=disrupted,
         finished_at=times.read(ended.get("finishedAt")),
         node=_optional(mapping(raw.get("spec")).get("nodeName")),
         lingering=lingering,
@@ -187,13 +196,16 @@ def _phase(status: Raw, ended: Raw, *, lingering: bool) -> PodPhase:
 
 
 def _disrupted(status: Raw, phase: PodPhase, conditions: Mapping[str, Raw]) -> bool:
+    if phase == "Failed" and conditions.get(DISRUPTION_TARGET, {}).get("status") == "True":
+        return True
     reason = text(status.get("reason"))
+    if reason == EVICTED:
+        return OWN_USE.search(text(status.get("message"))) is None
     if reason in DISRUPTIONS:
         return True
     # A node that does not admit a pod has many reasons: TopologyAffinityError, OutOf<any resource>...
-    if status.get("phase") == "Failed" and reason not in ("", DEADLINE_EXCEEDED) and not _has_started(status):
-        return True
-    return phase == "Failed" and conditions.get("DisruptionTarget", {}).get("status") == "True"
+    refused = status.get("phase") == "Failed" and reason not in ("", DEADLINE_EXCEEDED)
+    return refused and not _has_started(status)
 
 
 def _has_started(status: Raw) -> bool:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from gala import names
 from gala.answers import count, mapping, number
@@ -23,9 +23,17 @@ from gala_operator.situation import Situation
 PATIENCE: Final = timedelta(seconds=60)
 """From the first finished learner on: whoever has not finished by then is left out of the final model. Only those
 that keep state count: the others have nothing to give."""
+FINISHING: Final = "Finishing"
+"""Reason of Progressing from then on."""
 MAX_FAILURES: Final = 3
 """Failures of the results pod before the run is given up."""
+MAKING: Final = "The final model is being made"
 LIMIT_RANGE: Final = re.compile(r" per (Container|Pod) is ")
+"""Kubernetes's LimitRanger of what it refuses."""
+QUOTA_OF_LIMITS: Final = re.compile(r"exceeded quota: .*requested: \S*limits\.")
+"""Kubernetes's ResourceQuota of what it refuses, if that is a limit and not (only) a request."""
+AS_A_LEARNER: Final = "its pod asks for what a learner asks for"
+WITH_LESS: Final = "its pod may use less than a learner"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,31 +79,57 @@ def assess(situation: Situation, learners: Sequence[Learner]) -> Finish | None:
     return _gather(situation, since, pod)
 
 
-def was_too_modest(status: Mapping[str, Any]) -> bool:
-    """Whether a pod was refused just now, in the words of Kubernetes's LimitRanger, for the amounts that it asks for.
+class Size(NamedTuple):
+    """How much the results pod asks for and may use; see `manifests.results_pod`."""
+
+    modest: bool = True
+    frugal: bool = False
+
+    def __str__(self) -> str:
+        """What is unusual about it; `size` reads it in the status."""
+        unusual = (AS_A_LEARNER if not self.modest else "", WITH_LESS if self.frugal else "")
+        return "".join(f"; {each}" for each in unusual if each)
+
+
+def size(status: Mapping[str, Any], tally: Tally) -> Size:
+    """What the API server may let in, going by what it has just refused, if it has.
 
     A LimitRange may want more CPU or memory than a results pod needs, or limits nearer to what is asked for. It has let
-    the learners in, so it lets in what asks for as much.
+    the learners in, so it lets in what asks for as much. A quota may have less left than a learner's limits. Where both
+    refuse, both are heeded; and if even that is refused, all is tried from the start. `tally`: once it has run out of
+    memory it is not to make do with less.
     """
-    ready = conditions.read(status).get("PodsReady", {})
-    return ready.get("reason") == conditions.REFUSED and bool(LIMIT_RANGE.search(str(ready.get("message"))))
+    refusal = conditions.refusal(status)
+    if not refusal:
+        return Size()
+    was = conditions.read(status).get("Progressing", {})
+    told = str(was.get("message")) if was.get("reason") == FINISHING else ""
+    before = Size(modest=AS_A_LEARNER not in told, frugal=WITH_LESS in told)
+    if before == Size(modest=False, frugal=True):
+        return Size()
+    if LIMIT_RANGE.search(refusal):
+        return before._replace(modest=False)
+    starved = tally.last is not None and tally.last.reason == stuck.OOM_KILLED
+    return before._replace(frugal=not starved and (before.frugal or bool(QUOTA_OF_LIMITS.search(refusal))))
 
 
 def _gather(situation: Situation, since: datetime, pod: ObservedPod | None) -> Finish:
     now = situation.now
     before = Tally.read(mapping(situation.run.status.get("results")))
-    message = "The final model is being made."
+    message = f"{MAKING}."
     if pod is None:
         retry_at = before.retry_at(situation.settings) if before.failures else None
         if retry_at is not None and retry_at > now:
             return Finish(since=since, message=message, tally=before, look_again=retry_at)
+        chosen = size(situation.run.status, before)
+        message = f"{MAKING}{chosen}."
         manifest = manifests.results_pod(
             situation.document,
             situation.owner,
             situation.plan,
             created=now,
             settings=situation.settings,
-            modest=not was_too_modest(situation.run.status),
+            **chosen._asdict(),
         )
         free = not situation.is_taken(names.results_name(situation.run.name))
         return Finish(since=since, message=message, tally=before, create=(manifest,) if free else ())

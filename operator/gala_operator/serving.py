@@ -17,7 +17,7 @@ from gala_operator import children, conditions, failures, manifests, situation, 
 from gala_operator.actions import DeletePod, Manifest
 from gala_operator.failures import Tally
 from gala_operator.observed import Observed, ObservedPod, RunObject
-from gala_operator.results import MAX_FAILURES, was_too_modest
+from gala_operator.results import MAX_FAILURES, size
 from gala_operator.settings import OperatorSettings
 from gala_operator.status import MAX_MESSAGE
 
@@ -111,5 +111,5 @@ def _manifest(
     run: RunObject, document: GalaRun, observed: Observed, now: datetime, settings: OperatorSettings
 ) -> Manifest:
     plan = children.current_plan(run, document, observed)
-    modest = not was_too_modest(run.status)
-    return manifests.results_pod(document, situation.owner(run), plan, created=now, settings=settings, modest=modest)
+    chosen = size(run.status, Tally.read(mapping(run.status.get("results"))))._asdict()
+    return manifests.results_pod(document, situation.owner(run), plan, created=now, settings=settings, **chosen)

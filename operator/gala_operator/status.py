@@ -8,15 +8,17 @@ from typing import Any, Final
 
 from gala import names
 from gala.status_schema import ENDED
-from gala_operator import conditions, essential, stuck, times
+from gala_operator import conditions, essential, failures, stuck, times
 from gala_operator.conditions import Conditions
 from gala_operator.learners import FAILED, Learner
 from gala_operator.progress import RUN_FIELDS, numbers
-from gala_operator.results import Finish, Outcome
+from gala_operator.results import FINISHING, Finish, Outcome
 from gala_operator.ring import Ring
 from gala_operator.situation import Situation
 
 MAX_MESSAGE: Final = 1024
+DISRUPTED: Final = "Disrupted"
+"""Reason of PodsReady while a learner is away that the cluster has ended."""
 STARTS_OVER: Final = "without spec.checkpoint.volume its training will start over."
 
 
@@ -51,7 +53,7 @@ def of_active(
         table.set("Succeeded", outcome.succeeded, outcome.reason, outcome.message)
         table.set("Failed", not outcome.succeeded, outcome.reason, outcome.message)
     elif finish is not None:
-        table.set("Progressing", True, "Finishing", finish.message)
+        table.set("Progressing", True, FINISHING, finish.message)
     elif waiting is not None:
         table.set("Progressing", False, essential.AWAY, f"{waiting[0].upper()}{waiting[1:]}.")
     else:
@@ -93,8 +95,8 @@ def of_suspended(situation: Situation) -> dict[str, Any]:
     table = Conditions(before, generation=situation.run.generation, now=situation.now)
     table.set("Accepted", True, "Valid", "The spec is valid.")
     if gone:
-        kept = situation.spec.checkpoint.volume is not None
-        message = "The run is suspended." if kept else f"The run is suspended; {STARTS_OVER}"
+        is_lost = situation.spec.checkpoint.volume is None and ("epoch" in before or "steps" in before)
+        message = f"The run is suspended; {STARTS_OVER}" if is_lost else "The run is suspended."
         state, reason = "Suspended", "Suspended"
     else:
         state, reason = str(before.get("state") or "Pending"), "Stopping"
@@ -129,10 +131,14 @@ def with_problem(
 ) -> dict[str, Any]:
     """The status of a run for which something could not be done: the API server refused it, or a name is taken.
 
-    For as long as that is so each pass ends with the same status, so it is written once.
+    `PodsReady` says so as well, unless all are ready all the same, or one of them needs help for a reason of its own
+    (overwritten it would be news again at the next look), or the run is over. For as long as the problem lasts each
+    pass ends with the same status, so it is written once.
     """
     table = Conditions(status, generation=generation, now=now)
-    table.set("PodsReady", False, reason, message)
+    stays = conditions.is_true(status, "PodsReady") or has_ended(status)
+    if not stays and conditions.reason(status, "PodsReady") not in stuck.WORTH_TELLING:
+        table.set("PodsReady", False, reason, message)
     return {**status, "message": f"{reason}: {message}"[:MAX_MESSAGE], "conditions": table.document()}
 
 
@@ -191,7 +197,21 @@ def _pods_ready(
         return False, trouble.stuck.reason, _kept(before, trouble.stuck)
     if obstacle is not None:
         return False, stuck.NAME_CONFLICT, obstacle
+    disruption = _disruption(before, learners)
+    if disruption is not None:
+        return False, DISRUPTED, disruption
     return False, "Waiting", f"{ready} of {len(learners)} learners are ready."
+
+
+def _disruption(before: Mapping[str, Any], learners: Sequence[Learner]) -> str | None:
+    """Whom the cluster ended, and why; it is said until that learner is ready again."""
+    for learner in learners:
+        if learner.disrupted and learner.pod is not None:
+            return f"{learner.name}: the cluster ended it ({failures.verdict(learner.pod)}); it is replaced."
+    old = conditions.read(before).get("PodsReady", {})
+    said = str(old.get("message"))
+    lasts = any(not learner.ready and said.startswith(f"{learner.name}: ") for learner in learners)
+    return said if old.get("reason") == DISRUPTED and lasts else None
 
 
 def _kept(before: Mapping[str, Any], why: stuck.Stuck) -> str:

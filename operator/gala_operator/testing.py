@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -104,7 +104,7 @@ class FakeCluster:
     def __init__(self) -> None:
         self.objects: dict[tuple[str, str, str], Raw] = {}
         self.calls: list[tuple[str, str, str]] = []
-        """(verb, resource, name) of every request, in order."""
+        """(verb, resource, name) of every request, in order; of a list the namespace."""
         self.failures: list[Callable[[str, str, str], ApiError | None]] = []
         """Asked about every request; what one returns is raised."""
         self._version = 1000
@@ -199,10 +199,10 @@ class FakeCluster:
             return None
         return self.put(manifest)
 
-    async def list_metadata(self, kind: str, namespaces: Sequence[str]) -> AsyncIterator[Raw]:
-        self._called("list", kind, "")
-        for (stored_kind, namespace, _), raw in list(self.objects.items()):
-            if stored_kind == kind and (not namespaces or namespace in namespaces):
+    async def list_metadata(self, kind: str, namespace: str | None) -> AsyncIterator[Raw]:
+        self._called("list", kind, namespace or "")
+        for (stored_kind, stored_in, _), raw in list(self.objects.items()):
+            if stored_kind == kind and namespace in (None, stored_in):
                 yield copy.deepcopy(raw["metadata"])
 
     def _called(self, verb: str, resource: str, name: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from gala_operator import conditions, situation, stuck
+from gala_operator import conditions, failures, situation, stuck
 from gala_operator.actions import RunEvent
 from gala_operator.learners import FAILED, WORKING, Learner
 from gala_operator.status import STARTS_OVER
@@ -29,9 +29,8 @@ def _of_learners(before: Mapping[str, Any], learners: Sequence[Learner]) -> Iter
         if learner.tally.failures > entry.get("failures", 0) and learner.stuck is not None:
             reason = "LearnerFailed" if learner.state == FAILED else "LearnerRestarted"
             yield RunEvent(type="Warning", reason=reason, message=learner.stuck.message)
-        elif learner.disrupted and entry.get("state") != learner.state:
-            why = learner.pod.termination_reason if learner.pod is not None else None
-            message = f"The cluster ended {learner.name} ({why or 'disruption'}); it is replaced."
+        elif learner.disrupted and learner.pod is not None and entry.get("state") != learner.state:
+            message = f"The cluster ended {learner.name} ({failures.verdict(learner.pod)}); it is replaced."
             yield RunEvent(type="Normal", reason="LearnerDisrupted", message=message)
         elif learner.pod is None and learner.create and entry.get("state") in _ALIVE:
             yield RunEvent(type="Normal", reason="LearnerReplaced", message=f"{learner.name} is gone; it is replaced.")

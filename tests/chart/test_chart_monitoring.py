@@ -30,6 +30,8 @@ ALL_ON: dict[str, Any] = {
         "dashboards": {"enabled": True},
     }
 }
+RUNS: dict[str, dict[str, float]] = {"pong": dict.fromkeys(NUMBERS, 1.0), "never-reached": {}}
+"""And what is known of their numbers."""
 FOREIGN = {"up", "DCGM_FI_DEV_GPU_UTIL"}
 """Metrics of Prometheus itself and of NVIDIA's exporter."""
 SCRAPED = {"job", "instance", "namespace", "pod", "container", "service", "endpoint"}
@@ -52,22 +54,22 @@ def operator_exposition() -> str:
     metrics.watch_last_event.labels("pods").set(1.0)
     metrics.polls.labels("success").inc()
     metrics.resyncs.labels("success").inc()
-    learners = [{"rank": 0, "state": "training"}]
-    raw = {
-        "apiVersion": "gala.dev/v1alpha1",
-        "kind": "GalaRun",
-        "metadata": {
-            "name": "pong",
-            "namespace": "team",
-            "uid": "u",
-            "resourceVersion": "1",
-            "generation": 1,
-            "creationTimestamp": "2026-01-01T00:00:00Z",
-        },
-        "spec": {"environment": {"id": "CartPole-v1"}, "algorithm": "GALA-A2C"},
-        "status": {"state": "Running", "learnerStatuses": learners, **dict.fromkeys(NUMBERS, 1.0)},
-    }
-    cache.put("GalaRun", raw)
+    for name, status in RUNS.items():
+        raw = {
+            "apiVersion": "gala.dev/v1alpha1",
+            "kind": "GalaRun",
+            "metadata": {
+                "name": name,
+                "namespace": "team",
+                "uid": name,
+                "resourceVersion": "1",
+                "generation": 1,
+                "creationTimestamp": "2026-01-01T00:00:00Z",
+            },
+            "spec": {"environment": {"id": "CartPole-v1"}, "algorithm": "GALA-A2C"},
+            "status": {"state": "Running", "learnerStatuses": [{"rank": 0, "state": "training"}], **status},
+        }
+        cache.put("GalaRun", raw)
     return metrics.exposition().decode()
 
 
@@ -162,6 +164,15 @@ def test_an_absence_is_told_only_of_what_was_there_at_the_beginning_of_the_time_
     looked_at = {range_.range for node in nodes(query) if isinstance(node, promql_parser.Call) for range_ in node.args}
     offsets = {node.offset for node in nodes(query) if isinstance(node, promql_parser.VectorSelector)} - {None}
     assert looked_at == offsets != set()
+
+
+def test_a_run_that_makes_no_steps_is_told_of_though_no_learner_ever_answered_and_none_that_starts_over() -> None:
+    (query,) = [parameter.values[0] for parameter in alert_queries() if parameter.id == "GalaRunNotProgressing"]
+    metric = "galarun_run_steps"
+    families = [each for each in text_string_to_metric_families(operator_exposition()) if each.name == metric]
+    assert {sample.labels["name"] for family in families for sample in family.samples} == set(RUNS)
+    calls = [node for node in nodes(query) if isinstance(node, promql_parser.Call)]
+    assert [call.func.name for call in calls if call.args[0].vector_selector.name == metric] == ["changes"]
 
 
 def test_the_metric_names_follow_prometheus(known: dict[str, set[str]]) -> None:

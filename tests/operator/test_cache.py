@@ -205,6 +205,10 @@ LEARNER_KILLED = {"name": "learner", "state": {"terminated": {"exitCode": 137}}}
     "status",
     [
         pytest.param({"phase": "Failed", "reason": "Evicted"}, id="evicted"),
+        pytest.param(
+            {"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: ephemeral-storage. "},
+            id="evicted since the node is short of storage",
+        ),
         pytest.param({"phase": "Failed", "reason": "NodeShutdown"}, id="node shutdown"),
         pytest.param(
             {"phase": "Failed", "conditions": [{"type": "DisruptionTarget", "status": "True"}]}, id="condition"
@@ -238,12 +242,46 @@ def test_a_pod_that_the_cluster_ended_is_disrupted(status: dict[str, Any]) -> No
         pytest.param({"reason": "Odd", "containerStatuses": [{"lastState": {"terminated": {}}}]}, id="started before"),
         pytest.param({"reason": "Odd", "initContainerStatuses": [LEARNER_KILLED]}, id="an init container failed"),
         pytest.param({"reason": "DeadlineExceeded"}, id="out of time before it started"),
+        pytest.param(
+            {"reason": "Evicted", "message": 'Usage of EmptyDir volume "scratch" exceeds the limit "1Gi". '},
+            id="evicted for what is in its volume",
+        ),
+        pytest.param(
+            {
+                "reason": "Evicted",
+                "message": "Pod ephemeral local storage usage exceeds the total limit of containers.",
+            },
+            id="evicted for what the pod stores",
+        ),
+        pytest.param(
+            {"reason": "Evicted", "message": 'Container learner exceeded its local ephemeral storage limit "1Gi". '},
+            id="evicted for what the container stores",
+        ),
     ],
 )
 def test_a_pod_that_fails_by_itself_is_not_disrupted(status: dict[str, Any]) -> None:
     pod = records.pod(pod_raw(0, phase="Failed", **status))
     assert pod is not None
     assert not pod.disrupted
+
+
+PREEMPTED = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler", "message": "preempting"}
+LAST_WORDS = {"name": "learner", "state": {"terminated": {"exitCode": 143, "reason": "Error", "message": "step 7"}}}
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "message"),
+    [
+        pytest.param({"reason": "Evicted", "message": "low on memory"}, "Evicted", "low on memory", id="the kubelet"),
+        pytest.param({"conditions": [PREEMPTED]}, "PreemptionByScheduler", "preempting", id="the scheduler"),
+        pytest.param({"reason": "NodeLost"}, "NodeLost", None, id="nobody"),
+        pytest.param({}, "Error", "step 7", id="itself"),
+    ],
+)
+def test_who_has_ended_a_pod_says_why(status: dict[str, Any], reason: str, message: str | None) -> None:
+    pod = records.pod(pod_raw(0, phase="Failed", containerStatuses=[LAST_WORDS], **status))
+    assert pod is not None
+    assert (pod.termination_reason, pod.termination_message) == (reason, message)
 
 
 def containers(**states: dict[str, Any]) -> list[dict[str, Any]]:

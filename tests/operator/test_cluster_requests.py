@@ -162,7 +162,7 @@ def test_the_status_is_a_merge_patch_bound_to_the_version() -> None:
     assert server.content_types == ["application/merge-patch+json"]
 
 
-def test_lists_are_paged_and_labelled_and_of_each_namespace() -> None:
+def test_lists_are_paged_and_labelled_and_of_one_namespace_or_all() -> None:
     server = ApiServer(
         (200, {"metadata": {"continue": "more"}, "items": [{"metadata": {"uid": "1"}}]}),
         (200, {"metadata": {}, "items": [{"metadata": {"uid": "2"}}]}),
@@ -170,12 +170,10 @@ def test_lists_are_paged_and_labelled_and_of_each_namespace() -> None:
     )
 
     async def scenario(cluster: Cluster) -> list[str]:
-        return [meta["uid"] async for meta in cluster.list_metadata("Pod", ["a", "b"])]
+        return [meta["uid"] for place in ("a", None) async for meta in cluster.list_metadata("Pod", place)]
 
     assert asking(server, scenario) == ["1", "2"]
-    assert [request[1] for request in server.requests] == ["/api/v1/namespaces/a/pods"] * 2 + [
-        "/api/v1/namespaces/b/pods"
-    ]
+    assert [request[1] for request in server.requests] == ["/api/v1/namespaces/a/pods"] * 2 + ["/api/v1/pods"]
     assert server.requests[0][2]["labelSelector"] == "gala.dev/run"
     assert server.requests[1][2]["continue"] == "more"
 
@@ -249,6 +247,15 @@ def test_a_page_of_a_proxy_is_an_error_and_not_a_crash(page: str) -> None:
     with pytest.raises(ApiError, match=re.escape(page[:24])) as caught:
         asking(server, lambda cluster: cluster.get("Pod", "lab", "pong-0"))
     assert not caught.value.is_refusal
+
+
+@pytest.mark.parametrize("page", ['{"items": [{"metadata"', "[]", ""])
+def test_a_list_that_cannot_be_read_is_no_empty_list(page: str) -> None:
+    async def scenario(cluster: Cluster) -> list[Any]:
+        return [meta async for meta in cluster.list_metadata("Pod", None)]
+
+    with pytest.raises(ApiError, match="no JSON object"):
+        asking(ApiServer((200, page)), scenario)
 
 
 def test_a_netrc_that_names_the_server_has_no_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from controller_world import KEY, NOW, STATUS, World, labelled
 from gala_operator.actions import Actions, AnnotatePod, DeletePod, RunEvent
 from gala_operator.cluster import ApiError
-from gala_operator.controller import CHANGED_SECONDS, NameTakenError, merge_patch, without_nulls
+from gala_operator.controller import CHANGED_SECONDS, NameTakenError
 from gala_operator.observed import Observed, RunObject
+from gala_operator.patches import merge_patch, without_nulls
 from gala_operator.testing import child_raw, merged, pod_raw, run_raw
 
 
@@ -103,7 +104,10 @@ def test_a_restart_costs_no_request_if_nothing_has_changed() -> None:
     assert len(first.cluster.calls) == calls
 
 
-def test_a_failure_ends_the_pass_before_status_and_events_and_the_next_one_tries_again() -> None:
+WEBHOOK = ApiError(500, "InternalError", "failed calling webhook: no endpoints available")
+
+
+def test_one_failure_ends_the_pass_before_status_and_events_and_the_next_one_tries_again() -> None:
     actions = Actions(
         apply=(labelled(child_raw("Service")),),
         create=(labelled(pod_raw(0)),),
@@ -120,6 +124,47 @@ def test_a_failure_ends_the_pass_before_status_and_events_and_the_next_one_tries
     world.reconcile()
     assert ("create", "Pod", "pong-0") in world.cluster.writes
     assert world.results() == {"success": 1, "error": 1}
+
+
+def test_a_failure_that_comes_again_is_told_as_a_refusal_and_the_learners_are_asked_meanwhile() -> None:
+    actions = Actions(create=(labelled(pod_raw(0)),), status={"state": "Degraded"}, poll=True)
+    world = World(lambda run, observed: actions)
+    world.see(run_raw())
+    world.cluster.fail("create", "Pod", WEBHOOK, times=2)
+    for expected in (None, "Refused: failed calling webhook: no endpoints available"):
+        with pytest.raises(ApiError, match="no endpoints"):
+            world.reconcile()
+        run = world.cache.run(KEY)
+        assert run is not None
+        assert run.status.get("message") == expected
+    assert run.status["state"] == "Degraded"
+    assert world.workers.watched == {KEY: True}
+    assert [raw["reason"] for raw in world.cluster.objects.values() if raw["kind"] == "Event"] == ["Refused"]
+    world.reconcile()
+    assert world.cluster.objects["GalaRun", "lab", "pong"]["status"] == {"state": "Degraded"}
+
+
+def test_two_failures_with_a_success_between_them_are_a_moment_each() -> None:
+    world = World(lambda run, observed: Actions(create=(labelled(pod_raw(0)),), status=STATUS))
+    world.see(run_raw())
+    for _ in range(2):
+        world.cluster.fail("create", "Pod", WEBHOOK)
+        with pytest.raises(ApiError):
+            world.reconcile()
+        world.reconcile()
+        assert world.cluster.objects["GalaRun", "lab", "pong"]["status"] == STATUS
+    assert not [raw for raw in world.cluster.objects.values() if raw["kind"] == "Event"]
+
+
+@pytest.mark.parametrize("status", [0, 409, 429])
+def test_a_failure_that_says_nothing_about_what_was_asked_for_is_not_told(status: int) -> None:
+    world = World(lambda run, observed: Actions(create=(labelled(pod_raw(0)),), status=STATUS))
+    world.see(run_raw())
+    world.cluster.fail("create", "Pod", ApiError(status, "Any", "not now"), times=3)
+    for _ in range(3):
+        with pytest.raises(ApiError):
+            world.reconcile()
+    assert world.cluster.writes == [("create", "Pod", "pong-0")] * 3
 
 
 def test_one_pod_that_cannot_be_made_does_not_keep_the_others_from_being_made() -> None:
@@ -192,16 +237,19 @@ def test_what_every_pod_needs_and_what_may_yet_be_made_ends_the_pass(kind: str, 
     assert world.cache.pods(KEY) == ()
 
 
-def test_a_refusal_is_told_in_an_event() -> None:
+def test_a_refusal_is_told_in_an_event_and_again_only_in_other_words() -> None:
     world = World(lambda run, observed: Actions(create=(labelled(pod_raw(0)),)))
     world.see(run_raw())
-    world.cluster.fail("create", "Pod", ApiError(403, "Forbidden", "exceeded quota: pods"), times=2)
-    for _ in range(2):
-        with pytest.raises(ApiError):
-            world.reconcile()
+    for message in ("exceeded quota: pods", "denied by a policy"):
+        world.cluster.fail("create", "Pod", ApiError(403, "Forbidden", message), times=2)
+        for _ in range(2):
+            with pytest.raises(ApiError):
+                world.reconcile()
     events = [raw for raw in world.cluster.objects.values() if raw["kind"] == "Event"]
-    assert [(event["reason"], event["type"], event["count"]) for event in events] == [("Refused", "Warning", 2)]
-    assert "exceeded quota" in events[0]["message"]
+    assert [(event["reason"], event["type"], event["message"], event["count"]) for event in events] == [
+        ("Refused", "Warning", "exceeded quota: pods", 1),
+        ("Refused", "Warning", "denied by a policy", 1),
+    ]
 
 
 def test_a_refusal_is_in_the_status_and_the_rest_of_the_status_goes_on() -> None:
@@ -216,6 +264,35 @@ def test_a_refusal_is_in_the_status_and_the_rest_of_the_status_goes_on() -> None
     assert (run.status["state"], run.status["message"]) == ("Degraded", "Refused: exceeded quota: pods")
     (condition,) = run.status["conditions"]
     assert (condition["type"], condition["status"], condition["reason"]) == ("PodsReady", "False", "Refused")
+
+
+def refused_with(pods_ready: dict[str, Any]) -> Mapping[str, Any]:
+    """The run's status when a disruption budget is refused."""
+    budget = labelled(child_raw("PodDisruptionBudget"))
+    status = {"state": "Running", "conditions": [{"type": "PodsReady", **pods_ready}]}
+    world = World(lambda run, observed: Actions(apply=(budget,), status=status))
+    world.see(run_raw())
+    world.cluster.fail("create", "PodDisruptionBudget", ApiError(403, "Forbidden", "no right to make it"))
+    with pytest.raises(ApiError):
+        world.reconcile()
+    run = world.cache.run(KEY)
+    assert run is not None
+    assert run.status["message"] == "Refused: no right to make it"
+    return run.status["conditions"][0]
+
+
+@pytest.mark.parametrize(
+    "pods_ready",
+    [{"status": "True", "reason": "AllReady"}, {"status": "False", "reason": "Unschedulable", "message": "pong-0: no"}],
+    ids=["all are ready", "one needs help for another reason"],
+)
+def test_a_refusal_leaves_what_is_true_of_the_pods(pods_ready: dict[str, Any]) -> None:
+    assert refused_with(pods_ready) == {"type": "PodsReady", **pods_ready}
+
+
+def test_a_refusal_is_why_pods_are_not_ready_that_only_wait() -> None:
+    said = refused_with({"status": "False", "reason": "Waiting", "message": "1 of 2 learners are ready."})
+    assert (said["status"], said["reason"], said["message"]) == ("False", "Refused", "no right to make it")
 
 
 def test_a_pod_that_is_there_already_is_success() -> None:

@@ -125,6 +125,24 @@ def test_a_disrupted_learner_is_replaced_and_does_not_count(scene: Any) -> None:
     assert "LearnerDisrupted" in told(actions)
 
 
+def test_why_the_cluster_ended_a_learner_is_said_until_it_is_ready_again(scene: Any) -> None:
+    run = scene().start()
+    run.fail(1, disrupted=True, termination_reason="Evicted", termination_message="The node was low on memory. ")
+    actions = run.step()
+    why = "(Evicted: The node was low on memory); it is replaced."
+    assert f"The cluster ended pong-1 {why}" in [event.message for event in actions.events]
+    del run.pods["pong-1"]
+    run.step()
+    run.pod(1, phase="Pending", ready=False, uid="its-successor")
+    run.step()
+    ready = run.condition("PodsReady")
+    assert (ready["reason"], ready["message"]) == ("Disrupted", f"pong-1: the cluster ended it {why}")
+    run.pod(1, phase="Running", ready=True)
+    run.pod(0, ready=False)
+    run.step()
+    assert run.condition("PodsReady")["reason"] == "Waiting"
+
+
 def test_a_node_that_refuses_pods_is_not_offered_one_after_the_other(scene: Any) -> None:
     run = scene().start()
     del run.pods["pong-1"]
@@ -305,6 +323,14 @@ def test_suspending_deletes_all_pods_and_is_done_when_they_are_gone(scene: Any) 
     assert "start over" in run.status["message"]
     assert [(event.type, event.reason) for event in actions.events] == [("Warning", "Suspended")]
     assert run.decide(after=3600) == Actions(status=run.status)
+
+
+def test_a_run_that_is_made_suspended_has_nothing_to_lose(scene: Any) -> None:
+    run = scene(runPolicy={"suspend": True})
+    for _ in range(2):
+        actions = run.step()
+        assert (run.status["state"], run.status["message"]) == ("Suspended", "The run is suspended.")
+        assert not [event for event in actions.events if event.type == "Warning"]
 
 
 def test_resuming_starts_the_clock_and_the_failures_afresh(scene: Any) -> None:

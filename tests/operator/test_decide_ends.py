@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from gala_operator.actions import Actions
+from gala_operator.conditions import Conditions
 from gala_operator.status import with_problem
 
 
@@ -64,6 +65,55 @@ def test_a_results_pod_that_a_limit_range_refuses_asks_for_what_a_learner_asks_f
     run.run = dataclasses.replace(run.run, status=refused)
     (pod,) = run.step(after=5).create
     assert pod["spec"]["containers"][0]["resources"]["requests"] == requests
+
+
+LITTLE = {"cpu": "50m", "memory": "128Mi"}
+LOW = {"cpu": "500m", "memory": "1Gi"}
+LEARNERS = {"cpu": "4", "memory": "8Gi"}
+QUOTA = "exceeded quota: team, requested: limits.cpu=4,limits.memory=8Gi, used: limits.cpu=4, limited: limits.cpu=6"
+MINIMUM = "minimum cpu usage per Container is 100m, but request is 50m"
+
+
+def resources_after(run: Any, refusal: str, requests: dict[str, str], limits: dict[str, str]) -> None:
+    refused = with_problem(run.status, "Refused", refusal, generation=run.run.generation, now=run.now)
+    run.run = dataclasses.replace(run.run, status=refused)
+    (pod,) = run.step(after=5).create
+    assert pod["spec"]["containers"][0]["resources"] == {"requests": requests, "limits": limits}
+
+
+def test_a_results_pod_whose_limits_a_quota_refuses_is_made_with_lower_ones(scene: Any) -> None:
+    run = scene(learners=1, worker={"resources": {"requests": LEARNERS, "limits": LEARNERS}}).start()
+    run.answer(0, state="finished")
+    run.step()
+    resources_after(run, "exceeded quota: team, requested: requests.cpu=50m, used: limits.cpu=4", LITTLE, LEARNERS)
+    resources_after(run, QUOTA, LITTLE, LOW)
+    assert "its pod may use less than a learner" in run.condition("Progressing")["message"]
+    resources_after(run, "exceeded quota: team, requested: pods=1, used: pods=2, limited: pods=2", LITTLE, LOW)
+
+
+def test_a_results_pod_that_has_run_out_of_memory_is_not_given_less(scene: Any) -> None:
+    run = scene(learners=1, worker={"resources": {"requests": LEARNERS, "limits": LEARNERS}}).start()
+    run.answer(0, state="finished")
+    run.step()
+    run.pod(None)
+    run.step()
+    run.fail(None, termination_reason="OOMKilled", exit_code=137)
+    run.step()
+    del run.pods["pong-results"]
+    resources_after(run, QUOTA, LITTLE, LEARNERS)
+
+
+@pytest.mark.parametrize("refusals", [(QUOTA, MINIMUM), (MINIMUM, QUOTA)], ids=["quota first", "limit range first"])
+def test_where_a_quota_and_a_limit_range_refuse_a_results_pod_both_are_heeded(
+    scene: Any, refusals: tuple[str, str]
+) -> None:
+    run = scene(learners=1, worker={"resources": {"requests": LEARNERS, "limits": LEARNERS}}).start()
+    run.answer(0, state="finished")
+    run.step()
+    one = {QUOTA: (LITTLE, LOW), MINIMUM: (LEARNERS, LEARNERS)}
+    resources_after(run, refusals[0], *one[refusals[0]])
+    resources_after(run, refusals[1], LOW, LOW)
+    resources_after(run, refusals[1], LITTLE, LEARNERS)  # from the start: something may have changed
 
 
 def test_a_learner_that_does_not_come_to_its_end_is_left_out_after_a_while(scene: Any) -> None:
@@ -259,11 +309,22 @@ def test_what_the_learners_died_of_stays_after_the_end(scene: Any) -> None:
 @pytest.mark.parametrize("reason", ["Refused", "NameTaken"])
 def test_an_obstacle_after_the_end_is_told_for_as_long_as_it_lasts(scene: Any, reason: str) -> None:
     run = scene().start().end()
-    ended = run.status["message"]
-    refused = with_problem(run.status, reason, "exceeded quota", generation=run.run.generation, now=run.now)
+    ended = run.status
+    refused = with_problem(ended, reason, "exceeded quota", generation=run.run.generation, now=run.now)
+    assert (refused["message"], refused["conditions"]) == (f"{reason}: exceeded quota", ended["conditions"])
     run.run = dataclasses.replace(run.run, status=refused)
     run.step(after=5)
-    assert (run.condition("PodsReady")["reason"], run.status["message"]) == ("Ended", ended)
+    assert run.status["message"] == ended["message"]
+
+
+@pytest.mark.parametrize("reason", ["Refused", "NameTaken"])
+def test_an_obstacle_that_was_there_at_the_end_is_forgotten(scene: Any, reason: str) -> None:
+    run = scene().start().end()
+    table = Conditions(run.status, generation=run.run.generation, now=run.now)
+    table.set("PodsReady", False, reason, "exceeded quota")
+    run.run = dataclasses.replace(run.run, status={**run.status, "conditions": table.document()})
+    run.step(after=5)
+    assert run.condition("PodsReady")["reason"] == "Ended"
 
 
 def test_a_run_is_deleted_when_its_time_to_live_is_over(scene: Any) -> None:

@@ -17,7 +17,7 @@ KEY = ("lab", "pong")
 
 
 class World:
-    def __init__(self, period_seconds: float = 0.02) -> None:
+    def __init__(self, period_seconds: float = 0.02, namespaces: tuple[str, ...] = ()) -> None:
         self.cluster = FakeCluster()
         self.cache = Cache()
         self.added: list[Key] = []
@@ -28,7 +28,7 @@ class World:
             add=self.added.append,
             health=self.health,
             metrics=Metrics(),
-            namespaces=(),
+            namespaces=namespaces,
             period_seconds=period_seconds,
         )
 
@@ -102,6 +102,66 @@ def test_a_missing_right_ends_the_start_and_a_server_that_is_away_does_not() -> 
         world.cluster.fail("list", "Pod", ApiError(403, "Forbidden", "cannot list resource pods"))
         with pytest.raises(ApiError, match="cannot list resource pods"):
             await world.resync.first()
+
+    run(scenario)
+
+
+def refusing(*namespaces: str) -> Callable[[str, str, str], ApiError | None]:
+    """As where such a namespace was deleted, and the operator's Role and RoleBinding in it."""
+
+    def failure(verb: str, resource: str, name: str) -> ApiError | None:
+        return ApiError(403, "Forbidden", "cannot list") if verb == "list" and name in namespaces else None
+
+    return failure
+
+
+def elsewhere(raw: dict) -> dict:
+    return {**raw, "metadata": {**raw["metadata"], "namespace": "gone", "uid": f"gone-{raw['metadata']['uid']}"}}
+
+
+def test_a_namespace_that_refuses_does_not_keep_the_others_from_starting(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        world = World(namespaces=("lab", "gone"))
+        world.see(run_raw())
+        world.cluster.failures.append(refusing("gone"))
+        await world.resync.first()
+        assert world.added == [KEY]
+
+    run(scenario)
+    assert [record.message for record in caplog.records if "gone" in record.message] == [
+        "namespace gone refuses to be listed, the others go on: 403 Forbidden: cannot list"
+    ]
+
+
+def test_a_resync_goes_on_without_a_namespace_that_refuses_and_drops_nothing_of_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scenario() -> None:
+        world = World(namespaces=("gone", "lab"))
+        for raw in (run_raw(), pod_raw(0), elsewhere(run_raw()), elsewhere(pod_raw(0))):
+            world.see(raw)
+        world.cluster.objects.clear()
+        world.see(run_raw())
+        world.cluster.failures.append(refusing("gone"))
+        for _ in range(3):
+            await world.resync.compare()
+        assert world.cache.pods(KEY) == (), "its deletion was missed"
+        assert [pod.name for pod in world.cache.pods(("gone", "pong"))] == ["pong-0"]
+        world.cluster.failures.clear()
+        await world.resync.compare()
+        assert world.cache.all_keys() == {KEY}
+
+    run(scenario)
+    assert len([record for record in caplog.records if "refuses" in record.message]) == 1, "it is said once"
+
+
+def test_where_all_namespaces_refuse_the_rights_are_missing() -> None:
+    async def scenario() -> None:
+        world = World(namespaces=("lab", "gone"))
+        world.cluster.failures.append(refusing("gone", "lab"))
+        for ask in (world.resync.first, world.resync.compare):
+            with pytest.raises(ApiError, match="cannot list"):
+                await ask()
 
     run(scenario)
 
@@ -240,5 +300,48 @@ def test_the_loop_ends_with_a_dead_watch() -> None:
         world.cluster.put(run_raw())
         with pytest.raises(WatchStalledError):
             await world.resync.work()
+
+    run(scenario)
+
+
+def test_what_went_while_a_watch_was_broken_is_looked_for_as_soon_as_it_has_been_listed_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resync_module, "SETTLING_SECONDS", 0.05)
+
+    async def scenario() -> None:
+        world = World(period_seconds=600.0)
+        world.see(run_raw())
+        world.see(pod_raw(0))
+        world.resync.wake()
+        await world.resync.first()
+        lists = len(world.cluster.calls)
+        work = asyncio.create_task(world.resync.work())
+        await asyncio.wait({work}, timeout=0.2)
+        assert len(world.cluster.calls) == lists, "the first list of a watch is no news"
+        del world.cluster.objects["Pod", "lab", "pong-0"]
+        world.cluster.fail("list", "GalaRun", ApiError(500, "InternalError", "no"))
+        monkeypatch.setattr(resync_module, "FAILED_SECONDS", 0.01)
+        for _ in range(20):
+            world.resync.wake()
+        while world.cache.pods(KEY):
+            await asyncio.sleep(0.01)
+        await asyncio.wait({work}, timeout=0.2)
+        assert len(world.cluster.calls) == 2 * lists + 1, "many lists are one reason"
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+
+    run(scenario)
+
+
+def test_a_watch_is_not_judged_before_a_period_is_over() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.cluster.put(run_raw())
+        await world.resync.compare()
+        for _ in range(3):
+            await world.resync.compare(judge=False)
+        with pytest.raises(WatchStalledError):
+            await world.resync.compare()
 
     run(scenario)

@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import aiohttp
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gala_operator.cache import Cache
@@ -104,6 +105,15 @@ def test_the_gauges_of_a_run_follow_its_status_and_go_with_it() -> None:
     found = samples(metrics)
     assert "galarun_run_steps" not in found
     assert found["galarun_runs"][(("state", "Degraded"),)] == 0
+
+
+@pytest.mark.parametrize(("state", "steps"), [("Running", 0), ("Degraded", 0), ("Starting", None), ("Suspended", None)])
+def test_a_run_that_is_up_and_of_which_no_learner_ever_answered_makes_no_steps(state: str, steps: int | None) -> None:
+    metrics, cache = Metrics(), Cache()
+    metrics.watch(cache, depth=lambda: 0)
+    cache.put("GalaRun", run_raw(status={"state": state}))
+    found = samples(metrics).get("galarun_run_steps", {})
+    assert found.get((("name", "pong"), ("namespace", "lab"))) == steps
 
 
 def test_a_run_with_a_nonsensical_status_does_not_break_the_page() -> None:

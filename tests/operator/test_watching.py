@@ -7,7 +7,7 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import kopf
@@ -28,7 +28,9 @@ def old_server(kind: str) -> Resource:
     return OLD_DISRUPTION_BUDGET if kind == "PodDisruptionBudget" else RESOURCES[kind]
 
 
-def registered(cache: Cache, added: list[Key], urgent: list[Key]) -> tuple[kopf.OperatorRegistry, Metrics]:
+def registered(
+    cache: Cache, added: list[Key], urgent: list[Key], relisted: Callable[[], None] = lambda: None
+) -> tuple[kopf.OperatorRegistry, Metrics]:
     async def configuration() -> Configuration:
         return Configuration(host="https://10.0.0.1")
 
@@ -37,6 +39,7 @@ def registered(cache: Cache, added: list[Key], urgent: list[Key]) -> tuple[kopf.
         cache=cache,
         add=added.append,
         add_urgent=urgent.append,
+        relisted=relisted,
         metrics=metrics,
         resource=old_server,
         configuration=configuration,
@@ -80,6 +83,16 @@ def test_events_fill_the_cache_and_queue_the_run_at_once_if_it_has_lost_a_pod() 
     )
     assert timestamp is not None
     assert timestamp > 0
+
+
+def test_only_what_comes_of_a_list_says_that_there_was_one() -> None:
+    lists: list[None] = []
+    registry, _ = registered(Cache(), [], [], lambda: lists.append(None))
+    [on_pod] = [handler.fn for handler in registry._watching.get_all_handlers() if handler.param == "Pod"]
+    for change in ("ADDED", "MODIFIED", "DELETED", None):
+        assert not lists
+        asyncio.run(on_pod(event={"type": change, "object": pod_raw(0)}, param="Pod", name="unused"))  # type: ignore
+    assert len(lists) == 1
 
 
 def test_everything_but_runs_is_selected_by_label_on_the_server() -> None:

@@ -7,6 +7,7 @@ through this module.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from decimal import Decimal
 from posixpath import normpath
 from typing import Any, Final
@@ -30,6 +31,8 @@ FILE_SYSTEM_GROUP: Final = 65532
 RESULTS_REQUESTS: Final = {"cpu": "50m", "memory": "128Mi"}
 """What the results pod asks for at most. It must find room while the learners, which wait for it without computing,
 still hold theirs: in a cluster full of learners that wait for such pods no room would ever become free."""
+RESULTS_LIMITS: Final = {"cpu": "500m", "memory": "1Gi"}
+"""What it can do with, where a quota leaves no more: torch alone takes some 300Mi, and more if it is built for CUDA."""
 
 
 MAX_THREADS: Final = 4096
@@ -73,13 +76,19 @@ def resources(worker: Worker) -> dict[str, Any]:
     )
 
 
-def results_resources(worker: Worker, *, modest: bool) -> dict[str, Any]:
-    """The results pod's: a learner's limits, little set aside if `modest`, and neither GPUs nor other devices."""
+def results_resources(worker: Worker, *, modest: bool, frugal: bool) -> dict[str, Any]:
+    """The results pod's: a learner's limits, or lower ones if `frugal`, little set aside if `modest`, and neither GPUs
+    nor other devices."""
     limits = {name: value for name, value in worker.resources.limits.items() if name in RESULTS_REQUESTS}
     asked = {name: value for name, value in worker.resources.requests.items() if name in RESULTS_REQUESTS}
-    little = {key: min(value, RESULTS_REQUESTS[key], key=_amount) for key, value in {**limits, **asked}.items()}
-    requests = little if modest else asked
+    if frugal:
+        limits = _at_most(RESULTS_LIMITS, limits)
+    requests = _at_most(RESULTS_REQUESTS, {**limits, **asked}) if modest else _at_most({**asked, **limits}, asked)
     return _without_empty({"requests": requests, "limits": limits})
+
+
+def _at_most(most: Mapping[str, str], amounts: Mapping[str, str]) -> dict[str, str]:
+    return {name: min(amount, most[name], key=_amount) for name, amount in amounts.items()}
 
 
 def environment(worker: Worker, own: dict[str, str], *, gpus: int) -> list[dict[str, Any]]:

@@ -63,11 +63,19 @@ def learner_pod(
 
 
 def results_pod(
-    run: GalaRun, owner: Owner, plan: RunPlan, *, created: datetime, settings: OperatorSettings, modest: bool
+    run: GalaRun,
+    owner: Owner,
+    plan: RunPlan,
+    *,
+    created: datetime,
+    settings: OperatorSettings,
+    modest: bool = True,
+    frugal: bool = False,
 ) -> Manifest:
     """The pod that collects the learners' final models, averages, scores and serves them. It asks for no GPU.
 
-    And for little else if it is `modest`; otherwise for the CPU and memory that a learner asks for.
+    And for little else if it is `modest`; otherwise for the CPU and memory that a learner asks for. It may use what a
+    learner may, unless it is `frugal`: then no more than it needs.
     """
     worker = run.spec.worker
     return _pod(
@@ -82,7 +90,7 @@ def results_pod(
         module="gala_worker.results",
         environment={names.ENV_INCARNATION: str(int(created.timestamp() * 1000))},
         gpus=0,
-        resources=overlay.results_resources(worker, modest=modest),
+        resources=overlay.results_resources(worker, modest=modest, frugal=frugal),
         scheduling=overlay.results_scheduling(worker),
     )
 
