@@ -38,6 +38,32 @@ class Count(gymnasium.Env[np.ndarray, Any]):
         return np.array([self.episode, self.steps], np.float64)
 
 
+class Flawed(Count):
+    """`Count` with numbers of the test's choice: as reward, as every observation after a step, or only at the end.
+
+    `only`: that simulator alone, told by its seed, has flaws.
+    """
+
+    def __init__(
+        self, reward: float = 1.0, on_the_way: float = 0.0, at_the_end: float = 0.0, only: int | None = None
+    ) -> None:
+        super().__init__()
+        self.reward, self.on_the_way, self.at_the_end, self.only = reward, on_the_way, at_the_end, only
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if seed is not None and self.only not in (None, seed):
+            self.reward, self.on_the_way, self.at_the_end = 1.0, 0.0, 0.0
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, _, terminated, truncated, info = super().step(action)
+        return observation, self.reward, terminated, truncated, info
+
+    def observe(self) -> Any:
+        shown = self.at_the_end if self.steps == self.length else self.on_the_way if self.steps else 0.0
+        return super().observe() + shown if self.steps < self.length else np.full(2, shown)
+
+
 class Spaces(gymnasium.Env[Any, Any]):
     """Any observation and action space; the observation is what `observation` says; records the actions it gets."""
 

@@ -7,10 +7,10 @@ import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from gala import names
-from gala.answers import json_file, mapping, number
+from gala.answers import count, json_file, json_object, mapping, number
 from gala.errors import RunError, to_install
 from gala.local.interrupts import Interrupts
 from gala.local.process import WorkerProcess
@@ -19,6 +19,8 @@ from gala.local.table import duration
 from gala.spec import MAX_LEARNERS, GalaRun, beside
 
 FINALIZE_LOG = "finalize.log"
+MAX_RECORD: Final = 1 << 20
+"""A line of metrics.jsonl is far shorter."""
 
 
 def finalize(
@@ -82,6 +84,7 @@ def summary(
     return [
         f"{name} has reached {_card(directory).get('globalSteps', 0):,} decisions in {duration(wall_seconds)}.",
         *results(directory, report),
+        *_skipped(directory, run.spec.learners),
         "Next:",
         f"  gala evaluate {path} {watch}",
         f"      {what}",
@@ -109,6 +112,34 @@ def results(directory: RunDirectory, report: tuple[Path | None, str]) -> list[st
         f"  {'final model':<15} {shown(final / names.MODEL_FILE)}",
         f"  {'report':<15} {shown(report_path) if report_path else excuse}",
     ]
+
+
+def _skipped(directory: RunDirectory, learners: int) -> list[str]:
+    """What the learners could not learn from, as their last records have it; no line where that is nothing."""
+    skipped = updates = 0
+    logs = []
+    for folder in map(directory.learner, range(learners)):
+        record = _last_training(folder / names.METRICS_FILE)
+        if lost := count(record.get("skippedUpdates")) or 0:
+            skipped += lost
+            updates += count(record.get("updates")) or 0
+            logs.append(shown(folder / names.LOG_FILE))
+    if not skipped:
+        return []
+    why = f"rewards, observations or gradients were not finite; see {logs[0]}"
+    return [f"  {'skipped':<15} {skipped:,} of {updates:,} updates, because {why}"]
+
+
+def _last_training(metrics: Path) -> dict[str, Any]:
+    """The last `train` record of a learner; empty where there is none."""
+    try:
+        with metrics.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - MAX_RECORD))
+            lines = file.read().splitlines()
+    except OSError:
+        return {}
+    records = (json_object(line) or {} for line in reversed(lines))
+    return next((record for record in records if record.get("kind") == "train"), {})
 
 
 def shown(path: Path) -> str:
