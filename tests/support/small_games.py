@@ -38,6 +38,26 @@ class Count(gymnasium.Env[np.ndarray, Any]):
         return np.array([self.episode, self.steps], np.float64)
 
 
+class Telling(Count):
+    """`Count` whose info is one of `infos`, a list being an array: simulator i, told by its seed, begins with number i."""
+
+    def __init__(self, infos: list[Any]) -> None:
+        super().__init__()
+        self.infos, self.next = infos, 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self.next = self.next if seed is None else seed
+        return super().reset(seed=seed, options=options)[0], self.info()
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return *super().step(action)[:4], self.info()
+
+    def info(self) -> dict[str, Any]:
+        self.next += 1
+        info = self.infos[self.next % len(self.infos)]
+        return {"told": np.array(info) if isinstance(info, list) else info}
+
+
 class Flawed(Count):
     """`Count` with numbers of the test's choice: as reward, as every observation after a step, or only at the end.
 

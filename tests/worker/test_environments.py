@@ -16,7 +16,7 @@ from gala.errors import SimulatorError
 from gala.spec import Environment
 from gala_worker.environments import Episode, Simulators, make_simulators
 from gala_worker.environments.simulators import EpisodeLog
-from small_games import LENGTH, Count, RewardingDummies, SameStepVector, Spaces
+from small_games import LENGTH, Count, RewardingDummies, SameStepVector, Spaces, Telling
 
 Make = Callable[..., Simulators]
 
@@ -285,6 +285,17 @@ def test_what_gymnasium_cannot_make_is_refused(
 def test_numbers_below_one_are_refused(num: int, threads: int) -> None:
     with pytest.raises(SimulatorError, match="must be at least 1, got 0"):
         make_simulators(Environment.model_validate({"id": "GalaCount-v0"}), num, threads=threads)
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize("infos", [[None, 1], [[0.0], [0.0, 0.0]]])
+def test_infos_that_do_not_match_each_other_are_no_matter(make: Make, mode: str, infos: list[Any]) -> None:
+    """Gymnasium packs those of all simulators into arrays of the first one's type and shape."""
+    gymnasium.register("GalaTelling-v0", entry_point=Telling)
+    simulators = make("GalaTelling-v0", vectorization_mode=mode, infos=infos)
+    simulators.reset(0)
+    step(simulators, LENGTH + 2)
+    assert [episode.return_ for episode in simulators.pop_episodes()] == [10.0 * LENGTH] * 2
 
 
 def test_closed_simulators_say_so_and_close_again(make: Make) -> None:
