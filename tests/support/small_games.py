@@ -39,7 +39,7 @@ class Count(gymnasium.Env[np.ndarray, Any]):
 
 
 class Telling(Count):
-    """`Count` whose info is one of `infos`, a list being an array: simulator i, told by its seed, begins with number i."""
+    """`Count` whose info is one of `infos`, lists as arrays; simulator i, told by its seed, begins with number i."""
 
     def __init__(self, infos: list[Any]) -> None:
         super().__init__()
@@ -56,6 +56,21 @@ class Telling(Count):
         self.next += 1
         info = self.infos[self.next % len(self.infos)]
         return {"told": np.array(info) if isinstance(info, list) else info}
+
+
+class Counting(Count):
+    """`Count` that counts in the settings it is given how many were made of them; its reward is that number."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        config["made"] += 1
+        if config.pop("fail", False):
+            raise RuntimeError("not in this test")
+        self.reward = float(config["made"])
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, _, *rest = super().step(action)
+        return observation, self.reward, *rest
 
 
 class Flawed(Count):
@@ -108,6 +123,13 @@ class SameStepVector(SyncVectorEnv):
 
     def __init__(self, num_envs: int, **_: Any) -> None:
         super().__init__([Count] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+class CountingVector(SyncVectorEnv):
+    """`Counting` as a vector environment of its own, which makes all of one dictionary."""
+
+    def __init__(self, num_envs: int, config: dict[str, Any]) -> None:
+        super().__init__([lambda: Counting(config)] * num_envs)
 
 
 class RewardingDummies(SyncVectorEnv):

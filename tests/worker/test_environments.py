@@ -16,7 +16,16 @@ from gala.errors import SimulatorError
 from gala.spec import Environment
 from gala_worker.environments import Episode, Simulators, make_simulators
 from gala_worker.environments.simulators import EpisodeLog
-from small_games import LENGTH, Count, RewardingDummies, SameStepVector, Spaces, Telling
+from small_games import (
+    LENGTH,
+    Count,
+    Counting,
+    CountingVector,
+    RewardingDummies,
+    SameStepVector,
+    Spaces,
+    Telling,
+)
 
 Make = Callable[..., Simulators]
 
@@ -118,6 +127,16 @@ def test_a_registered_time_limit_truncates(make: Make) -> None:
     assert step(simulators, 2).truncated.all()
     assert simulators.max_episode_steps == 2
     assert make("GalaCount-v0").max_episode_steps is None
+
+
+@pytest.mark.parametrize(("limit", "known"), [(LENGTH - 1, LENGTH - 1), (-1, None)])
+def test_the_documents_time_limit_goes_before_the_registered_one(make: Make, limit: int, known: int | None) -> None:
+    gymnasium.register("GalaLimited-v0", entry_point=Count, max_episode_steps=1)
+    simulators = make("GalaLimited-v0", max_episode_steps=limit)
+    simulators.reset(0)
+    transition = step(simulators, known or LENGTH)
+    assert (transition.truncated if known else transition.terminated).all()
+    assert simulators.max_episode_steps == known
 
 
 def test_scores_are_raw_and_lengths_leave_dummy_steps_out(make: Make) -> None:
@@ -279,6 +298,24 @@ def test_what_gymnasium_cannot_make_is_refused(
 ) -> None:
     with pytest.raises(SimulatorError, match=f"^spec.environment.*{told}"):
         make(environment_id, **kwargs)
+
+
+@pytest.mark.parametrize("mode", ["sync", "async", "vector_entry_point"])
+def test_what_an_environment_does_to_its_kwargs_is_seen_by_nobody_else(mode: str) -> None:
+    gymnasium.register("GalaCounting-v0", entry_point=Counting, vector_entry_point=CountingVector)
+    kwargs = {"config": {"made": 0}, "vectorization_mode": mode}
+    environment = Environment.model_validate({"id": "GalaCounting-v0", "kwargs": kwargs})
+    simulators = make_simulators(environment, 3)
+    simulators.reset(0)
+    assert step(simulators).rewards.tolist() == ([1.0] * 3 if mode != "vector_entry_point" else [1.0, 2.0, 3.0])
+    simulators.close()
+    assert environment.kwargs == kwargs
+
+
+def test_a_refusal_names_the_kwargs_as_they_were_given(make: Make) -> None:
+    gymnasium.register("GalaCounting-v0", entry_point=Counting)
+    with pytest.raises(SimulatorError, match=r"with kwargs \{'config': \{'made': 0, 'fail': True\}\}: RuntimeError"):
+        make("GalaCounting-v0", config={"made": 0, "fail": True})
 
 
 @pytest.mark.parametrize(("num", "threads"), [(0, 1), (1, 0)])

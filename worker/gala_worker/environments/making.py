@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import sys
 import traceback
@@ -9,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
-from gymnasium.vector import VectorEnv
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
 from gala.errors import SimulatorError
 from gala.spec import Environment
@@ -28,29 +30,47 @@ class WithoutInfos(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def make(environment: Environment, num: int) -> VectorEnv[Any, Any, Any]:
-    """`gymnasium.make_vec`, with every failure of it (and of a user's module) as a SimulatorError."""
+    """`num` of them, vectorised as the document says; every failure (also of a user's module) is a SimulatorError."""
+    spec = _spec(environment)
+    kwargs: dict[str, Any] = dict(environment.kwargs)
+    mode = kwargs.pop("vectorization_mode", "sync")
+
+    def make_one() -> gymnasium.Env[Any, Any]:
+        # A copy for each, since an environment may change what it is given.
+        return WithoutInfos(gymnasium.make(spec, **copy.deepcopy(kwargs)))
+
+    try:
+        match mode:
+            case "sync":
+                return SyncVectorEnv([make_one] * num, copy=False)  # the learner copies observations anyway
+            case "async":
+                return AsyncVectorEnv([make_one] * num)
+            case _:
+                return gymnasium.make_vec(spec.id, num, vectorization_mode=mode, **copy.deepcopy(kwargs))
+    except Exception as error:  # the constructor is anybody's code
+        raise SimulatorError(
+            f"spec.environment: {environment.id} cannot be made with kwargs {environment.kwargs}: {_told(error)}"
+        ) from error
+
+
+def time_limit(environment: Environment) -> int | None:
+    """Steps after which Gymnasium cuts its episodes: the document's word, else what was registered; None for never."""
+    limit: Any = environment.kwargs.get("max_episode_steps")
+    limit = _spec(environment).max_episode_steps if limit is None else limit
+    return None if limit == -1 else limit
+
+
+def _spec(environment: Environment) -> EnvSpec:
+    """What is registered under the id, once a user's module has been imported."""
     module, colon, name = environment.id.rpartition(":")
     if colon:
         _import(module, environment.id)
-    kwargs: dict[str, Any] = dict(environment.kwargs)
-    mode = kwargs.pop("vectorization_mode", "sync")
-    # The learner copies observations anyway: the synchronous vectorisation need not.
-    vector_kwargs = {"copy": False} if mode == "sync" else {}
-    wrappers = () if mode == "vector_entry_point" else (WithoutInfos,)
     try:
-        spec = gymnasium.spec(name)
+        return gymnasium.spec(name)
     except gymnasium.error.Error as error:
         raise SimulatorError(
             f"spec.environment.id: {str(error).rstrip('.')}; use an id that Gymnasium or an installed package "
             f"registers, ALE/<Game>-v5, or package.module:{name} where the module registers it"
-        ) from error
-    try:
-        return gymnasium.make_vec(
-            spec.id, num, vectorization_mode=mode, vector_kwargs=vector_kwargs, wrappers=wrappers, **kwargs
-        )
-    except Exception as error:  # the constructor is anybody's code
-        raise SimulatorError(
-            f"spec.environment: {environment.id} cannot be made with kwargs {environment.kwargs}: {_told(error)}"
         ) from error
 
 

@@ -24,7 +24,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from gala.errors import SimulatorError
 from gala.spec import Environment
-from gala_worker.environments.making import make
+from gala_worker.environments.making import make, time_limit
 from gala_worker.environments.simulators import Episode, EpisodeLog, Flags, Observations, Transition
 
 MAX_ONE_HOT: Final = 1024
@@ -53,7 +53,7 @@ class VectorSimulators:
             self.close()
             raise
         self.num_simulators = num
-        self.max_episode_steps = None if env.spec is None else env.spec.max_episode_steps
+        self.max_episode_steps = time_limit(environment)
         self._log = EpisodeLog(num)
         self._none: Flags = np.zeros(num, np.bool_)
         self._all: Flags = np.ones(num, np.bool_)
