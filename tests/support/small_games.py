@@ -73,6 +73,24 @@ class Counting(Count):
         return observation, self.reward, *rest
 
 
+class Sticking(Count):
+    """`Count` that cannot be closed."""
+
+    def close(self) -> None:
+        raise RuntimeError("it sticks")
+
+
+class StickingVector(SyncVectorEnv):
+    """A vector environment that cannot be closed."""
+
+    def __init__(self, num_envs: int, **_: Any) -> None:
+        super().__init__([Count] * num_envs)
+
+    def close_extras(self, **_: Any) -> None:
+        self.closed = True  # else Gymnasium tries again when the memory is freed
+        raise RuntimeError("it sticks")
+
+
 class Flawed(Count):
     """`Count` with numbers of the test's choice: as reward, as every observation after a step, or only at the end.
 

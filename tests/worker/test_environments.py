@@ -24,6 +24,8 @@ from small_games import (
     RewardingDummies,
     SameStepVector,
     Spaces,
+    Sticking,
+    StickingVector,
     Telling,
 )
 
@@ -333,6 +335,18 @@ def test_infos_that_do_not_match_each_other_are_no_matter(make: Make, mode: str,
     simulators.reset(0)
     step(simulators, LENGTH + 2)
     assert [episode.return_ for episode in simulators.pop_episodes()] == [10.0 * LENGTH] * 2
+
+
+@pytest.mark.parametrize("mode", ["sync", "async", "vector_entry_point"])
+def test_an_environment_that_cannot_be_closed_is_a_warning(
+    make: Make, mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    gymnasium.register("GalaSticking-v0", entry_point=Sticking, vector_entry_point=StickingVector)
+    simulators = make("GalaSticking-v0", vectorization_mode=mode)
+    simulators.reset(0)
+    simulators.close()
+    simulators.close()
+    assert "GalaSticking-v0 cannot be closed: RuntimeError: it sticks (" in caplog.text
 
 
 def test_closed_simulators_say_so_and_close_again(make: Make) -> None:

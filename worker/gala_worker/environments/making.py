@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import importlib
+import logging
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,19 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 from gala.errors import SimulatorError
 from gala.spec import Environment
 
+log = logging.getLogger(__name__)
 
-class WithoutInfos(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Gives no infos: nobody reads them, and vector environments fail on dictionaries that do not match each other."""
+
+class Sheltered(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Keeps from the learner what it has no use for.
+
+    * Infos: nobody reads them, and vector environments fail on dictionaries that do not match each other.
+    * Errors at closing.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any], environment_id: str) -> None:
+        super().__init__(env)
+        self._id = environment_id
 
     def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
         observation, _ = self.env.reset(**options)
@@ -27,6 +40,19 @@ class WithoutInfos(gymnasium.Wrapper[Any, Any, Any, Any]):
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, _ = self.env.step(action)
         return observation, reward, terminated, truncated, {}
+
+    def close(self) -> None:
+        with closing(self._id):
+            self.env.close()
+
+
+@contextmanager
+def closing(environment_id: str) -> Iterator[None]:
+    """Within it an error is a warning: what an environment does at its end must not spoil what was learned before."""
+    try:
+        yield
+    except Exception as error:  # anybody's code
+        log.warning("%s cannot be closed: %s", environment_id, _told(error))
 
 
 def make(environment: Environment, num: int) -> VectorEnv[Any, Any, Any]:
@@ -37,7 +63,7 @@ def make(environment: Environment, num: int) -> VectorEnv[Any, Any, Any]:
 
     def make_one() -> gymnasium.Env[Any, Any]:
         # A copy for each, since an environment may change what it is given.
-        return WithoutInfos(gymnasium.make(spec, **copy.deepcopy(kwargs)))
+        return Sheltered(gymnasium.make(spec, **copy.deepcopy(kwargs)), environment.id)
 
     try:
         match mode:

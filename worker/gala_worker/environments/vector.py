@@ -24,7 +24,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from gala.errors import SimulatorError
 from gala.spec import Environment
-from gala_worker.environments.making import make, time_limit
+from gala_worker.environments.making import closing, make, time_limit
 from gala_worker.environments.simulators import Episode, EpisodeLog, Flags, Observations, Transition
 
 MAX_ONE_HOT: Final = 1024
@@ -38,6 +38,7 @@ class VectorSimulators:
     """B Gymnasium environments of one kind. See `Simulators` for the promises."""
 
     def __init__(self, environment: Environment, num: int) -> None:
+        self._id = environment.id
         self._env: VectorEnv[Any, Any, Any] | None = None
         env = self._env = make(environment, num)
         try:
@@ -88,9 +89,10 @@ class VectorSimulators:
 
     def close(self) -> None:
         """Closes the environments."""
-        if self._env is not None:
-            self._env.close()
-            self._env = None
+        env, self._env = self._env, None
+        if env is not None:
+            with closing(self._id):
+                env.close()
 
     def _open(self) -> VectorEnv[Any, Any, Any]:
         if self._env is None:
