@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import gymnasium
@@ -71,6 +72,30 @@ class Counting(Count):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         observation, _, *rest = super().step(action)
         return observation, self.reward, *rest
+
+
+class Leaving(Count):
+    """`Count` that ends the process it is in: when it is made, reset, stepped or closed, as `at` says."""
+
+    def __init__(self, at: str) -> None:
+        super().__init__()
+        self.at = at
+        self.leave("made")
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self.leave("reset")
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.leave("stepped")
+        return super().step(action)
+
+    def close(self) -> None:
+        self.leave("closed")
+
+    def leave(self, now: str) -> None:
+        if self.at == now:
+            sys.exit()
 
 
 class Sticking(Count):

@@ -21,6 +21,7 @@ from small_games import (
     Count,
     Counting,
     CountingVector,
+    Leaving,
     RewardingDummies,
     SameStepVector,
     Spaces,
@@ -36,6 +37,7 @@ Make = Callable[..., Simulators]
 def registered() -> Iterator[None]:
     before = dict(gymnasium.registry)
     gymnasium.register("GalaCount-v0", entry_point=Count)
+    gymnasium.register("GalaLeaving-v0", entry_point=Leaving)
     gymnasium.register("GalaSameStep-v0", entry_point=Count, vector_entry_point=SameStepVector)
     gymnasium.register("GalaRewardingDummies-v0", entry_point=Count, vector_entry_point=RewardingDummies)
     yield
@@ -292,6 +294,7 @@ def test_a_vector_environment_with_same_step_autoreset_is_refused(make: Make) ->
         ("CartPole-v9", {}, "`v9` for environment `CartPole` doesn't exist"),
         ("NoSuchNamespace/Thing-v0", {}, "use an id that"),
         ("GalaCount-v0", {"colour": "red"}, "cannot be made with kwargs .*unexpected keyword argument 'colour'"),
+        ("GalaLeaving-v0", {"at": "made"}, r"cannot be made with kwargs .*: SystemExit: "),
         ("GalaCount-v0", {"vectorization_mode": "magic"}, "Invalid vectorization mode: 'magic'"),
     ],
 )
@@ -347,6 +350,23 @@ def test_an_environment_that_cannot_be_closed_is_a_warning(
     simulators.close()
     simulators.close()
     assert "GalaSticking-v0 cannot be closed: RuntimeError: it sticks (" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Gymnasium's way of telling what a process of its own has met
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_an_environment_that_ends_its_process_is_an_error_that_names_it(
+    make: Make, mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """sys.exit() would pass for a learner that has finished."""
+    told = r"GalaLeaving-v0 has called sys\.exit\(None\)"
+    with pytest.raises(RuntimeError, match=told):
+        make("GalaLeaving-v0", vectorization_mode=mode, at="reset").reset(0)
+    stepping = make("GalaLeaving-v0", vectorization_mode=mode, at="stepped")
+    stepping.reset(0)
+    with pytest.raises(RuntimeError, match=told):
+        step(stepping)
+    make("GalaLeaving-v0", vectorization_mode=mode, at="closed").close()
+    assert "GalaLeaving-v0 cannot be closed: SystemExit: " in caplog.text
 
 
 def test_closed_simulators_say_so_and_close_again(make: Make) -> None:
@@ -407,6 +427,7 @@ def test_the_documented_environment_runs_as_it_stands(make: Make, own_module: Ca
             OWN_GAME.replace("import gymnasium\n", "import nothing_of_the_kind\n"),
             "No module named 'nothing_of_the_kind'",
         ),
+        ("import sys; sys.exit(3)", r"SystemExit: 3 \(.*games.py:1\)"),
         ("1 / 0", r"ZeroDivisionError: division by zero \(.*games.py:1\)"),
         ("", "Mine.*doesn't exist"),
     ],

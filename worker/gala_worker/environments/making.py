@@ -27,6 +27,7 @@ class Sheltered(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     * Infos: nobody reads them, and vector environments fail on dictionaries that do not match each other.
     * Errors at closing.
+    * sys.exit(), which would end the learner as if it had finished: it is an error like any other.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], environment_id: str) -> None:
@@ -34,16 +35,25 @@ class Sheltered(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._id = environment_id
 
     def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
-        observation, _ = self.env.reset(**options)
+        try:
+            observation, _ = self.env.reset(**options)
+        except SystemExit as error:
+            raise self._left(error) from error
         return observation, {}
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        observation, reward, terminated, truncated, _ = self.env.step(action)
+        try:
+            observation, reward, terminated, truncated, _ = self.env.step(action)
+        except SystemExit as error:
+            raise self._left(error) from error
         return observation, reward, terminated, truncated, {}
 
     def close(self) -> None:
         with closing(self._id):
             self.env.close()
+
+    def _left(self, error: SystemExit) -> RuntimeError:
+        return RuntimeError(f"{self._id} has called sys.exit({error.code!r})")
 
 
 @contextmanager
@@ -51,7 +61,7 @@ def closing(environment_id: str) -> Iterator[None]:
     """Within it an error is a warning: what an environment does at its end must not spoil what was learned before."""
     try:
         yield
-    except Exception as error:  # anybody's code
+    except (Exception, SystemExit) as error:  # anybody's code
         log.warning("%s cannot be closed: %s", environment_id, _told(error))
 
 
@@ -73,7 +83,7 @@ def make(environment: Environment, num: int) -> VectorEnv[Any, Any, Any]:
                 return AsyncVectorEnv([make_one] * num)
             case _:
                 return gymnasium.make_vec(spec.id, num, vectorization_mode=mode, **copy.deepcopy(kwargs))
-    except Exception as error:  # the constructor is anybody's code
+    except (Exception, SystemExit) as error:  # the constructor is anybody's code
         raise SimulatorError(
             f"spec.environment: {environment.id} cannot be made with kwargs {environment.kwargs}: {_told(error)}"
         ) from error
@@ -114,11 +124,11 @@ def _import(module: str, environment_id: str) -> None:
                 f"run from the folder that holds it, or add that folder to PYTHONPATH"
             ) from error
         raise SimulatorError(f"spec.environment.id: importing {module!r} failed: {_told(error)}") from error
-    except Exception as error:  # a user's module can fail in any way
+    except (Exception, SystemExit) as error:  # a user's module can fail in any way
         raise SimulatorError(f"spec.environment.id: importing {module!r} failed: {_told(error)}") from error
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     """An error of somebody's code in one line, with the place where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
