@@ -52,6 +52,18 @@ def test_the_table_shows_every_episode_and_the_mean(run: Run, capsys: pytest.Cap
     assert "greedy" in text
 
 
+@pytest.mark.parametrize(
+    ("steps", "source"), [(1000, "final model"), (1001, "average of 1 of 3 learners' checkpoints")]
+)
+def test_a_run_that_trains_on_after_its_end_is_evaluated_by_its_newest_state(run: Run, steps: int, source: str) -> None:
+    run.export(0, 0.25, global_steps=1000)
+    finalize.finalize(run.directory)
+    run.save_checkpoint(0, 0.5, steps)
+    with Player(run.plan.spec, 1) as player:
+        assert evaluate.load_newest(player, run.directory, run.plan).startswith(source)
+        assert torch.allclose(player._flat.vector, run.start + (0.25 if source == "final model" else 0.5))
+
+
 def test_an_unfinished_run_is_evaluated_by_the_average_of_its_newest_checkpoints(run: Run) -> None:
     run.save_checkpoint(0, 5.0, 80)
     run.save_checkpoint(0, 0.5, 160)

@@ -1,6 +1,6 @@
 """`python -m gala_worker.evaluate RUN` plays with a run's policy and prints its scores; `gala evaluate` calls it.
 
-The final model is played; while a run is not finished, the average of its learners' newest checkpoints.
+The final model is played; while a run is not finished, or trains on, the average of its learners' newest checkpoints.
 """
 
 from __future__ import annotations
