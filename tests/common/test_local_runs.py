@@ -45,6 +45,15 @@ def test_the_end_tells_what_could_not_be_learned_from(machine: Machine) -> None:
     assert "; see runs/pole/learner-1/log.txt\n" in text
 
 
+def test_a_score_that_is_no_number_is_said_to_be_unknown(machine: Machine) -> None:
+    (machine.folder / "fake-flaws").touch()
+    machine.script("all", "finish")
+    text = machine.ends(machine.gala(), 0)
+    assert (
+        "greedy policy   mean return unknown: the environment has given rewards that are not finite numbers\n" in text
+    )
+
+
 def test_the_hints_at_the_end_know_the_options_of_the_call_and_what_is_possible(machine: Machine) -> None:
     name = "pole-" + "x" * 45
     machine.script("all", "finish")

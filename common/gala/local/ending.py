@@ -168,7 +168,10 @@ def _card(directory: RunDirectory) -> dict[str, Any]:
 
 
 def _score(result: dict[str, Any]) -> str:
-    text = f"mean return {result.get('meanReturn', float('nan')):.1f}"
+    mean = number(result.get("meanReturn"))
+    if mean is None:
+        return "mean return unknown: the environment has given rewards that are not finite numbers"
+    text = f"mean return {mean:.1f}"
     if result.get("stdReturn") is not None:
         text += f" ± {result['stdReturn']:.1f}"
     if result.get("episodes") is not None:
