@@ -269,6 +269,11 @@ def test_discrete_actions_count_from_the_environments_first(
         ({"observation_space": spaces.Dict({"x": spaces.Discrete(2)})}, "observation space Dict.*FlattenObservation"),
         ({"observation_space": spaces.Tuple([spaces.Discrete(2)])}, "observation space Tuple"),
         ({"observation_space": spaces.Discrete(5000)}, r"observation space Discrete\(5000\)"),
+        (
+            {"observation_space": spaces.Box(0, 1, (3, 0))},
+            r"observation space Box.* at least 1 long, got \[3, 0\]; let it",
+        ),
+        ({"observation_space": spaces.Box(0, 255, (0, 84, 84), np.uint8)}, "observation space Box.*at least 1 long"),
         ({"action_space": spaces.MultiDiscrete([2, 3])}, "action space MultiDiscrete.*TransformAction"),
         ({"action_space": spaces.Dict({"x": spaces.Discrete(2)})}, "action space Dict"),
         ({"action_space": spaces.Box(0, 3, (1,), np.int64)}, "action space Box"),

@@ -104,6 +104,11 @@ def _observations(environment_id: str, space: gymnasium.Space[Any]) -> tuple[gym
     """The space that the policy sees, and what brings a batch of `space` to it."""
     if isinstance(space, spaces.Box):
         shape = space.shape
+        if 0 in shape:
+            raise SimulatorError(
+                f"spec.environment.id: {environment_id} has the observation space {_short(space)}, whose axes must be "
+                f"at least 1 long, got {list(shape)}; let it show at least one number, be it always the same"
+            )
         if space.dtype == np.uint8 and len(shape) == 2:
             return _image((1, *shape)), lambda batch: batch[:, None]
         if space.dtype == np.uint8 and len(shape) == 3:
