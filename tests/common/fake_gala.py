@@ -18,7 +18,10 @@ if (run.parent.parent / "fake-finalize").exists():
 while (run.parent.parent / "fake-wait").exists():
     time.sleep(0.02)
 (run / "final").mkdir(exist_ok=True)
-score = {"episodes": 10, "meanReturn": 19.5, "stdReturn": 0.5, "humanNormalised": 1.14}
+if (run.parent.parent / "fake-flaws").exists():
+    score = {"episodes": 10, "meanReturn": None, "stdReturn": None, "humanNormalised": None}
+else:
+    score = {"episodes": 10, "meanReturn": 19.5, "stdReturn": 0.5, "humanNormalised": 1.14}
 (run / "final" / "card.json").write_text(json.dumps({"globalSteps": 1234567, "evaluation": {"greedy": score}}))
 """
 

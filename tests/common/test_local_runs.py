@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pty
 import signal
@@ -25,9 +26,32 @@ def test_a_run_that_reaches_its_steps_ends_with_scores_and_hints(machine: Machin
     assert machine.record()["state"] == "finished"
     assert "pole has reached 1,234,567 decisions" in text
     assert "mean return 19.5 ± 0.5 over 10 episodes (114% of human)" in text
+    assert "skipped" not in text
     assert "  gala evaluate runs/pole --video pole.gif\n" in text
     assert "  gala run pole.yaml --name pole-more --learners 4\n" in text
     assert "  gala report runs/pole runs/pole-more\n" in text
+
+
+def test_the_end_tells_what_could_not_be_learned_from(machine: Machine) -> None:
+    launcher = machine.gala()
+    machine.started(0, 1)
+    records = [{"kind": "train", "updates": 50, "skippedUpdates": 3}, {"kind": "event", "event": "finished"}]
+    lines = [json.dumps(record) for record in records]
+    (machine.run / "learner-0" / "metrics.jsonl").write_text('{"kind": "train", "updates": 50, "skippedUpdates": 0}\n')
+    (machine.run / "learner-1" / "metrics.jsonl").write_text("\n".join([*lines, '{"kind": "tra']))
+    machine.script("all", "finish")
+    text = machine.ends(launcher, 0)
+    assert "  skipped         3 of 50 updates, because rewards, observations or gradients were not finite" in text
+    assert "; see runs/pole/learner-1/log.txt\n" in text
+
+
+def test_a_score_that_is_no_number_is_said_to_be_unknown(machine: Machine) -> None:
+    (machine.folder / "fake-flaws").touch()
+    machine.script("all", "finish")
+    text = machine.ends(machine.gala(), 0)
+    assert (
+        "greedy policy   mean return unknown: the environment has given rewards that are not finite numbers\n" in text
+    )
 
 
 def test_the_hints_at_the_end_know_the_options_of_the_call_and_what_is_possible(machine: Machine) -> None:

@@ -16,7 +16,19 @@ from gala.errors import SimulatorError
 from gala.spec import Environment
 from gala_worker.environments import Episode, Simulators, make_simulators
 from gala_worker.environments.simulators import EpisodeLog
-from small_games import LENGTH, Count, RewardingDummies, SameStepVector, Spaces
+from small_games import (
+    LENGTH,
+    Count,
+    Counting,
+    CountingVector,
+    Leaving,
+    RewardingDummies,
+    SameStepVector,
+    Spaces,
+    Sticking,
+    StickingVector,
+    Telling,
+)
 
 Make = Callable[..., Simulators]
 
@@ -25,6 +37,7 @@ Make = Callable[..., Simulators]
 def registered() -> Iterator[None]:
     before = dict(gymnasium.registry)
     gymnasium.register("GalaCount-v0", entry_point=Count)
+    gymnasium.register("GalaLeaving-v0", entry_point=Leaving)
     gymnasium.register("GalaSameStep-v0", entry_point=Count, vector_entry_point=SameStepVector)
     gymnasium.register("GalaRewardingDummies-v0", entry_point=Count, vector_entry_point=RewardingDummies)
     yield
@@ -118,6 +131,16 @@ def test_a_registered_time_limit_truncates(make: Make) -> None:
     assert step(simulators, 2).truncated.all()
     assert simulators.max_episode_steps == 2
     assert make("GalaCount-v0").max_episode_steps is None
+
+
+@pytest.mark.parametrize(("limit", "known"), [(LENGTH - 1, LENGTH - 1), (-1, None)])
+def test_the_documents_time_limit_goes_before_the_registered_one(make: Make, limit: int, known: int | None) -> None:
+    gymnasium.register("GalaLimited-v0", entry_point=Count, max_episode_steps=1)
+    simulators = make("GalaLimited-v0", max_episode_steps=limit)
+    simulators.reset(0)
+    transition = step(simulators, known or LENGTH)
+    assert (transition.truncated if known else transition.terminated).all()
+    assert simulators.max_episode_steps == known
 
 
 def test_scores_are_raw_and_lengths_leave_dummy_steps_out(make: Make) -> None:
@@ -246,6 +269,11 @@ def test_discrete_actions_count_from_the_environments_first(
         ({"observation_space": spaces.Dict({"x": spaces.Discrete(2)})}, "observation space Dict.*FlattenObservation"),
         ({"observation_space": spaces.Tuple([spaces.Discrete(2)])}, "observation space Tuple"),
         ({"observation_space": spaces.Discrete(5000)}, r"observation space Discrete\(5000\)"),
+        (
+            {"observation_space": spaces.Box(0, 1, (3, 0))},
+            r"observation space Box.* at least 1 long, got \[3, 0\]; let it",
+        ),
+        ({"observation_space": spaces.Box(0, 255, (0, 84, 84), np.uint8)}, "observation space Box.*at least 1 long"),
         ({"action_space": spaces.MultiDiscrete([2, 3])}, "action space MultiDiscrete.*TransformAction"),
         ({"action_space": spaces.Dict({"x": spaces.Discrete(2)})}, "action space Dict"),
         ({"action_space": spaces.Box(0, 3, (1,), np.int64)}, "action space Box"),
@@ -271,6 +299,7 @@ def test_a_vector_environment_with_same_step_autoreset_is_refused(make: Make) ->
         ("CartPole-v9", {}, "`v9` for environment `CartPole` doesn't exist"),
         ("NoSuchNamespace/Thing-v0", {}, "use an id that"),
         ("GalaCount-v0", {"colour": "red"}, "cannot be made with kwargs .*unexpected keyword argument 'colour'"),
+        ("GalaLeaving-v0", {"at": "made"}, r"cannot be made with kwargs .*: SystemExit: "),
         ("GalaCount-v0", {"vectorization_mode": "magic"}, "Invalid vectorization mode: 'magic'"),
     ],
 )
@@ -281,10 +310,68 @@ def test_what_gymnasium_cannot_make_is_refused(
         make(environment_id, **kwargs)
 
 
+@pytest.mark.parametrize("mode", ["sync", "async", "vector_entry_point"])
+def test_what_an_environment_does_to_its_kwargs_is_seen_by_nobody_else(mode: str) -> None:
+    gymnasium.register("GalaCounting-v0", entry_point=Counting, vector_entry_point=CountingVector)
+    kwargs = {"config": {"made": 0}, "vectorization_mode": mode}
+    environment = Environment.model_validate({"id": "GalaCounting-v0", "kwargs": kwargs})
+    simulators = make_simulators(environment, 3)
+    simulators.reset(0)
+    assert step(simulators).rewards.tolist() == ([1.0] * 3 if mode != "vector_entry_point" else [1.0, 2.0, 3.0])
+    simulators.close()
+    assert environment.kwargs == kwargs
+
+
+def test_a_refusal_names_the_kwargs_as_they_were_given(make: Make) -> None:
+    gymnasium.register("GalaCounting-v0", entry_point=Counting)
+    with pytest.raises(SimulatorError, match=r"with kwargs \{'config': \{'made': 0, 'fail': True\}\}: RuntimeError"):
+        make("GalaCounting-v0", config={"made": 0, "fail": True})
+
+
 @pytest.mark.parametrize(("num", "threads"), [(0, 1), (1, 0)])
 def test_numbers_below_one_are_refused(num: int, threads: int) -> None:
     with pytest.raises(SimulatorError, match="must be at least 1, got 0"):
         make_simulators(Environment.model_validate({"id": "GalaCount-v0"}), num, threads=threads)
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize("infos", [[None, 1], [[0.0], [0.0, 0.0]]])
+def test_infos_that_do_not_match_each_other_are_no_matter(make: Make, mode: str, infos: list[Any]) -> None:
+    """Gymnasium packs those of all simulators into arrays of the first one's type and shape."""
+    gymnasium.register("GalaTelling-v0", entry_point=Telling)
+    simulators = make("GalaTelling-v0", vectorization_mode=mode, infos=infos)
+    simulators.reset(0)
+    step(simulators, LENGTH + 2)
+    assert [episode.return_ for episode in simulators.pop_episodes()] == [10.0 * LENGTH] * 2
+
+
+@pytest.mark.parametrize("mode", ["sync", "async", "vector_entry_point"])
+def test_an_environment_that_cannot_be_closed_is_a_warning(
+    make: Make, mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    gymnasium.register("GalaSticking-v0", entry_point=Sticking, vector_entry_point=StickingVector)
+    simulators = make("GalaSticking-v0", vectorization_mode=mode)
+    simulators.reset(0)
+    simulators.close()
+    simulators.close()
+    assert "GalaSticking-v0 cannot be closed: RuntimeError: it sticks (" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Gymnasium's way of telling what a process of its own has met
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_an_environment_that_ends_its_process_is_an_error_that_names_it(
+    make: Make, mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """sys.exit() would pass for a learner that has finished."""
+    told = r"GalaLeaving-v0 has called sys\.exit\(None\)"
+    with pytest.raises(RuntimeError, match=told):
+        make("GalaLeaving-v0", vectorization_mode=mode, at="reset").reset(0)
+    stepping = make("GalaLeaving-v0", vectorization_mode=mode, at="stepped")
+    stepping.reset(0)
+    with pytest.raises(RuntimeError, match=told):
+        step(stepping)
+    make("GalaLeaving-v0", vectorization_mode=mode, at="closed").close()
+    assert "GalaLeaving-v0 cannot be closed: SystemExit: " in caplog.text
 
 
 def test_closed_simulators_say_so_and_close_again(make: Make) -> None:
@@ -345,6 +432,7 @@ def test_the_documented_environment_runs_as_it_stands(make: Make, own_module: Ca
             OWN_GAME.replace("import gymnasium\n", "import nothing_of_the_kind\n"),
             "No module named 'nothing_of_the_kind'",
         ),
+        ("import sys; sys.exit(3)", r"SystemExit: 3 \(.*games.py:1\)"),
         ("1 / 0", r"ZeroDivisionError: division by zero \(.*games.py:1\)"),
         ("", "Mine.*doesn't exist"),
     ],

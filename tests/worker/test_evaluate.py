@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 import torch
+from gymnasium.envs.registration import EnvSpec
 
 from ended_run import Run, make_plan
 from gala.errors import RunError, UsageError
 from gala_worker import evaluate, film, finalize
 from gala_worker.players import Player
+from small_games import Flawed
 
 pytestmark = pytest.mark.usefixtures("one_compute_thread")
 
@@ -50,6 +55,27 @@ def test_the_table_shows_every_episode_and_the_mean(run: Run, capsys: pytest.Cap
     text = capsys.readouterr().out
     assert f"{card['evaluation']['greedy']['meanReturn']:.1f} ±" in text
     assert "greedy" in text
+
+
+@pytest.mark.parametrize(
+    ("steps", "source"), [(1000, "final model"), (1001, "average of 1 of 3 learners' checkpoints")]
+)
+def test_a_run_that_trains_on_after_its_end_is_evaluated_by_its_newest_state(run: Run, steps: int, source: str) -> None:
+    run.export(0, 0.25, global_steps=1000)
+    finalize.finalize(run.directory)
+    run.save_checkpoint(0, 0.5, steps)
+    with Player(run.plan.spec, 1) as player:
+        assert evaluate.load_newest(player, run.directory, run.plan).startswith(source)
+        assert torch.allclose(player._flat.vector, run.start + (0.25 if source == "final model" else 0.5))
+
+
+def test_a_later_checkpoint_of_a_straggler_is_not_taken_for_a_newer_state(run: Run) -> None:
+    total = run.plan.spec.total_steps
+    run.export(0, 0.25, global_steps=total)
+    finalize.finalize(run.directory)
+    run.save_checkpoint(1, 0.5, total + 40)
+    with Player(run.plan.spec, 1) as player:
+        assert evaluate.load_newest(player, run.directory, run.plan) == "final model"
 
 
 def test_an_unfinished_run_is_evaluated_by_the_average_of_its_newest_checkpoints(run: Run) -> None:
@@ -116,6 +142,30 @@ def test_a_final_model_that_cannot_be_looked_at_is_told(run: Run, monkeypatch: p
         patched.setattr(Path, "exists", locked)
         with pytest.raises(UsageError, match=r"model\.safetensors: cannot be read: Permission denied$"):
             evaluate.load_newest(player, run.directory, run.plan)
+
+
+def test_a_run_whose_rewards_are_no_numbers_has_no_score(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of its final model too: the card stays JSON that everybody reads."""
+
+    def strict(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    spec = EnvSpec("GalaFlawed-v0", entry_point=partial(Flawed, reward=math.nan), disable_env_checker=True)
+    monkeypatch.setitem(gymnasium.registry, "GalaFlawed-v0", spec)
+    run = Run(tmp_path, make_plan("GalaFlawed-v0"))
+    run.export(0)
+    assert finalize.main([str(tmp_path)]) == 0
+    printed = [json.loads(line, parse_constant=strict) for line in capsys.readouterr().out.splitlines()]
+    assert printed[-1]["event"] == "done"
+    card = json.loads((tmp_path / "final" / "card.json").read_text(), parse_constant=strict)
+    assert card["evaluation"]["greedy"]["meanReturn"] is None
+    assert card["evaluation"]["greedy"]["returns"] == [None, None]
+    assert evaluate.main([str(tmp_path), "--episodes", "3", "--json"]) == RunError.exit_code
+    said = capsys.readouterr()
+    told = "GalaFlawed-v0 has given a reward that is not a finite number in 3 of 3 episodes"
+    assert (said.out, said.err) == ("", f"error: test has no score: {told}\n")
 
 
 def test_an_unknown_run_is_the_users_mistake(capsys: pytest.CaptureFixture[str]) -> None:

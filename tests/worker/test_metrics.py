@@ -27,6 +27,7 @@ from gala_worker.metrics import JsonLines, MetricsWriter
 TRAIN = {
     "epoch": 1,
     "updates": 40,
+    "skippedUpdates": 2,
     "steps": 3200,
     "globalSteps": 6400,
     "stepsPerSecond": 1234.5,
@@ -255,6 +256,7 @@ def test_prometheus_gets_the_latest_values_with_run_and_rank(make_writer) -> Non
     writer.event("peer-gone", peer=3)
     found = samples(writer)
     assert found["gala_updates_total", frozenset(own)] == 41
+    assert found["gala_skipped_updates_total", frozenset(own)] == 2
     assert found["gala_steps_per_second", frozenset(own)] == 1234.5
     assert ("gala_return_mean", frozenset(own)) not in found
     assert found["gala_gossip_mixes_total", frozenset(own)] == 30

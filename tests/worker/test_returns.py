@@ -175,3 +175,16 @@ def test_wrong_shapes_and_types_are_refused(position: int, replacement: torch.Te
         n_step_returns(*arguments, DISCOUNT)
     with pytest.raises(ValueError, match=message):
         gae(*arguments, DISCOUNT, 0.9)
+
+
+@pytest.mark.parametrize("gae_lambda", [None, 0.9])
+def test_not_even_nan_behind_an_end_reaches_the_targets_before_it(gae_lambda: float | None) -> None:
+    rewards, values, never, _ = tensors(random_rollout(7, 6, 2))
+    never = torch.zeros_like(never)
+    terminated = never.clone()
+    terminated[2] = True
+    before = targets(rewards, values, terminated, never, discount=DISCOUNT, gae_lambda=gae_lambda)
+    rewards[3:] = values[3:] = torch.nan
+    after = targets(rewards, values, terminated, never, discount=DISCOUNT, gae_lambda=gae_lambda)
+    assert torch.equal(after.returns[:3], before.returns[:3])
+    assert torch.equal(after.advantages[:3], before.advantages[:3])

@@ -20,7 +20,9 @@ def learner(value: float) -> tuple[FlatState, dict[str, torch.Tensor]]:
     return flat, {SQUARE_AVERAGE: torch.full_like(flat.trainable, value + 0.5)}
 
 
-COUNTERS = Counters(updates=7, steps=560, episodes=3, wall_seconds=12.5, epoch=2, progress={0: 560, 1: 640})
+COUNTERS = Counters(
+    updates=7, steps=560, skipped_updates=2, episodes=3, wall_seconds=12.5, epoch=2, progress={0: 560, 1: 640}
+)
 
 
 def test_a_resumed_learner_has_everything_it_had() -> None:
@@ -50,7 +52,7 @@ def test_a_joiner_takes_parameters_and_progress_but_counts_its_own_steps() -> No
     stored = capture(flat, average, COUNTERS)
     counters = restore(stored, 1, *learner(9.0))
     assert counters.steps == 640  # what the ring knows of rank 1, not the 560 of the neighbour
-    assert counters.episodes == 0
+    assert (counters.episodes, counters.skipped_updates) == (0, 0)
     assert counters.global_steps == 1200
     assert restore(stored, 5, *learner(9.0)).steps == 0
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -16,7 +18,7 @@ import torch
 from gala import names
 from gala.plan import Address, RunPlan, plan
 from gala.spec import parse
-from gala_worker import checkpoint, http, keeper
+from gala_worker import __main__, checkpoint, http, keeper
 from gala_worker import worker as module
 from gala_worker.algorithms.a2c import Update
 from gala_worker.algorithms.algorithm import Algorithm, Setup
@@ -335,3 +337,18 @@ def test_a_finished_worker_holds_its_result_for_as_long_as_somebody_asks_for_its
         finally:
             clock.now = 211.0
         assert worker.result(30)
+
+
+@pytest.mark.parametrize("code", [0, 2, None])
+def test_a_learner_that_something_has_ended_by_sys_exit_has_crashed_whatever_the_code_says(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int | None
+) -> None:
+    def leave(config: WorkerConfig) -> Worker:
+        sys.exit(code)
+
+    monkeypatch.setattr(module, "Worker", leave)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    for name, value in {"GALA_RANK": "0", "GALA_PLAN_FILE": "plan.json", "GALA_OUTPUT_DIR": "out"}.items():
+        monkeypatch.setenv(name, value)
+    assert __main__.main() == 1
+    assert "in leave" in caplog.text, "the traceback says where"

@@ -53,6 +53,9 @@ def main() -> int:
     except GalaError as error:
         print(error, file=sys.stderr)  # noqa: T201 launcher and kubelet show the last line of stderr
         return error.exit_code
+    except SystemExit:  # of an environment's code, or a library's: not the end of the run that its code may say it is
+        logging.exception("the learner was ended by sys.exit()")
+        return 1
 
 
 def leave(code: int) -> NoReturn:

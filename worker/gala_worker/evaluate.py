@@ -1,6 +1,6 @@
 """`python -m gala_worker.evaluate RUN` plays with a run's policy and prints its scores; `gala evaluate` calls it.
 
-The final model is played; while a run is not finished, the average of its learners' newest checkpoints.
+The final model is played; while a run is not finished, or trains on, the average of its learners' newest checkpoints.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import json
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gala import names, scores
-from gala.errors import MAX_SHOWN_VALUE, GalaError, UsageError, reading
+from gala.errors import MAX_SHOWN_VALUE, GalaError, RunError, UsageError, reading
 from gala_worker import film
 from gala_worker.evaluation import EvaluationResult, Mode
 from gala_worker.film import Film
@@ -81,6 +82,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     with Player(plan.spec, options.episodes) as player:
         source = load_newest(player, run_dir, plan)
         result = player.play(mode=mode, seed=seed)
+        if not math.isfinite(result.mean_return):
+            raise RunError(
+                f"{plan.run_name} has no score: {result.environment_id} has given a reward that is not a finite number "
+                f"in {sum(not math.isfinite(score) for score in result.returns)} of {options.episodes} episodes"
+            )
         if not options.json:
             _show(plan.run_name, source, result)
         filmed = None

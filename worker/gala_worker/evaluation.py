@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gala import scores
+from gala.answers import number
 from gala.spec import RunSpec
 from gala_worker.environments import Simulators, make_simulators
 from gala_worker.flat import FlatState
@@ -69,15 +70,15 @@ class EvaluationResult:
         return scores.human_normalised(self.environment_id, self.mean_return)
 
     def document(self) -> dict[str, Any]:
-        """For metrics.jsonl and the final model's card."""
+        """For metrics.jsonl and the final model's card. JSON has no word for a score that is not finite: it is None."""
         return {
             "mode": self.mode,
             "episodes": len(self.returns),
-            "meanReturn": self.mean_return,
-            "stdReturn": self.std_return,
-            "returns": list(self.returns),
+            "meanReturn": number(self.mean_return),
+            "stdReturn": number(self.std_return),
+            "returns": [number(score) for score in self.returns],
             "meanEpisodeSteps": self.mean_episode_steps,
-            "humanNormalised": self.human_normalised,
+            "humanNormalised": number(self.human_normalised),
         }
 
 

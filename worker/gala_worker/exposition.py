@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 # (key of the record, metric, help); counters only grow within one life of the process, as Prometheus expects.
 TRAIN_COUNTERS: Final = (
     ("updates", "gala_updates", "Updates of the parameters by this learner."),
+    ("skippedUpdates", "gala_skipped_updates", "Updates that changed nothing: their gradient was not finite."),
     ("steps", "gala_steps", "Agent decisions of this learner."),
     ("episodes", "gala_episodes", "Episodes that ended in this learner's simulators."),
 )

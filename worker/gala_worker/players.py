@@ -10,7 +10,7 @@ from typing import Final, Self
 import torch
 from torch import Tensor
 
-from gala import names
+from gala import answers, names
 from gala.cores import available_cores
 from gala.errors import CheckpointError, RunError, UsageError, reading
 from gala.plan import SEEDS_PER_LEARNER, RunPlan
@@ -117,9 +117,10 @@ def evaluation_seed(plan: RunPlan) -> int:
 
 
 def load_newest(player: Player, run_dir: Path, plan: RunPlan) -> str:
-    """Gives `player` the final model or, while the run is not finished, the average of the newest checkpoints.
+    """Gives `player` the final model or, where there are newer checkpoints, the average of the newest ones.
 
-    With push-sum it is the weighted one, as of the final model.
+    That is while the run is not finished, and while a finished one trains on. With push-sum it is the weighted average,
+    as of the final model.
 
     Returns:
         What was loaded, in words.
@@ -132,20 +133,23 @@ def load_newest(player: Player, run_dir: Path, plan: RunPlan) -> str:
     final = run_dir / names.FINAL_DIRECTORY / names.MODEL_FILE
     with reading(final):
         finished = final.exists()
-    if finished:
-        player.load(model_file.load_model(final, player.schema).tensors)
-        return "final model"
+    model = model_file.load_model(final, player.schema) if finished else None
     newest = {}
     for rank in plan.ranks:
         directory = run_dir / names.learner_directory(rank) / names.CHECKPOINTS_DIRECTORY
         if (found := checkpoint.load_latest(directory, player.schema.hash)) is not None:
             newest[rank] = found
+    steps = max((found.global_steps for found in newest.values()), default=0)
+    of_model = steps if model is None else answers.count(model.record.get("globalSteps")) or steps
+    # A learner that was stopped after the others had finished may have a later checkpoint: the run has its steps.
+    if model is not None and of_model >= min(steps, plan.spec.total_steps):
+        player.load(model.tensors)
+        return "final model"
     if not newest:
         raise RunError(
             f"{run_dir} has nothing to evaluate yet: no final model and no checkpoint; the learners write one every "
             f"{plan.spec.checkpoint.every_steps:,} steps and when they are stopped"
         )
-    steps = max(found.global_steps for found in newest.values())
     oldest = steps - MOST_CHECKPOINTS_BEHIND * plan.spec.checkpoint.every_steps
     kept = [found for found in newest.values() if found.global_steps >= oldest]
     models = [{checkpoint.VECTOR: found.tensors[checkpoint.VECTOR]} for found in kept]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gala_worker.environments import Episode, Simulators
+from gala_worker.environments import Episode, Simulators, Transition
 from gala_worker.model import ActorCritic
 from gala_worker.model.tape import Tape
 
@@ -85,6 +85,7 @@ class Collector:
         self._clip_rewards = clip_rewards
         self._observe = observe and policy.normalisation is not None
         self._is_first = True
+        self._last: Rollout | None = None
         self._shown: list[Tensor] = []
         self._device = device
         self._tape = Tape(policy, *shape, compute_type)
@@ -93,6 +94,7 @@ class Collector:
         self._flags = np.empty((3, *shape), np.bool_)
         self._starts = torch.ones(shape[1], dtype=torch.bool, device=device)
         self._observations = self._to_device(simulators.reset(seed))
+        self._are_vectors = self._observations.is_floating_point()
         self._new_frames: int | None = None
         self._state = policy.initial_state(shape[1])
         self._seen: Tensor | None = None
@@ -130,13 +132,15 @@ class Collector:
                 self._policy.observe(self._observations)
             elif self._observe:
                 self._shown.append(self._observations.clone())
+            if self._are_vectors and step.terminated.any():
+                self._observations = self._without_gaps(step)
         self._is_first = False
         self._note(len(self._rewards))
         values.append(self._tape.bootstrap(self._observations, self._starts, self._new_frames))
         self._new_frames = 0  # the next rollout begins with the observation that this one ends with
         on_device = self._to_device(self._flags)
         rewards = self._to_device(np.clip(self._rewards, -1.0, 1.0) if self._clip_rewards else self._rewards)
-        return Rollout(
+        self._last = Rollout(
             self._tape,
             torch.stack(actions),
             torch.stack(values),
@@ -149,11 +153,36 @@ class Collector:
             if self._seen is None
             else Recording(self._seen, self._seen_starts, torch.stack(parameters), first_state),
         )
+        return self._last
 
     def _note(self, t: int) -> None:
         if self._seen is not None:
             self._seen[t] = self._observations
             self._seen_starts[t] = self._starts
+
+    def _without_gaps(self, step: Transition) -> Tensor:
+        """The newest observations, with zeros for what is not finite where an episode is over.
+
+        Nothing is decided there, and the loss masks it; but NaN times a gradient of 0 is NaN.
+        The observation statistics have seen the numbers as they were.
+        """
+        over = self._to_device(step.terminated & ~step.starts).unsqueeze(-1)
+        seen = self._observations
+        return torch.where(over.logical_and(seen.isfinite().logical_not()), 0.0, seen)
+
+    def flaw(self) -> str | None:
+        """What is not finite in the last rollout, such as `a reward of simulator 3`; None if nothing is.
+
+        Of observations that are not recorded, it is the values they were given that tell.
+        """
+        if self._last is None:
+            return None
+        shown = self._seen if self._seen is not None and self._are_vectors else self._last.values
+        for what, numbers in (("a reward", self._last.rewards), ("an observation", shown)):
+            flawed = numbers.isfinite().logical_not().transpose(0, 1).flatten(1).any(1)
+            if flawed.any():
+                return f"{what} of simulator {int(flawed.nonzero()[0])}"
+        return None
 
     def pop_episodes(self) -> list[Episode]:
         """Real episodes that ended since the last call."""

@@ -32,6 +32,8 @@ class Counters:
     """Updates of the parameters; the version of what it offers to its neighbours."""
     steps: int = 0
     """Agent decisions of this rank, over all its lives."""
+    skipped_updates: int = 0
+    """Of the updates, those that changed nothing: something was not finite. See `skipped`."""
     episodes: int = 0
     wall_seconds: float = 0.0
     """Time in training since the run's first start, without the time it was stopped."""
@@ -67,6 +69,7 @@ def capture(
         counters={
             "updates": counters.updates,
             "steps": counters.steps,
+            "skippedUpdates": counters.skipped_updates,
             "episodes": counters.episodes,
             "wallSeconds": counters.wall_seconds,
             "epoch": counters.epoch,
@@ -89,7 +92,8 @@ def restore(
     """Puts a captured state into place and returns its counters.
 
     What `also` know of the run's progress counts too: of a joiner's own checkpoint and a neighbour's state, either may
-    have heard more of some rank. A neighbour's state has no generator, so its episodes are not this learner's.
+    have heard more of some rank. A neighbour's state has no generator, so its episodes and skipped updates are not
+    this learner's.
 
     Raises:
         CheckpointError: it lacks something, or has other shapes. Nothing was changed.
@@ -100,7 +104,7 @@ def restore(
             counters.progress[other] = max(steps, counters.progress.get(other, 0))
     counters.steps = counters.progress.get(rank, 0)
     if ACTION_GENERATOR not in checkpoint.tensors:
-        counters.episodes = 0
+        counters.episodes = counters.skipped_updates = 0
     for own, found in tensors:
         own.copy_(found)
     return counters
@@ -156,6 +160,7 @@ def _counters(document: Mapping[str, object]) -> Counters:
         counters = Counters(
             updates=int(document["updates"]),  # type: ignore[call-overload]
             steps=int(document["steps"]),  # type: ignore[call-overload]
+            skipped_updates=int(document.get("skippedUpdates", 0)),  # type: ignore[call-overload]
             episodes=int(document["episodes"]),  # type: ignore[call-overload]
             wall_seconds=float(document["wallSeconds"]),  # type: ignore[arg-type]
             epoch=int(document["epoch"]),  # type: ignore[call-overload]
@@ -163,7 +168,8 @@ def _counters(document: Mapping[str, object]) -> Counters:
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"its counters cannot be read: {error}") from error
-    amounts = (counters.updates, counters.steps, counters.episodes, counters.epoch, *counters.progress.values())
+    own = (counters.updates, counters.skipped_updates, counters.steps, counters.episodes, counters.epoch)
+    amounts = (*own, *counters.progress.values())
     if not all(0 <= amount < names.COUNT_LIMIT for amount in amounts):
         raise CheckpointError("its counters are negative or impossibly large")
     if not all(0 <= rank < names.MAX_LEARNERS for rank in counters.progress):

@@ -73,6 +73,7 @@ class Telemetry:
         self._status = {
             "epoch": counters.epoch,
             "updates": counters.updates,
+            "skippedUpdates": counters.skipped_updates,
             "steps": counters.steps,
             "globalSteps": counters.global_steps,
             "totalSteps": self.total_steps,
@@ -97,6 +98,7 @@ class Telemetry:
         record: dict[str, Any] = {
             "epoch": counters.epoch,
             "updates": counters.updates,
+            "skippedUpdates": counters.skipped_updates,
             "steps": counters.steps,
             "globalSteps": counters.global_steps,
             "stepsPerSecond": self._rate,

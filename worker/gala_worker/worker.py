@@ -43,6 +43,7 @@ from gala_worker.model import make_policy
 from gala_worker.model.network import Nature32
 from gala_worker.plan_file import PlanFile
 from gala_worker.rollout import Collector
+from gala_worker.skipped import SkippedUpdates
 from gala_worker.state import ACTION_GENERATOR, Counters, capture, restore_furthest
 from gala_worker.telemetry import Telemetry
 
@@ -179,6 +180,9 @@ class Worker:
             wall_seconds=self._wall_seconds,
         )
         services.callback(self._metrics.close)
+        self._skipped = SkippedUpdates(
+            self._spec.environment.id, self._me, self._metrics, is_keeper=config.rank in plan.keepers
+        )
         self._server = StatusServer(
             self._me.address.http,
             status=self._status,
@@ -291,6 +295,7 @@ class Worker:
             self._keeper.follow(self._plan, counters)
         while not (self._stopping or self._left or self._reached):
             update = algorithm.step(counters, measure=counters.updates % MEASURE_EVERY_UPDATES == 0)
+            self._skipped.note(update, self._collector, counters)
             self._telemetry.note_update(update, self._collector.pop_episodes() if self._collector else (), counters)
             algorithm.answer_joiners(self._state_for_joiner)
             counters.wall_seconds = self._wall_seconds()

@@ -7,10 +7,10 @@ import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from gala import names
-from gala.answers import json_file, mapping, number
+from gala.answers import count, json_file, json_object, mapping, number
 from gala.errors import RunError, to_install
 from gala.local.interrupts import Interrupts
 from gala.local.process import WorkerProcess
@@ -19,6 +19,8 @@ from gala.local.table import duration
 from gala.spec import GalaRun, beside
 
 FINALIZE_LOG = "finalize.log"
+MAX_RECORD: Final = 1 << 20
+"""A line of metrics.jsonl is far shorter."""
 
 
 def finalize(
@@ -82,6 +84,7 @@ def summary(
     return [
         f"{name} has reached {_card(directory).get('globalSteps', 0):,} decisions in {duration(wall_seconds)}.",
         *results(directory, report),
+        *_skipped(directory, run.spec.learners),
         "Next:",
         f"  gala evaluate {path} {watch}",
         f"      {what}",
@@ -111,6 +114,34 @@ def results(directory: RunDirectory, report: tuple[Path | None, str]) -> list[st
     ]
 
 
+def _skipped(directory: RunDirectory, learners: int) -> list[str]:
+    """What the learners could not learn from, as their last records have it; no line where that is nothing."""
+    skipped = updates = 0
+    logs = []
+    for folder in map(directory.learner, range(learners)):
+        record = _last_training(folder / names.METRICS_FILE)
+        if lost := count(record.get("skippedUpdates")) or 0:
+            skipped += lost
+            updates += count(record.get("updates")) or 0
+            logs.append(shown(folder / names.LOG_FILE))
+    if not skipped:
+        return []
+    why = f"rewards, observations or gradients were not finite; see {logs[0]}"
+    return [f"  {'skipped':<15} {skipped:,} of {updates:,} updates, because {why}"]
+
+
+def _last_training(metrics: Path) -> dict[str, Any]:
+    """The last `train` record of a learner; empty where there is none."""
+    try:
+        with metrics.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - MAX_RECORD))
+            lines = file.read().splitlines()
+    except OSError:
+        return {}
+    records = (json_object(line) or {} for line in reversed(lines))
+    return next((record for record in records if record.get("kind") == "train"), {})
+
+
 def shown(path: Path) -> str:
     """A path as the user would write it: relative where it lies below the working directory."""
     try:
@@ -137,7 +168,10 @@ def _card(directory: RunDirectory) -> dict[str, Any]:
 
 
 def _score(result: dict[str, Any]) -> str:
-    text = f"mean return {result.get('meanReturn', float('nan')):.1f}"
+    mean = number(result.get("meanReturn"))
+    if mean is None:
+        return "mean return unknown: the environment has given rewards that are not finite numbers"
+    text = f"mean return {mean:.1f}"
     if result.get("stdReturn") is not None:
         text += f" ± {result['stdReturn']:.1f}"
     if result.get("episodes") is not None:

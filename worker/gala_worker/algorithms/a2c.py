@@ -6,6 +6,7 @@ it meets the flat vector.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from gala.spec import Hyperparameters
@@ -24,6 +25,11 @@ class Update:
     loss: A2CLoss
     step: Step
     learning_rate: float
+
+    @property
+    def is_skipped(self) -> bool:
+        """Whether it changed nothing, since its gradient was not finite; of several steps, whether one of them did."""
+        return not self.step.gradient_norm < math.inf
 
 
 class A2C:

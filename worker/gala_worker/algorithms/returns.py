@@ -9,6 +9,7 @@ Two ways in which an episode stops at t:
 - truncated (a time limit): the episode only stopped being watched, so the return goes on with the critic's estimate of
   `observations[t + 1]`, which under next-step autoreset is the true last observation of that episode.
 The transition after such an end (autoreset's dummy step) gets a meaningless target here and is masked out by the loss.
+What lies behind an end may be anything, even NaN: it is left out by choice, not by a factor of 0.
 """
 
 from __future__ import annotations
@@ -57,12 +58,13 @@ def n_step_returns(rewards: Tensor, values: Tensor, terminated: Tensor, truncate
     Raises: ValueError on shapes that do not fit each other.
     """
     _check(rewards, values, terminated, truncated)
-    continues = discount * terminated.logical_not().to(rewards.dtype)
+    zero, factor = rewards.new_zeros(()), rewards.new_full((), discount)
     returns = torch.empty_like(rewards)
     following = values[-1]
     for t in range(len(rewards) - 1, -1, -1):
         following = torch.where(truncated[t], values[t + 1], following)
-        following = torch.addcmul(rewards[t], continues[t], following, out=returns[t])
+        following = torch.where(terminated[t], zero, following)
+        following = torch.addcmul(rewards[t], factor, following, out=returns[t])
     return returns
 
 
@@ -78,12 +80,14 @@ def gae(
     Raises: ValueError on shapes that do not fit each other.
     """
     _check(rewards, values, terminated, truncated)
-    deltas = rewards - values[:-1] + discount * values[1:] * terminated.logical_not()
-    decays = discount * gae_lambda * (terminated | truncated).logical_not().to(rewards.dtype)
+    zero, factor = rewards.new_zeros(()), rewards.new_full((), discount * gae_lambda)
+    ended = terminated | truncated
+    deltas = rewards - values[:-1] + torch.where(terminated, zero, discount * values[1:])
     advantages = torch.empty_like(rewards)
     following = torch.zeros_like(values[-1])
     for t in range(len(rewards) - 1, -1, -1):
-        following = torch.addcmul(deltas[t], decays[t], following, out=advantages[t])
+        following = torch.where(ended[t], zero, following)
+        following = torch.addcmul(deltas[t], factor, following, out=advantages[t])
     return advantages
 
 

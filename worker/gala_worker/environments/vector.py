@@ -1,4 +1,4 @@
-"""Every environment but Atari, through `gymnasium.make_vec`: classic control, MuJoCo, a user's own.
+"""Every environment but Atari, as Gymnasium's vector environment (`making`): classic control, MuJoCo, a user's own.
 
 What a policy sees and does is brought to the few kinds that the networks and action heads take (see `Simulators`):
 
@@ -13,11 +13,7 @@ episode's first, and its value would be bootstrapped from the wrong state.
 
 from __future__ import annotations
 
-import importlib
-import sys
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final
 
 import gymnasium
@@ -28,6 +24,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from gala.errors import SimulatorError
 from gala.spec import Environment
+from gala_worker.environments.making import closing, make, time_limit
 from gala_worker.environments.simulators import Episode, EpisodeLog, Flags, Observations, Transition
 
 MAX_ONE_HOT: Final = 1024
@@ -41,8 +38,9 @@ class VectorSimulators:
     """B Gymnasium environments of one kind. See `Simulators` for the promises."""
 
     def __init__(self, environment: Environment, num: int) -> None:
+        self._id = environment.id
         self._env: VectorEnv[Any, Any, Any] | None = None
-        env = self._env = _make(environment, num)
+        env = self._env = make(environment, num)
         try:
             if (mode := env.metadata.get("autoreset_mode")) is not AutoresetMode.NEXT_STEP:
                 raise SimulatorError(
@@ -56,7 +54,7 @@ class VectorSimulators:
             self.close()
             raise
         self.num_simulators = num
-        self.max_episode_steps = None if env.spec is None else env.spec.max_episode_steps
+        self.max_episode_steps = time_limit(environment)
         self._log = EpisodeLog(num)
         self._none: Flags = np.zeros(num, np.bool_)
         self._all: Flags = np.ones(num, np.bool_)
@@ -91,9 +89,10 @@ class VectorSimulators:
 
     def close(self) -> None:
         """Closes the environments."""
-        if self._env is not None:
-            self._env.close()
-            self._env = None
+        env, self._env = self._env, None
+        if env is not None:
+            with closing(self._id):
+                env.close()
 
     def _open(self) -> VectorEnv[Any, Any, Any]:
         if self._env is None:
@@ -101,59 +100,15 @@ class VectorSimulators:
         return self._env
 
 
-def _make(environment: Environment, num: int) -> VectorEnv[Any, Any, Any]:
-    """`gymnasium.make_vec`, with every failure of it (and of a user's module) as a SimulatorError."""
-    module, colon, name = environment.id.rpartition(":")
-    if colon:
-        _import(module, environment.id)
-    kwargs: dict[str, Any] = dict(environment.kwargs)
-    mode = kwargs.pop("vectorization_mode", "sync")
-    # The learner copies observations anyway: the synchronous vectorisation need not.
-    vector_kwargs = {"copy": False} if mode == "sync" else {}
-    try:
-        spec = gymnasium.spec(name)
-    except gymnasium.error.Error as error:
-        raise SimulatorError(
-            f"spec.environment.id: {str(error).rstrip('.')}; use an id that Gymnasium or an installed package "
-            f"registers, ALE/<Game>-v5, or package.module:{name} where the module registers it"
-        ) from error
-    try:
-        return gymnasium.make_vec(spec.id, num, vectorization_mode=mode, vector_kwargs=vector_kwargs, **kwargs)
-    except Exception as error:  # the constructor is anybody's code
-        raise SimulatorError(
-            f"spec.environment: {environment.id} cannot be made with kwargs {environment.kwargs}: {_told(error)}"
-        ) from error
-
-
-def _import(module: str, environment_id: str) -> None:
-    """Imports a user's module, from PYTHONPATH or the current directory, so that it registers its environments."""
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)  # last, so that nothing in the current directory shadows a library
-    try:
-        importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (module == error.name or module.startswith(f"{error.name}.")):
-            raise SimulatorError(
-                f"spec.environment.id: no module {module!r} for {environment_id}, neither in {here} nor on PYTHONPATH; "
-                f"run from the folder that holds it, or add that folder to PYTHONPATH"
-            ) from error
-        raise SimulatorError(f"spec.environment.id: importing {module!r} failed: {_told(error)}") from error
-    except Exception as error:  # a user's module can fail in any way
-        raise SimulatorError(f"spec.environment.id: importing {module!r} failed: {_told(error)}") from error
-
-
-def _told(error: Exception) -> str:
-    """An error of somebody's code in one line, with the place where it was raised."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{place}"
-
-
 def _observations(environment_id: str, space: gymnasium.Space[Any]) -> tuple[gymnasium.Space[Any], Adapter]:
     """The space that the policy sees, and what brings a batch of `space` to it."""
     if isinstance(space, spaces.Box):
         shape = space.shape
+        if 0 in shape:
+            raise SimulatorError(
+                f"spec.environment.id: {environment_id} has the observation space {_short(space)}, whose axes must be "
+                f"at least 1 long, got {list(shape)}; let it show at least one number, be it always the same"
+            )
         if space.dtype == np.uint8 and len(shape) == 2:
             return _image((1, *shape)), lambda batch: batch[:, None]
         if space.dtype == np.uint8 and len(shape) == 3:
