@@ -21,13 +21,12 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from gala_worker.downloads import Downloads
+from gala_worker.downloads import Downloads, pieces
 from gala_worker.health import Heartbeat
 from gala_worker.http_server import HttpServer
 from gala_worker.metrics import to_json
 
 READY_STATES: Final = frozenset({"training", "waiting"})
-FILE_CHUNK_BYTES: Final = 1 << 20
 EXPOSITION_CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -72,7 +71,7 @@ class StatusServer(HttpServer):
             web.get("/metrics", self._get_metrics),
             web.get("/status", self._get_status),
             web.get("/files", self._get_files),
-            web.get("/files/{path:.+}", self._get_file),
+            web.get("/files/{path:.+}", self._get_file, allow_head=False),
             web.post("/release", self._post_release),
         )
 
@@ -95,11 +94,12 @@ class StatusServer(HttpServer):
     async def _get_files(self, request: web.Request) -> web.Response:
         return web.json_response(self._held().listing())
 
-    async def _get_file(self, request: web.Request) -> web.FileResponse:
+    async def _get_file(self, request: web.Request) -> web.StreamResponse:
         path = self._held().path(request.match_info["path"])
         if path is None:
             raise web.HTTPNotFound(text="no such file is served\n")
-        return web.FileResponse(path, chunk_size=FILE_CHUNK_BYTES)
+        size = path.stat().st_size
+        return await self.stream(request, pieces(path), num_bytes=size, content_type="application/octet-stream")
 
     async def _post_release(self, request: web.Request) -> web.Response:
         self._held()

@@ -93,10 +93,6 @@ class ResultsServer(HttpServer):
         archive = self._board.archive
         if archive is None:
             raise web.HTTPConflict(text=f"not yet: {self._board.status()['message']}\n")
-        response = web.StreamResponse(headers={"Content-Type": "application/x-tar"})
-        response.content_length = archive.num_bytes
-        await response.prepare(request)
-        async for chunk in archive.chunks():
-            await response.write(chunk)
-        await response.write_eof()
-        return response
+        return await self.stream(
+            request, archive.chunks(), num_bytes=archive.num_bytes, content_type="application/x-tar"
+        )
