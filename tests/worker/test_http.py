@@ -13,11 +13,12 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gala_worker import address, http_server
+from gala import http_server
+from gala.http_server import HttpServer
+from gala_worker import address
 from gala_worker.downloads import Downloads
 from gala_worker.health import Heartbeat
 from gala_worker.http import StatusServer
-from gala_worker.http_server import HttpServer
 
 
 class Clock:

@@ -23,14 +23,14 @@ from aiohttp import web
 
 from gala_worker.downloads import Downloads, pieces
 from gala_worker.health import Heartbeat
-from gala_worker.http_server import HttpServer
+from gala_worker.http_server import WorkerServer
 from gala_worker.metrics import to_json
 
 READY_STATES: Final = frozenset({"training", "waiting"})
 EXPOSITION_CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
-class StatusServer(HttpServer):
+class StatusServer(WorkerServer):
     """Serves one worker. `status` returns at least `state`: starting, training, waiting, stopping or finished."""
 
     def __init__(

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from gala import names
 from gala.plan import RunPlan
-from gala_worker.http_server import HttpServer
+from gala_worker.http_server import WorkerServer
 from gala_worker.metrics import to_json
 from gala_worker.results.archive import Archive
 
@@ -63,7 +63,7 @@ class Board:
         return {**self._identity, **progress}
 
 
-class ResultsServer(HttpServer):
+class ResultsServer(WorkerServer):
     """Serves one board."""
 
     def __init__(self, address: str, board: Board) -> None:
