@@ -7,11 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import Any, Final
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from gala.complaints import Complaints
+
+log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES: Final = 1024
 """Nobody sends a body to these."""
@@ -22,6 +29,8 @@ WRITE_SECONDS: Final = 60.0
 _LIMITS: Final = {"keepalive_timeout": 15.0, "max_line_size": 4096, "max_field_size": 4096}
 _ACCEPTED_AT_A_STROKE: Final = 64
 """Twice as many more may be open before the first of them is counted."""
+_PROBLEM_CHARACTERS: Final = 200
+"""Of what is logged: it quotes what was sent."""
 
 
 class HttpServer(ABC):
@@ -36,6 +45,7 @@ class HttpServer(ABC):
         self._listeners: list[asyncio.Server] = []
         self._sockets: dict[web.RequestHandler, asyncio.Transport] = {}  # in the order of their arrival
         self._streaming: set[web.RequestHandler] = set()
+        self._log = _Log(log)
 
     @abstractmethod
     def routes(self) -> Iterable[web.RouteDef]:
@@ -60,7 +70,7 @@ class HttpServer(ABC):
         assert server is not None
 
         def connection() -> _Connection:
-            return _Connection(self, server, loop=loop, access_log=None, **_LIMITS)
+            return _Connection(self, server, loop=loop, logger=self._log, access_log=None, **_LIMITS)
 
         for host in self._hosts:
             listener = await loop.create_server(
@@ -150,3 +160,19 @@ class _Connection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
         self._host.closed(self)
+
+
+class _Log(logging.LoggerAdapter[logging.Logger]):
+    """aiohttp's. What anybody can bring about, by nonsense or by going away, is said in a line once in a while."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        super().__init__(logger)
+        self._complaints = Complaints(logger)
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        error = kwargs.get("exc_info")
+        if not isinstance(error, (HttpProcessingError, web.RequestPayloadError, ConnectionError)):
+            super().log(level, msg, *args, **kwargs)
+            return
+        problem = " ".join(f"{type(error).__name__}: {error}".split())[:_PROBLEM_CHARACTERS]
+        self._complaints.add(type(error).__name__, None, f"an HTTP request failed: {problem}", time.monotonic())
