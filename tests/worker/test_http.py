@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from pathlib import Path
+from types import SimpleNamespace
 
 import aiohttp
 import pytest
 
-from gala_worker import address
+from gala_worker import address, http
+from gala_worker.downloads import Downloads
 from gala_worker.health import Heartbeat
 from gala_worker.http import StatusServer
 from http_worker import Clock, Worker, serve
@@ -97,6 +100,28 @@ def test_what_is_not_served_is_refused_and_the_server_lives_on() -> None:
             assert response.status == 400
         async with session.get("/status") as response:
             assert response.status == 200
+
+    serve(scenario)
+
+
+def test_a_worker_that_is_asked_and_asked_but_not_released_is_forgotten_in_the_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(http, "time", SimpleNamespace(monotonic=clock))
+
+    async def scenario(worker: Worker, session: aiohttp.ClientSession) -> None:
+        clock.now += 1000  # it trains
+        worker.server.hold(Downloads(tmp_path), lambda: None)
+        for _ in range(29):
+            clock.now += 59
+            async with session.get("/status") as response:
+                assert response.status == 200
+            assert not worker.server.is_forgotten(60)
+        clock.now += 30 * 60 - 29 * 59
+        async with session.get("/status") as response:
+            assert response.status == 200
+        assert worker.server.is_forgotten(60)
 
     serve(scenario)
 

@@ -27,6 +27,8 @@ from gala_worker.http_server import WorkerServer
 from gala_worker.metrics import to_json
 
 READY_STATES: Final = frozenset({"training", "waiting"})
+LONGEST_HOLD: Final = 30
+"""Times what it holds unasked. Anybody may ask: a dashboard that is left open does not keep a GPU for ever."""
 EXPOSITION_CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -48,20 +50,21 @@ class StatusServer(WorkerServer):
         self._heartbeat = heartbeat
         self._downloads: Downloads | None = None
         self._release: Callable[[], None] | None = None
-        self._asked = time.monotonic()
+        self._holds_since = self._asked = time.monotonic()
 
     def hold(self, downloads: Downloads, release: Callable[[], None]) -> None:
         """From now on the worker's files are served, it counts as ready, and who asks may have it `release`d.
 
         Thread-safe; `release` is called on the asyncio thread.
         """
-        self._asked = time.monotonic()
+        self._holds_since = self._asked = time.monotonic()
         self._release = release
         self._downloads = downloads
 
-    def unasked_seconds(self) -> float:
-        """How long nobody has asked for /status, since `hold` at most. Thread-safe."""
-        return time.monotonic() - self._asked
+    def is_forgotten(self, seconds: float) -> bool:
+        """Whether nobody has asked for /status for so long, or `hold` is 30 times as long ago. Thread-safe."""
+        now = time.monotonic()
+        return now - self._asked >= seconds or now - self._holds_since >= LONGEST_HOLD * seconds
 
     def routes(self) -> Iterable[web.RouteDef]:
         """All of them."""
