@@ -41,8 +41,8 @@ def test_the_worker_imports_without_kubernetes() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_command_line_imports_without_kubernetes() -> None:
-    done = import_without(WITHOUT_KUBERNETES, "gala.cli", "gala.remote.cluster", "gala.remote.fetching")
+def test_the_command_line_imports_without_kubernetes_and_aiohttp() -> None:
+    done = import_without((*WITHOUT_KUBERNETES, "aiohttp"), "gala.cli", "gala.remote.cluster", "gala.remote.fetching")
     assert done.returncode == 0, done.stderr
 
 

@@ -7,6 +7,7 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from gala import http_server
 from gala_operator.cache import Cache
 from gala_operator.metrics import Metrics
 from gala_operator.resync import Health
@@ -61,6 +62,22 @@ def samples(metrics: Metrics) -> dict[str, dict[tuple[tuple[str, str], ...], flo
         for sample in family.samples:
             found.setdefault(sample.name, {})[tuple(sorted(sample.labels.items()))] = sample.value
     return found
+
+
+def test_idle_strangers_do_not_keep_the_kubelet_from_asking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "MAX_CONNECTIONS", 4)
+
+    async def scenario() -> None:
+        async with HealthServer(0, health=Health(300.0), metrics=Metrics(), host="127.0.0.1") as server:
+            strangers = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(6)]
+            async with asyncio.timeout(20):
+                for reader, _ in strangers[:2]:
+                    assert await reader.read() == b""
+            assert (await ask(server.port, "/healthz"))[0] == 200
+            for _, writer in strangers:
+                writer.close()
+
+    asyncio.run(scenario())
 
 
 def test_metrics_have_the_promised_names() -> None:

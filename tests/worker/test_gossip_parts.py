@@ -13,9 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gala.complaints import LOG_AGAIN_SECONDS
 from gala.errors import GossipError, MessageError
 from gala_worker.gossip import codec, ring
-from gala_worker.gossip.journal import LOG_AGAIN_SECONDS, MAX_EVENTS, Journal
+from gala_worker.gossip.journal import MAX_EVENTS, Journal
 from gala_worker.gossip.messages import CHUNK_BYTES, Chunk, Header, Precision
 from gala_worker.gossip.mixing import distance, mix_
 from gala_worker.gossip.slots import Inbox, Outbox, Received, Snapshot, SnapshotPool

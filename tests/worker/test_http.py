@@ -3,59 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import socket
-from collections.abc import Awaitable, Callable
-from typing import Any
+from pathlib import Path
+from types import SimpleNamespace
 
 import aiohttp
 import pytest
 
-from gala_worker import address, http_server
+from gala_worker import address, http
+from gala_worker.downloads import Downloads
 from gala_worker.health import Heartbeat
 from gala_worker.http import StatusServer
-
-
-class Clock:
-    """Seconds that pass when the test says so."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Worker:
-    """What the server asks."""
-
-    def __init__(self) -> None:
-        self.clock = Clock()
-        self.heartbeat = Heartbeat(limit_seconds=60.0, clock=self.clock)
-        self.status: dict[str, Any] = {"state": "starting", "meanReturn": math.nan, "updates": 3}
-        self.server = StatusServer(
-            "127.0.0.1:0",
-            status=lambda: self.status,
-            exposition=lambda: b"gala_updates_total 3\n",
-            heartbeat=self.heartbeat,
-        )
-
-
-def serve(scenario: Callable[[Worker, aiohttp.ClientSession], Awaitable[None]]) -> None:
-    """Runs `scenario` against a served worker."""
-
-    async def main() -> None:
-        worker = Worker()
-        await worker.server.start()
-        try:
-            base = f"http://127.0.0.1:{worker.server.port}"
-            timeout = aiohttp.ClientTimeout(total=20)
-            async with aiohttp.ClientSession(base, timeout=timeout) as session:
-                await scenario(worker, session)
-        finally:
-            await worker.server.stop()
-
-    asyncio.run(main())
+from http_worker import Clock, Worker, serve
 
 
 def test_status_is_json_with_null_for_what_is_not_a_number() -> None:
@@ -145,31 +104,24 @@ def test_what_is_not_served_is_refused_and_the_server_lives_on() -> None:
     serve(scenario)
 
 
-def test_bytes_that_are_not_http_are_refused_and_the_server_lives_on() -> None:
-    async def scenario(worker: Worker, session: aiohttp.ClientSession) -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", worker.server.port)
-        writer.write(bytes(range(256)) * 100)
-        async with asyncio.timeout(20):
-            assert (await reader.read()).startswith(b"HTTP/1.0 400")
-        writer.close()
-        async with session.get("/status") as response:
-            assert response.status == 200
-
-    serve(scenario)
-
-
-def test_idle_strangers_are_closed_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "MAX_CONNECTIONS", 2)
+def test_a_worker_that_is_asked_and_asked_but_not_released_is_forgotten_in_the_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(http, "time", SimpleNamespace(monotonic=clock))
 
     async def scenario(worker: Worker, session: aiohttp.ClientSession) -> None:
-        strangers = [await asyncio.open_connection("127.0.0.1", worker.server.port) for _ in range(5)]
-        async with asyncio.timeout(20):
-            assert await strangers[0][0].read() == b""
-            assert await strangers[2][0].read() == b""
+        clock.now += 1000  # it trains
+        worker.server.hold(Downloads(tmp_path), lambda: None)
+        for _ in range(29):
+            clock.now += 59
+            async with session.get("/status") as response:
+                assert response.status == 200
+            assert not worker.server.is_forgotten(60)
+        clock.now += 30 * 60 - 29 * 59
         async with session.get("/status") as response:
             assert response.status == 200
-        for _, writer in strangers:
-            writer.close()
+        assert worker.server.is_forgotten(60)
 
     serve(scenario)
 

@@ -73,6 +73,31 @@ def test_a_hello_that_is_not_acceptable_is_refused_with_its_reason(hub_star, cha
     assert server.stats().connected == ()
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [({"epoch": 0}, Reason.STALE_EPOCH), ({}, Reason.NOT_MY_PEER), ({"run_uid": "x"}, Reason.WRONG_RUN)],
+    ids=["epoch", "rank", "run"],
+)
+def test_a_stranger_that_claims_many_ranks_is_named_once_and_as_a_stranger(hub_star, changes, reason, caplog):
+    made = hub_star()
+    made.plan = made.make_plan(2, epoch=3)
+    server = made.hub()
+    for rank in range(2, 8):
+        assert say(made, hello(made, rank=rank, **changes)) == [Refusal(reason, reason.text)]
+    assert server.stats().strangers == {reason.name: 6}
+    assert [message for message in caplog.messages if "refusing" in message] == [
+        f"refusing a stranger: {reason.text} (rank 2 says hello)"
+    ]
+
+
+def test_an_actor_that_is_refused_is_named(hub_star, caplog):
+    made = hub_star()
+    made.plan = made.make_plan(2, epoch=3)
+    made.hub()
+    assert say(made, hello(made, epoch=0)) == [Refusal(Reason.STALE_EPOCH, Reason.STALE_EPOCH.text)]
+    assert any(message.startswith("refusing rank 1: ") for message in caplog.messages)
+
+
 def test_what_a_hello_must_not_be_followed_by_ends_the_stream_and_nothing_else(hub_star):
     made = hub_star(size=2 * CHUNK_BYTES)
     server, client = made.hub(), made.actor(1, incarnation=2**39)

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from gala.errors import GalaError
+from gala_worker import open_files
 from gala_worker.imports import without_garbage_collection
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def main() -> int:
     # Before all imports that take time: the first process of a container ignores what it has no handler for.
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
+    open_files.raise_limit()
     try:
         from gala_worker.config import WorkerConfig
 

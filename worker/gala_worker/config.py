@@ -27,7 +27,8 @@ class WorkerConfig:
     incarnation: int
     """Rises with every start of this rank: neighbours prefer the newest."""
     hold_seconds: int = 0
-    """A finished worker serves its files until it is released, or nobody has asked for its /status for so long."""
+    """A finished worker serves its files until it is released, or nobody has asked for its /status for so long; for 30
+    times as long at most."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> WorkerConfig:

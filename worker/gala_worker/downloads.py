@@ -5,7 +5,9 @@ Place in the flow: `worker` makes one when it has finished and holds, `http` ser
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +19,8 @@ SERVED: Final = (
     names.METRICS_FILE,
 )
 """Relative to the learner's folder. Nothing else leaves it: neither checkpoints nor what else lies on a volume."""
+_PIECE_BYTES: Final = 256 << 10
+"""Of each file that is being sent two of these may be in memory."""
 
 
 class Downloads:
@@ -40,6 +44,13 @@ def checksum(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+async def pieces(path: Path) -> AsyncGenerator[bytes, None]:
+    """A file, piece by piece; the disk is read on another thread."""
+    with path.open("rb") as file:
+        while piece := await asyncio.to_thread(file.read, _PIECE_BYTES):
+            yield piece
 
 
 def _entry(name: str, path: Path) -> dict[str, Any]:

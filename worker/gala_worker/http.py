@@ -21,17 +21,18 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from gala_worker.downloads import Downloads
+from gala_worker.downloads import Downloads, pieces
 from gala_worker.health import Heartbeat
-from gala_worker.http_server import HttpServer
+from gala_worker.http_server import WorkerServer
 from gala_worker.metrics import to_json
 
 READY_STATES: Final = frozenset({"training", "waiting"})
-FILE_CHUNK_BYTES: Final = 1 << 20
+LONGEST_HOLD: Final = 30
+"""Times what it holds unasked. Anybody may ask: a dashboard that is left open does not keep a GPU for ever."""
 EXPOSITION_CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
-class StatusServer(HttpServer):
+class StatusServer(WorkerServer):
     """Serves one worker. `status` returns at least `state`: starting, training, waiting, stopping or finished."""
 
     def __init__(
@@ -49,20 +50,21 @@ class StatusServer(HttpServer):
         self._heartbeat = heartbeat
         self._downloads: Downloads | None = None
         self._release: Callable[[], None] | None = None
-        self._asked = time.monotonic()
+        self._holds_since = self._asked = time.monotonic()
 
     def hold(self, downloads: Downloads, release: Callable[[], None]) -> None:
         """From now on the worker's files are served, it counts as ready, and who asks may have it `release`d.
 
         Thread-safe; `release` is called on the asyncio thread.
         """
-        self._asked = time.monotonic()
+        self._holds_since = self._asked = time.monotonic()
         self._release = release
         self._downloads = downloads
 
-    def unasked_seconds(self) -> float:
-        """How long nobody has asked for /status, since `hold` at most. Thread-safe."""
-        return time.monotonic() - self._asked
+    def is_forgotten(self, seconds: float) -> bool:
+        """Whether nobody has asked for /status for so long, or `hold` is 30 times as long ago. Thread-safe."""
+        now = time.monotonic()
+        return now - self._asked >= seconds or now - self._holds_since >= LONGEST_HOLD * seconds
 
     def routes(self) -> Iterable[web.RouteDef]:
         """The routes listed at the top of this module."""
@@ -72,7 +74,7 @@ class StatusServer(HttpServer):
             web.get("/metrics", self._get_metrics),
             web.get("/status", self._get_status),
             web.get("/files", self._get_files),
-            web.get("/files/{path:.+}", self._get_file),
+            web.get("/files/{path:.+}", self._get_file, allow_head=False),
             web.post("/release", self._post_release),
         )
 
@@ -95,11 +97,12 @@ class StatusServer(HttpServer):
     async def _get_files(self, request: web.Request) -> web.Response:
         return web.json_response(self._held().listing())
 
-    async def _get_file(self, request: web.Request) -> web.FileResponse:
+    async def _get_file(self, request: web.Request) -> web.StreamResponse:
         path = self._held().path(request.match_info["path"])
         if path is None:
             raise web.HTTPNotFound(text="no such file is served\n")
-        return web.FileResponse(path, chunk_size=FILE_CHUNK_BYTES)
+        size = path.stat().st_size
+        return await self.stream(request, pieces(path), num_bytes=size, content_type="application/octet-stream")
 
     async def _post_release(self, request: web.Request) -> web.Response:
         self._held()

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from typing import Final
 
 from gala import names
+from gala.complaints import Complaints
 from gala.errors import SimulatorError
 from gala.plan import LearnerPlan
 from gala_worker.algorithms.a2c import Update
-from gala_worker.gossip.journal import Complaints
 from gala_worker.metrics import MetricsWriter
 from gala_worker.rollout import Collector
 from gala_worker.state import Counters

@@ -329,7 +329,7 @@ class Worker:
         """Serves the result until it is released, told to stop, or forgotten. The neighbours have had a farewell.
 
         Forgotten is a worker whose /status nobody has asked for, for as long as it was told to hold: whoever still
-        means to fetch the result may take days until there is room to do it.
+        means to fetch the result may take days until there is room to do it, though not for ever.
         """
         seconds = self._config.hold_seconds
         if seconds == 0 or self._stopping:
@@ -337,7 +337,7 @@ class Worker:
         self._metrics.close()  # what is served does not change any more
         self._server.hold(Downloads(self._config.learner_dir), self._released.set)
         log.info("finished; holding the result until nobody has asked for %s s", f"{seconds:,}")
-        while not self._stopping and not self._released.is_set() and self._server.unasked_seconds() < seconds:
+        while not self._stopping and not self._released.is_set() and not self._server.is_forgotten(seconds):
             with self._heartbeat.paused("holding", seconds=HOLD_POLL_SECONDS):
                 self._released.wait(HOLD_POLL_SECONDS)
         log.info("released" if self._released.is_set() else "holding no longer")

@@ -21,10 +21,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
+from gala.complaints import Complaints
 from gala.errors import GossipError, MessageError, RefusedError
 from gala.plan import RunPlan
 from gala_worker import address as addresses
-from gala_worker.gossip.journal import Complaints
 from gala_worker.gossip.loop_thread import LoopThread
 
 log = logging.getLogger(__name__)

@@ -12,10 +12,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from gala.complaints import Complaints
 from gala.plan import RunPlan
 from gala_worker.algorithms.algorithm import WAIT_SECONDS, Algorithm, Setup
 from gala_worker.algorithms.hub import Contribution, HubClient, HubServer, Identity, Octets
-from gala_worker.gossip.journal import Complaints
 from gala_worker.gossip.messages import Refusal
 from gala_worker.gossip.stats import GossipStats
 from gala_worker.rollout import Collector

@@ -1,7 +1,7 @@
 """The `Transport` over gRPC: one stream per directed edge, on the worker's asyncio thread.
 
 `conversation` says what happens on a stream, `state_transfer` what on a joiner's. Limits on what a stranger can make
-this process hold are in `_SERVER_OPTIONS`.
+this process hold are in `_SERVER_OPTIONS` and `_MAX_CONNECTIONS`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import grpc
 import grpc.aio
 
 from gala.errors import GossipError, SilentError
+from gala.names import MAX_LEARNERS
 from gala_worker import address as addresses
+from gala_worker import open_files
 from gala_worker.gossip import framing, state_transfer
 from gala_worker.gossip.conversation import FLUSH_SECONDS, Conversation, GrpcLink, Stream, Wire, cause
 from gala_worker.gossip.loop_thread import LoopThread
@@ -41,12 +43,13 @@ _SERVER_OPTIONS: Final = (
     *_COMMON_OPTIONS,
     ("grpc.so_reuseport", 1),  # the launcher holds the port, so that nobody else gets it between two workers
     ("grpc.max_concurrent_streams", 8),  # per connection; a neighbour needs two
-    ("grpc.max_allowed_incoming_connections", 4096),
     ("grpc.server_handshake_timeout_ms", 10_000),  # a connection that says nothing, or one byte at a time
-    ("grpc.max_connection_idle_ms", 60_000),  # a connection without streams
+    ("grpc.max_connection_idle_ms", 10_000),  # a connection without streams; a neighbour's has one from the start
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 20_000),
 )
+_MAX_CONNECTIONS: Final = 2 * MAX_LEARNERS
+"""Every other learner may push, and ask for the state."""
 _CHANNEL_OPTIONS: Final = (
     *_COMMON_OPTIONS,
     ("grpc.use_local_subchannel_pool", 1),  # a new channel is a new connection and a new name look-up
@@ -135,7 +138,9 @@ class GrpcTransport:
     # ---------------------------------------------------------------- server
 
     async def _serve(self, address: str, endpoint: Endpoint, tick_seconds: float) -> None:
-        server = grpc.aio.server(options=_SERVER_OPTIONS)
+        # Not all of the open files, else strangers could keep this process from opening a checkpoint.
+        most = min(_MAX_CONNECTIONS, open_files.limit() // 2)
+        server = grpc.aio.server(options=(*_SERVER_OPTIONS, ("grpc.max_allowed_incoming_connections", most)))
         handlers = {self._wire.stream: grpc.stream_stream_rpc_method_handler(self._push)}
         if self._wire.gives_state:
             handlers["FetchState"] = grpc.stream_stream_rpc_method_handler(StateGiver(endpoint).give)

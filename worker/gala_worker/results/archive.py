@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import tarfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Final
 
 from gala import names
+from gala_worker.downloads import pieces
 
-CHUNK_BYTES: Final = 1 << 20
 _BLOCK: Final = tarfile.BLOCKSIZE
 _END: Final = b"\0" * (2 * _BLOCK)
 _TOP: Final = (names.SPEC_FILE, names.PLAN_FILE, names.RUN_FILE)
@@ -37,15 +36,14 @@ class Archive:
         """Length of the tar."""
         return sum(len(header) + _padded(path.stat().st_size) for path, header in self._members) + len(_END)
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """The tar, piece by piece; the disk is read on another thread."""
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """The tar, piece by piece."""
         for path, header in self._members:
             yield header
             size = 0
-            with path.open("rb") as file:
-                while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
-                    size += len(chunk)
-                    yield chunk
+            async for chunk in pieces(path):
+                size += len(chunk)
+                yield chunk
             yield b"\0" * (_padded(size) - size)
         yield _END
 

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from gala import names
 from gala.plan import RunPlan
-from gala_worker.http_server import HttpServer
+from gala_worker.http_server import WorkerServer
 from gala_worker.metrics import to_json
 from gala_worker.results.archive import Archive
 
@@ -63,7 +63,7 @@ class Board:
         return {**self._identity, **progress}
 
 
-class ResultsServer(HttpServer):
+class ResultsServer(WorkerServer):
     """Serves one board."""
 
     def __init__(self, address: str, board: Board) -> None:
@@ -93,10 +93,6 @@ class ResultsServer(HttpServer):
         archive = self._board.archive
         if archive is None:
             raise web.HTTPConflict(text=f"not yet: {self._board.status()['message']}\n")
-        response = web.StreamResponse(headers={"Content-Type": "application/x-tar"})
-        response.content_length = archive.num_bytes
-        await response.prepare(request)
-        async for chunk in archive.chunks():
-            await response.write(chunk)
-        await response.write_eof()
-        return response
+        return await self.stream(
+            request, archive.chunks(), num_bytes=archive.num_bytes, content_type="application/x-tar"
+        )

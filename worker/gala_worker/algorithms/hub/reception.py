@@ -115,8 +115,7 @@ class Reception:
         if reason is None and actor and actor.knows_younger(hello.incarnation, now, self.terms.timeout):
             reason = Reason.STALE_INCARNATION
         if reason is not None:
-            stranger = reason in (Reason.WRONG_RUN, Reason.NOT_MY_PEER)
-            self.complain(reason, None if stranger else hello.rank, f"rank {hello.rank} says hello")
+            self.complain(reason, self.terms.member(hello), f"rank {hello.rank} says hello")
             return Refusal(reason, reason.text)
         if actor is None:
             actor = Actor(hello.rank)

@@ -48,6 +48,10 @@ class Terms:
             contribution_bytes=self.contribution_bytes,
         )
 
+    def member(self, hello: HubHello) -> int | None:
+        """The rank of one who introduces itself like this; None for a stranger, who may claim any."""
+        return hello.rank if hello.run_uid == self.plan.run_uid and hello.rank in self.actors else None
+
     def objection_to(self, hello: HubHello) -> Reason | None:
         """Why one who introduces itself like this may not attend; None if it may."""
         if hello.run_uid != self.plan.run_uid:
