@@ -99,18 +99,19 @@ def test_convergence_counts_runs_whose_greedy_return_reaches_the_threshold(cartp
     assert any(converged < runs for converged, runs in found.values())
 
 
-def test_a_failed_run_has_not_converged_and_an_unfinished_one_does_not_count(tmp_path: Path) -> None:
+@pytest.mark.parametrize("measure", ["greedy", "training"])
+def test_a_failed_run_has_not_converged_and_an_unfinished_one_does_not_count(tmp_path: Path, measure: str) -> None:
     made = SyntheticExperiment(tmp_path, algorithms=("GALA-A2C",), figures=("convergence",), threshold=0.0)
-    made.index["runs"][0]["state"] = "failed"
-    (made.directory / "run-0" / "final" / "card.json").unlink()
+    made.index["thresholds"]["CartPole-v1"]["measure"] = measure
+    made.index["runs"][0]["state"] = "failed"  # whatever it had reached, and even if its final model was made
     made.index["runs"][1]["state"] = "running"
     made.save()
     write(made)
     (point,) = summary(made)["convergence-cartpole-v1"]["lines"][0]["points"]
     assert (point["converged"], point["runs"], point["failed"]) == (1, 2, 1)
     caption = captions(made)["convergence-cartpole-v1"]
-    assert "1 runs that failed count as not convergent" in caption
-    assert "1 of 3 runs have not ended" in caption
+    assert "1 run that failed counts as not convergent" in caption
+    assert "1 of 3 runs has not ended" in caption
 
 
 def test_the_training_measure_is_the_mean_of_the_acting_learners_last_return(tmp_path: Path) -> None:
