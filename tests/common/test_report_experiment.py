@@ -225,6 +225,41 @@ def test_scores_are_normalised_over_the_games_that_have_yardsticks(games: Synthe
     assert set(summary(games)["scores-improvement"]["over"]) == {"A2C", "A3C", "IMPALA"}
 
 
+def test_scores_say_which_runs_they_leave_out_and_what_became_of_them(tmp_path: Path) -> None:
+    made = SyntheticExperiment(
+        tmp_path, environments=("ALE/Pong-v5", "ALE/Breakout-v5", "CartPole-v1"), figures=("scores",), seeds=3,
+        records=5,
+    )  # fmt: skip
+    pong = [run for run in made.index["runs"] if run["environment"] == "ALE/Pong-v5"]
+    breakout = [run for run in made.index["runs"] if run["environment"] == "ALE/Breakout-v5"]
+    others = [run for run in made.index["runs"] if run["environment"] == "CartPole-v1"]
+    for run, state in zip((*pong[:2], breakout[0], *others[::3]), ("failed", "running", *["failed"] * 3), strict=True):
+        run["state"] = state
+        (made.directory / run["name"] / "final" / "card.json").unlink()
+    (made.directory / breakout[3]["name"] / "final" / "card.json").unlink()
+    made.save()
+    write(made)
+    expected = {
+        "scores-ale-pong-v5": "Without 2 of 3 runs of GALA-A2C: 1 failed, 1 has not ended.",
+        "scores-ale-breakout-v5": (
+            "Without 1 of 3 runs of GALA-A2C: 1 failed; 1 of 3 runs of A2C: 1 without a final score."
+        ),
+        "scores-cartpole-v1": "Without 1 of 3 runs per line: 1 failed.",
+    }
+    for figure in ("human-normalised", "profiles", "improvement"):
+        expected[f"scores-{figure}"] = (
+            "Without 3 of 6 runs of GALA-A2C: 2 failed, 1 has not ended; 1 of 6 runs of A2C: 1 without a final score."
+        )
+    for name, caption in captions(made).items():
+        assert expected[name] in caption
+    tables = (made.directory / "figures" / "tables.md").read_text()
+    assert all(words in tables for words in expected.values())
+
+
+def test_scores_of_all_runs_leave_none_out(games: SyntheticExperiment) -> None:
+    assert not any("Without" in caption for caption in captions(games).values())
+
+
 def test_a_line_without_a_score_in_one_of_the_games_is_left_out_of_the_aggregates(tmp_path: Path) -> None:
     made = SyntheticExperiment(
         tmp_path, environments=("ALE/Pong-v5", "ALE/Qbert-v5"), figures=("scores",), seeds=2, records=5

@@ -80,11 +80,11 @@ def markdown(table: Table) -> str:
     """A table in GitHub's Markdown, its note below it."""
     rows = [table.head, ("---",) * len(table.head), *table.rows]
     shown = "\n".join("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows)
-    return f"{shown}\n\n{table.note}" if table.note else shown
+    return f"{shown}\n\n{_cell(table.note)}" if table.note else shown
 
 
 def _cell(words: str) -> str:
-    """Plain text in a table's cell: no line of it ends the row, no character of it is markup."""
+    """Plain text in a table's cell, or below it: no line of it ends the row, no character of it is markup."""
     flat = " ".join(words.split()) if words != "---" else words
     for mark in ("\\", "|", "<", "`", "*", "_", "["):
         flat = flat.replace(mark, f"\\{mark}")

@@ -22,6 +22,9 @@ from gala.report.statistics import Estimate
 
 MODES: Final = ("greedy", "sampled")
 
+NO_SCORE: Final = "without a final score"
+"""What is said of finished runs that a figure of scores leaves out."""
+
 ROW: Final = 20
 """Height of a line's row."""
 
