@@ -256,6 +256,22 @@ def test_scores_say_which_runs_they_leave_out_and_what_became_of_them(tmp_path: 
     assert all(words in tables for words in expected.values())
 
 
+def test_scores_over_games_say_how_many_seeds_a_line_has_in_a_game(tmp_path: Path) -> None:
+    """Five in Pong, one in Breakout; those of CartPole, which has no yardstick, do not count."""
+    made = SyntheticExperiment(
+        tmp_path, environments=("ALE/Pong-v5", "ALE/Breakout-v5", "CartPole-v1"), figures=("scores",), seeds=5,
+        records=5,
+    )  # fmt: skip
+    for run in made.index["runs"]:
+        if run["environment"] == "ALE/Breakout-v5" and run["seed"] > 1:
+            (made.directory / run["name"] / "final" / "card.json").unlink()
+    write(made)
+    for name in ("scores-human-normalised", "scores-profiles", "scores-improvement"):
+        caption = captions(made)[name]
+        assert "1 to 5 seeds per line and game. Some lines have a single run in Breakout: their intervals" in caption
+        assert "Without 4 of 10 runs per line: 4 without a final score." in caption
+
+
 def test_scores_of_all_runs_leave_none_out(games: SyntheticExperiment) -> None:
     assert not any("Without" in caption for caption in captions(games).values())
 

@@ -16,7 +16,7 @@ from gala import scores
 from gala.report import formats, statistics
 from gala.report.canvas import MUTED, Canvas
 from gala.report.experiment import Experiment
-from gala.report.lines import left_out_note, legend, lines, seeds_note
+from gala.report.lines import left_out_note, legend, lines
 from gala.report.plots import Plot, colour, plural
 from gala.report.scored import NO_SCORE, Scored, as_numbers, final_score, interval_rows, rows_height, scored_line
 from gala.report.section import Section, Table
@@ -51,14 +51,28 @@ def sections(experiment: Experiment, identity: str) -> Iterator[Section]:
         [line for line in everything if line.label in complete], [one.line for one in shown], NO_SCORE
     )
     incomplete = [line.label for line in everything if line.label not in complete]
-    yield _aggregates(shown, games, incomplete, left_out, f"{identity}-aggregates")
-    yield _profiles(shown, games, left_out, f"{identity}-profiles")
+    runs = f"{_seeds_note(shown, games)} {left_out}".strip()
+    yield _aggregates(shown, games, incomplete, runs, f"{identity}-aggregates")
+    yield _profiles(shown, games, runs, f"{identity}-profiles")
     if len(shown) > 1:
-        yield _improvement(shown, games, left_out, f"{identity}-improvement")
+        yield _improvement(shown, games, runs, f"{identity}-improvement")
+
+
+def _seeds_note(scored: Sequence[Scored], games: Sequence[str]) -> str:
+    """How many runs a line has in a game, and in which games it may be a single one, which no interval can vary."""
+    counts = {game: [one.of(game).size for one in scored] for game in games}
+    fewest, most = (of(size for sizes in counts.values() for size in sizes) for of in (min, max))
+    if most == 1:
+        return "One seed per line and game."
+    note = f"{most if fewest == most else f'{fewest} to {most}'} seeds per line and game."
+    if fewest == 1:
+        single = [scores.game(game) or game for game, sizes in counts.items() if 1 in sizes]
+        note += f" Some lines have a single run in {', '.join(single)}: their intervals take its score as certain."
+    return note
 
 
 def _aggregates(
-    scored: Sequence[Scored], games: Sequence[str], incomplete: Sequence[str], left_out: str, identity: str
+    scored: Sequence[Scored], games: Sequence[str], incomplete: Sequence[str], runs: str, identity: str
 ) -> Section:
     figure = Canvas(
         *(f"{name}{_HINTS.get(name, '')}" for name in AGGREGATES), panel_height=rows_height(len(scored), 14)
@@ -74,11 +88,10 @@ def _aggregates(
         "(score − random) / (human − random) of the final models' greedy raw returns, over "
         f"{plural(len(games), 'game')} ({', '.join(scores.game(game) or game for game in games)}). Bars: 95 % "
         "stratified bootstrap intervals, runs drawn again within each game. The optimality gap is what the scores miss "
-        f"of 1 on average, scores above 1 counting as 1. {seeds_note(drawn)}"
+        f"of 1 on average, scores above 1 counting as 1. {runs}"
     )
-    caption += f" {left_out}" if left_out else ""
     caption += f" Without {', '.join(incomplete)}: no score in some of these games." if incomplete else ""
-    note = f"With 95 % stratified bootstrap intervals. Lower is better in the optimality gap alone. {left_out}".strip()
+    note = f"With 95 % stratified bootstrap intervals. Lower is better in the optimality gap alone. {runs}"
     head = ("Human-normalised", "Runs", *AGGREGATES)
     rows = tuple(
         (
@@ -114,7 +127,7 @@ _HINTS: Final = {
 }
 
 
-def _profiles(scored: Sequence[Scored], games: Sequence[str], left_out: str, identity: str) -> Section:
+def _profiles(scored: Sequence[Scored], games: Sequence[str], runs: str, identity: str) -> Section:
     tasks = [one.normalised(games) for one in scored]
     highest = max(float(task.max()) for each in tasks for task in each)
     thresholds = np.linspace(0.0, max(highest, 0.1) * 1.02, 120)
@@ -136,9 +149,8 @@ def _profiles(scored: Sequence[Scored], games: Sequence[str], left_out: str, ide
     drawn = [one.line for one in scored]
     caption = (
         f"Share of runs whose final model's greedy human-normalised score is above x, mean over "
-        f"{plural(len(games), 'game')}; band: pointwise 95 % stratified bootstrap interval. {seeds_note(drawn)} "
-        f"{left_out}"
-    ).strip()
+        f"{plural(len(games), 'game')}; band: pointwise 95 % stratified bootstrap interval. {runs}"
+    )
     return Section(
         "scores-profiles",
         Plot(title, figure.svg(title, identity), caption, legend(drawn)),
@@ -146,7 +158,7 @@ def _profiles(scored: Sequence[Scored], games: Sequence[str], left_out: str, ide
     )
 
 
-def _improvement(scored: Sequence[Scored], games: Sequence[str], left_out: str, identity: str) -> Section:
+def _improvement(scored: Sequence[Scored], games: Sequence[str], runs: str, identity: str) -> Section:
     first, others = scored[0], scored[1:]
     ours = first.normalised(games)
     estimates = [statistics.improvement(ours, other.normalised(games)) for other in others]
@@ -162,8 +174,8 @@ def _improvement(scored: Sequence[Scored], games: Sequence[str], left_out: str, 
     caption = (
         f"Probability that a run of {first.line.label} has a higher final greedy score than a run of the other on the "
         f"same game, a tie counting half; mean over {plural(len(games), 'game')}. Bars: 95 % stratified bootstrap "
-        f"intervals. Dotted: no difference. {seeds_note([first.line, *drawn])} {left_out}"
-    ).strip()
+        f"intervals. Dotted: no difference. {runs}"
+    )
     rows = tuple(
         (f"{first.line.label} over {one.line.label}", f"{value.value:.2f}", formats.interval(value.low, value.high, 2))
         for one, value in zip(others, estimates, strict=True)
@@ -176,7 +188,7 @@ def _improvement(scored: Sequence[Scored], games: Sequence[str], left_out: str, 
             "first": first.line.label,
             "over": {one.line.label: as_numbers(value) for one, value in zip(others, estimates, strict=True)},
         },
-        Table(("Probability of improvement", "P", "95 % interval"), rows, left_out),
+        Table(("Probability of improvement", "P", "95 % interval"), rows, runs),
     )
 
 
