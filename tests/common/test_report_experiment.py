@@ -198,6 +198,24 @@ def test_a_gpu_counter_that_fails_on_the_way_ends_the_energy(tmp_path: Path) -> 
     assert energy.energy(run).y.tolist() == [0.0, 200.0]
 
 
+def test_over_energy_a_run_is_drawn_so_far_as_its_counter_was_readable(tmp_path: Path) -> None:
+    """Its return at that moment is not what it went on with: the other run of the line goes on alone."""
+    made = SyntheticExperiment(tmp_path, algorithms=("GALA-A2C",), figures=("curves",), seeds=2)
+    write(made)
+    assert "Not measured to the end" not in captions(made)["curves-cartpole-v1-energy"]
+    file = made.directory / "run-0" / "energy.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    for line in lines[len(lines) // 4 :]:
+        line["cpuJoules"] = None
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write(made)
+    caption = captions(made)["curves-cartpole-v1-energy"]
+    assert "Not measured to the end, and not drawn beyond: energy of run-0." in caption
+    (line,) = summary(made)["curves-cartpole-v1-energy"]["lines"]
+    assert line["iqm"][-1] is not None
+    assert line["low"][-1] is None  # over one run there is no interval
+
+
 def test_a_step_function_holds_until_the_next_value_and_the_last_one_as_long_as_told() -> None:
     one = Curve(np.array([1.0, 2.0, 3.0, 4.0]), np.array([10.0, np.nan, 30.0, 40.0]))
     grid = np.array([0.5, 1.0, 2.5, 3.0, 4.0, 5.0, 7.0])

@@ -16,7 +16,7 @@ from gala.report.experiment import Entry, Experiment, Threshold
 from gala.report.facts import frames_per_decision
 from gala.report.lines import Line, legend, lines, seeds_note, shared_machine_note
 from gala.report.plots import RETURN, Plot, colour
-from gala.report.read import Run
+from gala.report.read import Run, number
 from gala.report.section import Section, Table, slug
 from gala.report.series import EMPTY, Array, Curve, curve
 from gala.report.statistics import band, estimate, iqm
@@ -26,6 +26,10 @@ GRID: Final = 120
 
 FEW_SEEDS: Final = 3
 """Up to so many, every run is drawn as well: a band over them tells little."""
+
+
+MAX_NAMED: Final = 5
+"""Runs that a caption names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,13 @@ def held(one: Curve, grid: Array, until: float = math.inf) -> Array:
     return np.where((index >= 0) & (grid <= max(until, x[-1])), y[np.maximum(index, 0)], math.nan)
 
 
+def is_known_of(entry: Entry, x: str) -> bool:
+    """Whether a run's `x` is known to its end, that is of each learner's last return: a counter may fail before."""
+    learners = entry.run.learners if entry.run is not None else ()
+    returns = ([record for record in one.train if not math.isnan(number(record, *RETURN.path))] for one in learners)
+    return not any(math.isnan(number(record, x)) for each in returns for record in each[-1:])
+
+
 def first_reached(one: Curve, threshold: float) -> float:
     """The x at which the curve is at `threshold` or above for the first time; NaN if it never is."""
     above = np.flatnonzero(np.nan_to_num(one.y, nan=-math.inf) >= threshold)
@@ -108,7 +119,7 @@ def _with_curves(line: Line) -> _Drawn:
     runs = []
     for entry in line.entries:
         measured = with_energy(entry)
-        runs.append((entry, {axis.name: run_curve(measured, axis.key) for axis in AXES}))
+        runs.append((measured, {axis.name: run_curve(measured, axis.key) for axis in AXES}))
     return _Drawn(line, tuple(runs))
 
 
@@ -136,8 +147,10 @@ def _section(
         found = each.curves(axis)
         ends = max(float(one.x[-1]) for _, one in found)
         grid = np.linspace(0, ends, GRID)
-        # A run that has finished keeps its return while others of its line still go on.
-        values = np.stack([held(one, grid, ends if entry.has_ended else 0.0) for entry, one in found])
+        # A run that has ended keeps its return while others of its line still go on, if x is known of all of it.
+        values = np.stack(
+            [held(one, grid, ends if entry.has_ended and is_known_of(entry, axis.key) else 0.0) for entry, one in found]
+        )
         value, low, high = band(values)
         enough = np.isfinite(values).sum(axis=0) * 2 >= len(found)
         value, low, high = (np.where(enough, part, math.nan) for part in (value, low, high))
@@ -196,9 +209,19 @@ def _caption(axis: Axis, entries: Sequence[Entry], drawn: Sequence[Line]) -> str
         if any(1 < line.seeds <= FEW_SEEDS for line in drawn)
         else "",
         sources(_runs(entries)) if axis is ENERGY else "",
+        _cut_note([entry for line in drawn for entry in line.entries if not is_known_of(entry, axis.key)], axis),
         shared_machine_note(entries) if axis is not DECISIONS else "",
     ]
     return " ".join(part for part in parts if part)
+
+
+def _cut_note(entries: Sequence[Entry], axis: Axis) -> str:
+    """Which runs are drawn only so far as x is known of them."""
+    if not entries:
+        return ""
+    named = ", ".join(entry.name for entry in entries[:MAX_NAMED])
+    more = f" and {len(entries) - MAX_NAMED} more" if len(entries) > MAX_NAMED else ""
+    return f"Not measured to the end, and not drawn beyond: {axis.name} of {named}{more}."
 
 
 def _table(drawn: Sequence[_Drawn], threshold: Threshold | None) -> Table:
