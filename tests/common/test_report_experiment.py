@@ -365,6 +365,25 @@ def test_while_an_experiment_runs_its_figures_speak_of_the_runs_that_are_there(t
         assert re.search("Seeds: .* 2, .* 4|Seeds: .* 4, .* 2", captions(made)[name])
 
 
+def test_curves_say_which_of_their_runs_have_failed_or_not_ended_and_how_those_count(tmp_path: Path) -> None:
+    made = SyntheticExperiment(tmp_path, figures=("curves",), seeds=4)
+    for i, state in ((0, "failed"), (1, "interrupted"), (2, "waiting"), (4, "failed")):
+        made.index["runs"][i]["state"] = state
+    made.save()
+    write(made)
+    expected = (
+        "Without 1 of 4 runs of GALA-A2C: 1 has not ended. "
+        "Not finished, of GALA-A2C: 1 failed, 1 has not ended; of A2C: 1 failed. "
+        "A run that failed keeps its last return to the end. One that has not ended counts as far as it got."
+    )
+    assert all(expected in captions(made)[f"curves-cartpole-v1-{axis.name}"] for axis in curves.AXES)
+    assert expected in (made.directory / "figures" / "tables.md").read_text()
+
+
+def test_curves_of_finished_runs_have_no_word_of_others(cartpole: SyntheticExperiment) -> None:
+    assert not any(re.search("Without|Not finished", caption) for caption in captions(cartpole).values())
+
+
 def test_an_experiment_that_has_just_begun_says_so(tmp_path: Path) -> None:
     made = SyntheticExperiment(tmp_path, seeds=1)
     for run in made.index["runs"]:

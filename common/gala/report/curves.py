@@ -14,7 +14,7 @@ from gala.report.canvas import Canvas
 from gala.report.energy import KILOJOULES, sources, with_energy
 from gala.report.experiment import Entry, Experiment, Threshold
 from gala.report.facts import frames_per_decision
-from gala.report.lines import Line, legend, lines, seeds_note, shared_machine_note
+from gala.report.lines import Line, left_out_note, legend, lines, seeds_note, shared_machine_note, unfinished_note
 from gala.report.plots import RETURN, Plot, colour
 from gala.report.read import Run, number
 from gala.report.section import Section, Table, slug
@@ -41,11 +41,13 @@ class Axis:
     """Of the train records."""
     title: str
     unit: str
+    lacking: str = "a return"
+    """What a run without a curve is without."""
 
 
 DECISIONS: Final = Axis("decisions", "globalSteps", "Return against decisions", "decisions")
 WALL_CLOCK: Final = Axis("wall-clock", "wallSeconds", "Return against wall-clock", "seconds")
-ENERGY: Final = Axis("energy", KILOJOULES, "Return against energy", "kJ")
+ENERGY: Final = Axis("energy", KILOJOULES, "Return against energy", "kJ", "a measurement of energy")
 
 AXES: Final = (DECISIONS, WALL_CLOCK, ENERGY)
 
@@ -180,7 +182,10 @@ def _section(
     else:
         figure.numbers_axis("energy, kJ")
     threshold = experiment.thresholds.get(environment)
-    caption = _caption(axis, experiment.of(environment), [one.on(axis) for one in drawn])
+    shown = [one.on(axis) for one in drawn]
+    left_out = left_out_note([one.line for one in everything], shown, f"without {axis.lacking}")
+    runs = f"{left_out} {unfinished_note(shown)}".strip()
+    caption = _caption(axis, experiment.of(environment), shown, runs)
     if threshold is not None:
         figure.mark_y(threshold.value)
         caption += f" Dotted: {formats.score(threshold.value)}, from which on a run counts as convergent."
@@ -188,11 +193,11 @@ def _section(
         name,
         Plot(title, figure.svg(title, identity), caption, legend([one.line for one in drawn])),
         {"environment": environment, "measured": True, "x": axis.unit, "lines": numbers},
-        _table(drawn, threshold) if axis is DECISIONS else None,
+        _table(drawn, threshold, runs) if axis is DECISIONS else None,
     )
 
 
-def _caption(axis: Axis, entries: Sequence[Entry], drawn: Sequence[Line]) -> str:
+def _caption(axis: Axis, entries: Sequence[Entry], drawn: Sequence[Line], runs: str) -> str:
     frames = {skip for entry in entries if entry.run is not None and (skip := frames_per_decision(entry.run))}
     unit = {
         DECISIONS.name: "agent decisions, all learners together",
@@ -205,6 +210,7 @@ def _caption(axis: Axis, entries: Sequence[Entry], drawn: Sequence[Line]) -> str
         "Line: interquartile mean over seeds (with fewer than four, the mean); band: its pointwise 95 % bootstrap "
         "interval.",
         seeds_note(drawn),
+        runs,
         f"Thin: single runs, where there are at most {FEW_SEEDS}."
         if any(1 < line.seeds <= FEW_SEEDS for line in drawn)
         else "",
@@ -224,8 +230,12 @@ def _cut_note(entries: Sequence[Entry], axis: Axis) -> str:
     return f"Not measured to the end, and not drawn beyond: {axis.name} of {named}{more}."
 
 
-def _table(drawn: Sequence[_Drawn], threshold: Threshold | None) -> Table:
-    """Last returns, and what it took to get to the threshold."""
+def _table(drawn: Sequence[_Drawn], threshold: Threshold | None, runs: str) -> Table:
+    """Last returns, and what it took to get to the threshold.
+
+    Args:
+        runs: which of them have not finished.
+    """
     head = ["Training return", "Seeds", "At the end: IQM", "95 % interval"]
     if threshold is not None:
         at = formats.score(threshold.value)
@@ -250,7 +260,7 @@ def _table(drawn: Sequence[_Drawn], threshold: Threshold | None) -> Table:
     note = "Raw returns, mean of the learners' last 100 training episodes."
     if threshold is not None:
         note += " What it took: the median of the runs that got there."
-    return Table(tuple(head), tuple(rows), note)
+    return Table(tuple(head), tuple(rows), f"{note} {runs}".strip())
 
 
 def _runs(entries: Sequence[Entry]) -> list[Run]:

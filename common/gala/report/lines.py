@@ -108,7 +108,25 @@ def left_out_note(everything: Sequence[Line], shown: Sequence[Line], lacking: st
     return f"Without {'; '.join(f'{count} of {label}: {fate}' for label, count, fate in told)}."
 
 
-def _what_became_of(entries: Sequence[Entry], otherwise: str) -> str:
+def unfinished_note(shown: Sequence[Line]) -> str:
+    """Which runs that a figure of returns shows have failed or not ended, and how they count; "" if there are none."""
+    told = [
+        (line.label, _what_became_of(unfinished))
+        for line in shown
+        if (unfinished := [entry for entry in line.entries if entry.state != "finished"])
+    ]
+    if not told:
+        return ""
+    entries = [entry for line in shown for entry in line.entries]
+    parts = [f"Not finished, {'; '.join(f'of {label}: {fate}' for label, fate in told)}."]
+    if any(entry.state == "failed" for entry in entries):
+        parts.append("A run that failed keeps its last return to the end.")
+    if not all(entry.has_ended for entry in entries):
+        parts.append("One that has not ended counts as far as it got.")
+    return " ".join(parts)
+
+
+def _what_became_of(entries: Sequence[Entry], otherwise: str = "") -> str:
     """2 failed, 1 has not ended, and of those that have finished what `otherwise` says."""
     failed = sum(entry.state == "failed" for entry in entries)
     waiting = sum(not entry.has_ended for entry in entries)
