@@ -354,6 +354,28 @@ def test_a_level_of_the_algorithm_that_also_changes_the_learners_is_still_the_al
     assert [line.label for line in lines.lines(found, found.entries, scaling.acting)] == ["GALA-A2C", "A3C"]
 
 
+def test_more_lines_than_colours_differ_in_their_style_and_so_do_their_swatches(tmp_path: Path) -> None:
+    figures = ("convergence", "curves", "scores", "throughput")
+    made = SyntheticExperiment(
+        tmp_path, algorithms=[f"A{i}C" for i in range(17)], figures=figures, seeds=1, records=5, energy=False
+    )
+    source = write(made).read_text()
+    plots = [plot for plot in re.findall(r"<figure>.*?</figure>", source, re.DOTALL) if "A16C" in plot]
+    assert len(plots) == 6
+    for plot in plots:
+        swatches = re.findall(r'<i class="swatch ([^"]*)">', plot)
+        assert len(swatches) == len(set(swatches)) == 17
+        assert (swatches[0], swatches[8], swatches[16]) == ("series-0", "series-0 dashed", "series-0 dotted")
+    for name in ("convergence-cartpole-v1", "curves-cartpole-v1-decisions", "throughput-cartpole-v1"):
+        content = (made.directory / "figures" / f"{name}.svg").read_text()
+        legend = re.findall(r'<line x1[^>]* stroke="(#\w+)" [^/]*?(?:stroke-dasharray="([^"]*)")?/>', content)
+        assert len(set(legend)) == 17
+        assert [legend[i][1] for i in (0, 8, 16)] == ["", "5 3", "1.5 2.5"]
+        drawing = content[content.rindex("<svg") :]
+        dashes = re.findall(rf'style="[^"]*stroke-dasharray: ([^;"]*)[^"]*stroke: {legend[0][0]}', drawing)
+        assert len(set(dashes)) == 2, "beside the solid line a dashed and a dotted one"
+
+
 def test_while_an_experiment_runs_its_figures_speak_of_the_runs_that_are_there(tmp_path: Path) -> None:
     made = SyntheticExperiment(tmp_path, figures=("curves", "scores"), seeds=4)
     for name in ("run-0", "run-1"):  # of one algorithm

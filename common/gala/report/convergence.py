@@ -11,10 +11,10 @@ from typing import Any
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from gala.report import formats
-from gala.report.canvas import Canvas
+from gala.report.canvas import Canvas, colour, dash
 from gala.report.experiment import Entry, Experiment, Threshold
 from gala.report.lines import Line, legend, lines
-from gala.report.plots import Plot, colour, plural
+from gala.report.plots import Plot, plural
 from gala.report.read import number
 from gala.report.scored import final_score
 from gala.report.section import Section, Table, slug
@@ -75,8 +75,8 @@ def _section(experiment: Experiment, environment: str, threshold: Threshold, ide
             [100 * (point.share.high - point.share.value) for point in points],
         )
         axes.errorbar(
-            x, y, yerr=errors, color=colour(line.index), linewidth=1.8, marker="o", markersize=4.5, elinewidth=1,
-            capsize=2.5,
+            x, y, yerr=errors, color=colour(line.index), linestyle=dash(line.index), linewidth=1.8, marker="o",
+            markersize=4.5, elinewidth=1, capsize=2.5,
         )  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.set_ylim(-4, 104)

@@ -10,12 +10,12 @@ from typing import Final
 import numpy as np
 
 from gala.report import formats
-from gala.report.canvas import Canvas
+from gala.report.canvas import Canvas, colour, dash
 from gala.report.energy import KILOJOULES, sources, with_energy
 from gala.report.experiment import Entry, Experiment, Threshold
 from gala.report.facts import frames_per_decision
 from gala.report.lines import Line, left_out_note, legend, lines, seeds_note, shared_machine_note, unfinished_note
-from gala.report.plots import RETURN, Plot, colour
+from gala.report.plots import RETURN, Plot
 from gala.report.read import Run, number
 from gala.report.section import Section, Table, slug
 from gala.report.series import EMPTY, Array, Curve, curve
@@ -161,7 +161,7 @@ def _section(
             for row in values:
                 axes.plot(grid, row, color=paint, linewidth=0.8, alpha=0.45)
         axes.fill_between(grid, low, high, color=paint, alpha=0.16, linewidth=0)
-        axes.plot(grid, value, color=paint, linewidth=2)
+        axes.plot(grid, value, color=paint, linestyle=dash(each.line.index), linewidth=2)
         numbers.append(
             {
                 "label": each.line.label,

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 
-from gala.report.canvas import SERIES
+from gala.report.canvas import swatch_class
 from gala.report.experiment import Entry, Experiment
 from gala.report.plots import plural
 
@@ -24,7 +24,7 @@ class Line:
     label: str
     algorithm: str
     index: int
-    """Of its colour; the same algorithm has the same in every figure of an experiment, if it is a line by itself."""
+    """Of its colour and style; an algorithm that is a line by itself has the same in every figure of an experiment."""
     entries: tuple[Entry, ...]
 
     @property
@@ -69,13 +69,13 @@ def lines(experiment: Experiment, entries: Sequence[Entry], x: Attribute | None 
             levels = [f"{factor} {members[0].factors[factor]}" for factor in others if factor in members[0].factors]
             names = [members[0].factors[factor] for factor in by_algorithm if factor in members[0].factors]
             label = ", ".join([*(names[:1] or [members[0].algorithm]), *levels])
-            result.append(Line(label, members[0].algorithm, i % len(SERIES), tuple(members)))
+            result.append(Line(label, members[0].algorithm, i, tuple(members)))
     return result
 
 
 def legend(drawn: Sequence[Line]) -> tuple[tuple[str, str], ...]:
     """(CSS class of the swatch, label) of each line."""
-    return tuple((f"series-{line.index}", line.label) for line in drawn)
+    return tuple((swatch_class(line.index), line.label) for line in drawn)
 
 
 def seeds_note(drawn: Sequence[Line]) -> str:

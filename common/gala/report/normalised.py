@@ -14,10 +14,10 @@ import numpy as np
 
 from gala import scores
 from gala.report import formats, statistics
-from gala.report.canvas import MUTED, Canvas
+from gala.report.canvas import MUTED, Canvas, colour, dash
 from gala.report.experiment import Experiment
 from gala.report.lines import left_out_note, legend, lines
-from gala.report.plots import Plot, colour, plural
+from gala.report.plots import Plot, plural
 from gala.report.scored import NO_SCORE, Scored, as_numbers, final_score, interval_rows, rows_height, scored_line
 from gala.report.section import Section, Table
 from gala.report.statistics import Estimate
@@ -139,7 +139,9 @@ def _profiles(scored: Sequence[Scored], games: Sequence[str], runs: str, identit
         figure.panels[0].fill_between(
             thresholds, 100 * low, 100 * high, color=paint, alpha=0.16, linewidth=0, step="mid"
         )
-        figure.panels[0].plot(thresholds, 100 * value, color=paint, linewidth=2, drawstyle="steps-mid")
+        figure.panels[0].plot(
+            thresholds, 100 * value, color=paint, linestyle=dash(one.line.index), linewidth=2, drawstyle="steps-mid"
+        )
         numbers.append(
             {"label": one.line.label, "share": value.tolist(), "low": low.tolist(), "high": high.tolist()}
         )  # fmt: skip

@@ -11,11 +11,10 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from gala import scores
-from gala.report.canvas import GRID
+from gala.report.canvas import GRID, colour
 from gala.report.experiment import Entry
 from gala.report.facts import final_evaluation
 from gala.report.lines import Line
-from gala.report.plots import colour
 from gala.report.read import number
 from gala.report.series import Array
 from gala.report.statistics import Estimate
