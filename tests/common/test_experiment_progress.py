@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,21 @@ class TestEta:
     def test_nothing_is_known_at_first_and_nothing_is_left_at_last(self) -> None:
         assert eta_seconds([entry(1)], 1) is None
         assert eta_seconds([entry(1, state="finished", steps=1000, wall_seconds=50.0)], 1) == 0
+
+    def test_however_many_runs_there_are_each_is_looked_at_twice(self) -> None:
+        """It is drawn anew twice a second, while runs are timed."""
+
+        class Counted(list[RunEntry]):
+            passes = 0
+
+            def __iter__(self) -> Iterator[RunEntry]:
+                self.passes += 1
+                assert self.passes <= 2
+                return super().__iter__()
+
+        runs = [entry(seed, f"A{seed % 1000}C", f"Game{seed % 60}-v5") for seed in range(1, 10_000)]
+        known = entry(0, state="finished", steps=1000, wall_seconds=50.0)
+        assert eta_seconds(Counted([known, *runs]), 1) == pytest.approx(50.0 * len(runs))
 
 
 class TestShown:
