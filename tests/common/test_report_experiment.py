@@ -114,6 +114,18 @@ def test_a_failed_run_has_not_converged_and_an_unfinished_one_does_not_count(tmp
     assert "1 of 3 runs has not ended" in caption
 
 
+def test_a_threshold_reads_in_captions_and_tables_as_in_the_definition(tmp_path: Path) -> None:
+    made = SyntheticExperiment(
+        tmp_path, seeds=1, records=5, figures=("convergence", "curves", "scores"), threshold=0.95
+    )
+    write(made)
+    told = captions(made)
+    assert "at least 0.95," in told["convergence-cartpole-v1"]
+    assert "Dotted: 0.95," in told["curves-cartpole-v1-decisions"]
+    assert "Dotted: 0.95," in told["scores-cartpole-v1"]
+    assert "| Reached 0.95 |" in (made.directory / "figures" / "tables.md").read_text()
+
+
 def test_the_training_measure_is_the_mean_of_the_acting_learners_last_return(tmp_path: Path) -> None:
     made = SyntheticExperiment(tmp_path, algorithms=("A3C",), learners=(3,), seeds=1)
     entry = experiment.read_experiment(made.directory).entries[0]

@@ -90,8 +90,8 @@ def _section(experiment: Experiment, environment: str, threshold: Threshold, ide
         "the final model's greedy evaluation" if threshold.measure == "greedy" else "the last 100 training episodes"
     )
     caption = (
-        f"Share of runs whose return in {measured} is at least {formats.score(threshold.value)}, of the runs that have "
-        f"ended; {_seeds_per_point(drawn)} Bars: 95 % Wilson intervals of the share."
+        f"Share of runs whose return in {measured} is at least {formats.threshold(threshold.value)}, of the runs that "
+        f"have ended; {_seeds_per_point(drawn)} Bars: 95 % Wilson intervals of the share."
     )
     failed = sum(point.failed for _, points in drawn for point in points)
     if failed:

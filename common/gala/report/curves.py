@@ -188,7 +188,7 @@ def _section(
     caption = _caption(axis, experiment.of(environment), shown, runs)
     if threshold is not None:
         figure.mark_y(threshold.value)
-        caption += f" Dotted: {formats.score(threshold.value)}, from which on a run counts as convergent."
+        caption += f" Dotted: {formats.threshold(threshold.value)}, from which on a run counts as convergent."
     return Section(
         name,
         Plot(title, figure.svg(title, identity), caption, legend([one.line for one in drawn])),
@@ -238,7 +238,7 @@ def _table(drawn: Sequence[_Drawn], threshold: Threshold | None, runs: str) -> T
     """
     head = ["Training return", "Seeds", "At the end: IQM", "95 % interval"]
     if threshold is not None:
-        at = formats.score(threshold.value)
+        at = formats.threshold(threshold.value)
         head += [f"Reached {at}", "after decisions", "after seconds", "after kJ"]
     rows = []
     for each in drawn:

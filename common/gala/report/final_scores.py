@@ -46,7 +46,7 @@ def _raw(experiment: Experiment, environment: str, scored: Sequence[Scored], lef
         f"interval. Rows as in the legend. {seeds_note(drawn)}"
     )
     caption += f" {left_out}" if left_out else ""
-    caption += f" Dotted: {formats.score(threshold.value)}, the convergence threshold." if threshold else ""
+    caption += f" Dotted: {formats.threshold(threshold.value)}, the convergence threshold." if threshold else ""
     return Section(
         f"scores-{slug(environment)}",
         Plot(title, figure.svg(title, identity), caption, legend(drawn)),
