@@ -163,10 +163,11 @@ class TestSteps:
 
 
 @pytest.mark.parametrize("scale", ["full", "small", "toy"])
-def test_curves_and_scores_are_figures_of_the_same_runs(scale: definition.Scale) -> None:
-    """Under one name: whoever has made the one has nothing left to do for the other."""
+def test_curves_and_scores_are_of_the_same_runs_with_the_same_report(scale: definition.Scale) -> None:
+    """Under one name: whoever has made the one has nothing left to do for the other, and loses none of its figures."""
     curves, scores = (matrix.expand(definition.load(PAPER / f"{name}.yaml"), scale) for name in ("curves", "scores"))
     assert curves.name == scores.name
+    assert curves.index(()) == scores.index(())
     assert [run.document for run in curves.runs] == [run.document for run in scores.runs]
 
 

@@ -453,6 +453,21 @@ def test_the_same_experiment_gives_the_same_files(tmp_path: Path) -> None:
     assert first == again
 
 
+def test_plots_of_an_earlier_report_that_are_no_longer_drawn_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    made = SyntheticExperiment(tmp_path, seeds=1, records=5, figures=("curves", "scores"))
+    write(made)
+    made.write("figures/mine.svg", "not the report's")
+    made.write("kept.svg", "nor in its folder")
+    file = made.directory / "figures" / "summary.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "figures": {**content["figures"], "../kept": {}, "gone": {}}}))
+    made.index["figures"] = ["scores"]
+    made.save()
+    write(made)
+    assert {path.name for path in (made.directory / "figures").glob("*.svg")} == {"scores-cartpole-v1.svg", "mine.svg"}
+    assert (made.directory / "kept.svg").exists()
+
+
 def test_an_experiment_is_reported_on_alone(tmp_path: Path) -> None:
     made = SyntheticExperiment(tmp_path, seeds=1, records=5)
     with pytest.raises(UsageError, match=r"is an experiment; it is reported on alone"):
