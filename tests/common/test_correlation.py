@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -233,6 +235,36 @@ def test_a_run_that_cannot_be_read_is_left_out_by_name(tmp_path: Path) -> None:
     [ball, gradients] = draw(read_experiment(experiment(tmp_path, ["epsilon-ball", "gradient-correlation"], runs)))
     assert "Left out: broken" in ball.plot.caption
     assert "Left out: broken" in gradients.plot.caption
+
+
+FIGURES = ["epsilon-ball", "gradient-correlation"]
+
+
+def test_where_no_run_can_be_read_both_figures_say_which_and_why(tmp_path: Path) -> None:
+    trace_of(write_run(tmp_path / "broken"), 0).write_text("{}\n")
+    runs = {"broken": {"algorithm": "GALA-A2C", "seed": 1}}
+    sections = draw(read_experiment(experiment(tmp_path, FIGURES, runs)))
+    assert len(sections) == 2
+    for section in sections:
+        assert "can be computed." in section.plot.svg
+        assert "Left out: broken: " in section.plot.caption
+        assert "line 1 is not the header of a trace" in section.plot.caption
+
+
+def test_a_run_of_a_topology_that_this_gala_does_not_know_is_left_out(tmp_path: Path) -> None:
+    write_run(tmp_path / "torus", topology="Torus", seed=1)
+    write_run(tmp_path / "whole", seed=2)
+    runs = {name: {"algorithm": "GALA-A2C", "seed": seed} for seed, name in enumerate(("torus", "whole"))}
+    sections = draw(read_experiment(experiment(tmp_path, FIGURES, runs)))
+    assert len(sections) == 2
+    for section in sections:
+        assert re.search("Left out: torus: .*unknown topology type 'Torus'", section.plot.caption)
+
+
+def test_runs_that_recorded_nothing_are_no_figure(tmp_path: Path) -> None:
+    shutil.rmtree(trace_of(write_run(tmp_path / "run", learners=1, topology="Torus"), 0).parent)
+    runs = {"run": {"algorithm": "GALA-A2C", "seed": 1}}
+    assert draw(read_experiment(experiment(tmp_path, FIGURES, runs))) == []
 
 
 def test_correlation_has_a_map_for_each_algorithm_with_the_neighbours_framed(tmp_path: Path) -> None:

@@ -171,6 +171,19 @@ class TestNames:
         more = expand(document(matrix={"algorithm": ["GALA-A2C", "A2C"], "seed": ["1..20"]}))
         assert {run.name for run in expand(document()).runs} < {run.name for run in more.runs}
 
+    def test_a_level_that_reads_like_an_earlier_one_leaves_the_names_that_are_there(self) -> None:
+        def names(*environments: str) -> list[str]:
+            return naming.run_names("x", [{"environment": it, "seed": 1} for it in environments])
+
+        assert names("CartPole-v1") == ["x-cartpole-s1"]
+        assert names("CartPole-v1", "CartPole-v0") == ["x-cartpole-s1", "x-cartpole-v0-s1"]
+        plain, other, last = names("ALE/Pong-v5", "mine/Pong-v5", "yours/Pong-v5")
+        assert (plain, other) == ("x-pong-s1", "x-pong-v5-s1")
+        assert re.fullmatch(r"x-pong-s1-[0-9a-f]{8}", last)
+
+    def test_a_sign_is_part_of_a_name(self) -> None:
+        assert naming.run_names("x", [{"offset": 1}, {"offset": -1}, {"offset": -0.5}]) == ["x-1", "x-m1", "x-m0-5"]
+
     @pytest.mark.parametrize(
         ("level", "text"),
         [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,21 @@ class TestEta:
         assert eta_seconds([entry(1)], 1) is None
         assert eta_seconds([entry(1, state="finished", steps=1000, wall_seconds=50.0)], 1) == 0
 
+    def test_however_many_runs_there_are_each_is_looked_at_twice(self) -> None:
+        """It is drawn anew twice a second, while runs are timed."""
+
+        class Counted(list[RunEntry]):
+            passes = 0
+
+            def __iter__(self) -> Iterator[RunEntry]:
+                self.passes += 1
+                assert self.passes <= 2
+                return super().__iter__()
+
+        runs = [entry(seed, f"A{seed % 1000}C", f"Game{seed % 60}-v5") for seed in range(1, 10_000)]
+        known = entry(0, state="finished", steps=1000, wall_seconds=50.0)
+        assert eta_seconds(Counted([known, *runs]), 1) == pytest.approx(50.0 * len(runs))
+
 
 class TestShown:
     def test_groups_are_the_runs_that_differ_by_their_seed_alone(self) -> None:
@@ -147,10 +163,11 @@ class TestSteps:
 
 
 @pytest.mark.parametrize("scale", ["full", "small", "toy"])
-def test_curves_and_scores_are_figures_of_the_same_runs(scale: definition.Scale) -> None:
-    """Under one name: whoever has made the one has nothing left to do for the other."""
+def test_curves_and_scores_are_of_the_same_runs_with_the_same_report(scale: definition.Scale) -> None:
+    """Under one name: whoever has made the one has nothing left to do for the other, and loses none of its figures."""
     curves, scores = (matrix.expand(definition.load(PAPER / f"{name}.yaml"), scale) for name in ("curves", "scores"))
     assert curves.name == scores.name
+    assert curves.index(()) == scores.index(())
     assert [run.document for run in curves.runs] == [run.document for run in scores.runs]
 
 

@@ -19,6 +19,7 @@ import pytest
 
 import waiting
 from gala.local.interrupts import ECHO_SECONDS
+from gala.local.rundir import RunDirectory
 from local_machine import FAKE_GALA, alive, end_all
 
 # Patient: each run is three processes that start, one after the other, and others may be busy.
@@ -230,6 +231,22 @@ def test_only_one_command_works_in_a_folder(bench: Bench) -> None:
     assert "another gala experiment is at work" in bench.ends(bench.gala(), 2)
     process.send_signal(signal.SIGINT)
     bench.ends(process, 130)
+
+
+def test_a_run_that_somebody_else_is_at_work_in_is_waited_for_aloud(bench: Bench) -> None:
+    bench.script("all", "finish")
+    (bench.experiment / "poles-s1").mkdir(parents=True)
+    other = RunDirectory(bench.experiment / "poles-s1")
+    assert other.acquire()
+    log = bench.folder / "log.txt"
+    with log.open("w") as file:
+        process = bench.gala("--set", "spec.matrix.seed=[1]", stdout=file)
+        eventually(lambda: "0 of 1 runs done" in log.read_text())
+        other.release()
+        assert process.wait(120) == 0
+    text = log.read_text()
+    assert text.count("poles-s1: another gala run is at work in it; waiting") == 1
+    assert text.index("at work in it") < text.index("0 of 1 runs done") < text.index("poles-s1 starts")
 
 
 def test_a_terminal_gets_a_table(bench: Bench) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,8 @@ import yaml
 
 from gala import report
 from gala.errors import UsageError
-from gala.report import clock, facts, read, ring, series
+from gala.report import clock, compare, facts, read, ring, series, tables
+from gala.report.canvas import SERIES, style
 from report_page import Page, assert_self_contained, write
 from synthetic_run import FILES, STARTED, SyntheticRun
 
@@ -75,6 +77,18 @@ def test_events_and_edges_are_listed(pong: tuple[SyntheticRun, Page]) -> None:
     assert "checkpoint 0" not in page.text  # too frequent for a list
     assert "Edges (4)" in page.text
     assert "3 → 0 done" in page.text  # the run has finished
+
+
+def test_of_more_runs_than_colours_none_looks_like_another(tmp_path: Path) -> None:
+    labels = [f"run-{i}" for i in range(2 * len(SERIES) + 1)]
+    runs = [report.load(SyntheticRun(tmp_path, name, learners=1, seconds=60).directory) for name in labels]
+    with style():
+        plot = compare.throughput(runs, labels, "x")
+    assert plot is not None
+    assert len({swatch for swatch, _ in plot.legend}) == len(runs)
+    assert len(set(re.findall(r'style="fill: none; ([^"]*stroke: var\(--series-0\)[^"]*)"', plot.svg))) == 3
+    table = tables.comparison(runs, [facts.run_facts(run) for run in runs], labels)
+    assert len(set(re.findall(r'<i class="swatch ([^"]*)">', table))) == len(runs)
 
 
 def test_several_runs_are_compared_and_shown_each(tmp_path: Path) -> None:

@@ -99,18 +99,31 @@ def test_convergence_counts_runs_whose_greedy_return_reaches_the_threshold(cartp
     assert any(converged < runs for converged, runs in found.values())
 
 
-def test_a_failed_run_has_not_converged_and_an_unfinished_one_does_not_count(tmp_path: Path) -> None:
+@pytest.mark.parametrize("measure", ["greedy", "training"])
+def test_a_failed_run_has_not_converged_and_an_unfinished_one_does_not_count(tmp_path: Path, measure: str) -> None:
     made = SyntheticExperiment(tmp_path, algorithms=("GALA-A2C",), figures=("convergence",), threshold=0.0)
-    made.index["runs"][0]["state"] = "failed"
-    (made.directory / "run-0" / "final" / "card.json").unlink()
+    made.index["thresholds"]["CartPole-v1"]["measure"] = measure
+    made.index["runs"][0]["state"] = "failed"  # whatever it had reached, and even if its final model was made
     made.index["runs"][1]["state"] = "running"
     made.save()
     write(made)
     (point,) = summary(made)["convergence-cartpole-v1"]["lines"][0]["points"]
     assert (point["converged"], point["runs"], point["failed"]) == (1, 2, 1)
     caption = captions(made)["convergence-cartpole-v1"]
-    assert "1 runs that failed count as not convergent" in caption
-    assert "1 of 3 runs have not ended" in caption
+    assert "1 run that failed counts as not convergent" in caption
+    assert "1 of 3 runs has not ended" in caption
+
+
+def test_a_threshold_reads_in_captions_and_tables_as_in_the_definition(tmp_path: Path) -> None:
+    made = SyntheticExperiment(
+        tmp_path, seeds=1, records=5, figures=("convergence", "curves", "scores"), threshold=0.95
+    )
+    write(made)
+    told = captions(made)
+    assert "at least 0.95," in told["convergence-cartpole-v1"]
+    assert "Dotted: 0.95," in told["curves-cartpole-v1-decisions"]
+    assert "Dotted: 0.95," in told["scores-cartpole-v1"]
+    assert "| Reached 0.95 |" in (made.directory / "figures" / "tables.md").read_text()
 
 
 def test_the_training_measure_is_the_mean_of_the_acting_learners_last_return(tmp_path: Path) -> None:
@@ -197,6 +210,24 @@ def test_a_gpu_counter_that_fails_on_the_way_ends_the_energy(tmp_path: Path) -> 
     assert energy.energy(run).y.tolist() == [0.0, 200.0]
 
 
+def test_over_energy_a_run_is_drawn_so_far_as_its_counter_was_readable(tmp_path: Path) -> None:
+    """Its return at that moment is not what it went on with: the other run of the line goes on alone."""
+    made = SyntheticExperiment(tmp_path, algorithms=("GALA-A2C",), figures=("curves",), seeds=2)
+    write(made)
+    assert "Not measured to the end" not in captions(made)["curves-cartpole-v1-energy"]
+    file = made.directory / "run-0" / "energy.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    for line in lines[len(lines) // 4 :]:
+        line["cpuJoules"] = None
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write(made)
+    caption = captions(made)["curves-cartpole-v1-energy"]
+    assert "Not measured to the end, and not drawn beyond: energy of run-0." in caption
+    (line,) = summary(made)["curves-cartpole-v1-energy"]["lines"]
+    assert line["iqm"][-1] is not None
+    assert line["low"][-1] is None  # over one run there is no interval
+
+
 def test_a_step_function_holds_until_the_next_value_and_the_last_one_as_long_as_told() -> None:
     one = Curve(np.array([1.0, 2.0, 3.0, 4.0]), np.array([10.0, np.nan, 30.0, 40.0]))
     grid = np.array([0.5, 1.0, 2.5, 3.0, 4.0, 5.0, 7.0])
@@ -222,6 +253,57 @@ def test_scores_are_normalised_over_the_games_that_have_yardsticks(games: Synthe
     assert a3c["mean"]["value"] == pytest.approx(np.mean(means), rel=1e-3)
     assert a3c["mean"]["low"] <= a3c["mean"]["value"] <= a3c["mean"]["high"]
     assert set(summary(games)["scores-improvement"]["over"]) == {"A2C", "A3C", "IMPALA"}
+
+
+def test_scores_say_which_runs_they_leave_out_and_what_became_of_them(tmp_path: Path) -> None:
+    made = SyntheticExperiment(
+        tmp_path, environments=("ALE/Pong-v5", "ALE/Breakout-v5", "CartPole-v1"), figures=("scores",), seeds=3,
+        records=5,
+    )  # fmt: skip
+    pong = [run for run in made.index["runs"] if run["environment"] == "ALE/Pong-v5"]
+    breakout = [run for run in made.index["runs"] if run["environment"] == "ALE/Breakout-v5"]
+    others = [run for run in made.index["runs"] if run["environment"] == "CartPole-v1"]
+    for run, state in zip((*pong[:2], breakout[0], *others[::3]), ("failed", "running", *["failed"] * 3), strict=True):
+        run["state"] = state
+        (made.directory / run["name"] / "final" / "card.json").unlink()
+    (made.directory / breakout[3]["name"] / "final" / "card.json").unlink()
+    made.save()
+    write(made)
+    expected = {
+        "scores-ale-pong-v5": "Without 2 of 3 runs of GALA-A2C: 1 failed, 1 has not ended.",
+        "scores-ale-breakout-v5": (
+            "Without 1 of 3 runs of GALA-A2C: 1 failed; 1 of 3 runs of A2C: 1 without a final score."
+        ),
+        "scores-cartpole-v1": "Without 1 of 3 runs per line: 1 failed.",
+    }
+    for figure in ("human-normalised", "profiles", "improvement"):
+        expected[f"scores-{figure}"] = (
+            "Without 3 of 6 runs of GALA-A2C: 2 failed, 1 has not ended; 1 of 6 runs of A2C: 1 without a final score."
+        )
+    for name, caption in captions(made).items():
+        assert expected[name] in caption
+    tables = (made.directory / "figures" / "tables.md").read_text()
+    assert all(words in tables for words in expected.values())
+
+
+def test_scores_over_games_say_how_many_seeds_a_line_has_in_a_game(tmp_path: Path) -> None:
+    """Five in Pong, one in Breakout; those of CartPole, which has no yardstick, do not count."""
+    made = SyntheticExperiment(
+        tmp_path, environments=("ALE/Pong-v5", "ALE/Breakout-v5", "CartPole-v1"), figures=("scores",), seeds=5,
+        records=5,
+    )  # fmt: skip
+    for run in made.index["runs"]:
+        if run["environment"] == "ALE/Breakout-v5" and run["seed"] > 1:
+            (made.directory / run["name"] / "final" / "card.json").unlink()
+    write(made)
+    for name in ("scores-human-normalised", "scores-profiles", "scores-improvement"):
+        caption = captions(made)[name]
+        assert "1 to 5 seeds per line and game. Some lines have a single run in Breakout: their intervals" in caption
+        assert "Without 4 of 10 runs per line: 4 without a final score." in caption
+
+
+def test_scores_of_all_runs_leave_none_out(games: SyntheticExperiment) -> None:
+    assert not any("Without" in caption for caption in captions(games).values())
 
 
 def test_a_line_without_a_score_in_one_of_the_games_is_left_out_of_the_aggregates(tmp_path: Path) -> None:
@@ -284,6 +366,28 @@ def test_a_level_of_the_algorithm_that_also_changes_the_learners_is_still_the_al
     assert [line.label for line in lines.lines(found, found.entries, scaling.acting)] == ["GALA-A2C", "A3C"]
 
 
+def test_more_lines_than_colours_differ_in_their_style_and_so_do_their_swatches(tmp_path: Path) -> None:
+    figures = ("convergence", "curves", "scores", "throughput")
+    made = SyntheticExperiment(
+        tmp_path, algorithms=[f"A{i}C" for i in range(17)], figures=figures, seeds=1, records=5, energy=False
+    )
+    source = write(made).read_text()
+    plots = [plot for plot in re.findall(r"<figure>.*?</figure>", source, re.DOTALL) if "A16C" in plot]
+    assert len(plots) == 6
+    for plot in plots:
+        swatches = re.findall(r'<i class="swatch ([^"]*)">', plot)
+        assert len(swatches) == len(set(swatches)) == 17
+        assert (swatches[0], swatches[8], swatches[16]) == ("series-0", "series-0 dashed", "series-0 dotted")
+    for name in ("convergence-cartpole-v1", "curves-cartpole-v1-decisions", "throughput-cartpole-v1"):
+        content = (made.directory / "figures" / f"{name}.svg").read_text()
+        legend = re.findall(r'<line x1[^>]* stroke="(#\w+)" [^/]*?(?:stroke-dasharray="([^"]*)")?/>', content)
+        assert len(set(legend)) == 17
+        assert [legend[i][1] for i in (0, 8, 16)] == ["", "5 3", "1.5 2.5"]
+        drawing = content[content.rindex("<svg") :]
+        dashes = re.findall(rf'style="[^"]*stroke-dasharray: ([^;"]*)[^"]*stroke: {legend[0][0]}', drawing)
+        assert len(set(dashes)) == 2, "beside the solid line a dashed and a dotted one"
+
+
 def test_while_an_experiment_runs_its_figures_speak_of_the_runs_that_are_there(tmp_path: Path) -> None:
     made = SyntheticExperiment(tmp_path, figures=("curves", "scores"), seeds=4)
     for name in ("run-0", "run-1"):  # of one algorithm
@@ -293,6 +397,25 @@ def test_while_an_experiment_runs_its_figures_speak_of_the_runs_that_are_there(t
     assert sorted((line["seeds"], line["runs"]) for line in found) == [(2, 2), (4, 4)]
     for name in ("curves-cartpole-v1-decisions", "curves-cartpole-v1-wall-clock", "scores-cartpole-v1"):
         assert re.search("Seeds: .* 2, .* 4|Seeds: .* 4, .* 2", captions(made)[name])
+
+
+def test_curves_say_which_of_their_runs_have_failed_or_not_ended_and_how_those_count(tmp_path: Path) -> None:
+    made = SyntheticExperiment(tmp_path, figures=("curves",), seeds=4)
+    for i, state in ((0, "failed"), (1, "interrupted"), (2, "waiting"), (4, "failed")):
+        made.index["runs"][i]["state"] = state
+    made.save()
+    write(made)
+    expected = (
+        "Without 1 of 4 runs of GALA-A2C: 1 has not ended. "
+        "Not finished, of GALA-A2C: 1 failed, 1 has not ended; of A2C: 1 failed. "
+        "A run that failed keeps its last return to the end. One that has not ended counts as far as it got."
+    )
+    assert all(expected in captions(made)[f"curves-cartpole-v1-{axis.name}"] for axis in curves.AXES)
+    assert expected in (made.directory / "figures" / "tables.md").read_text()
+
+
+def test_curves_of_finished_runs_have_no_word_of_others(cartpole: SyntheticExperiment) -> None:
+    assert not any(re.search("Without|Not finished", caption) for caption in captions(cartpole).values())
 
 
 def test_an_experiment_that_has_just_begun_says_so(tmp_path: Path) -> None:
@@ -328,6 +451,21 @@ def test_the_same_experiment_gives_the_same_files(tmp_path: Path) -> None:
     first = [write(made).read_bytes(), *(file.read_bytes() for file in sorted(made.directory.glob("figures/*")))]
     again = [write(made).read_bytes(), *(file.read_bytes() for file in sorted(made.directory.glob("figures/*")))]
     assert first == again
+
+
+def test_plots_of_an_earlier_report_that_are_no_longer_drawn_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    made = SyntheticExperiment(tmp_path, seeds=1, records=5, figures=("curves", "scores"))
+    write(made)
+    made.write("figures/mine.svg", "not the report's")
+    made.write("kept.svg", "nor in its folder")
+    file = made.directory / "figures" / "summary.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "figures": {**content["figures"], "../kept": {}, "gone": {}}}))
+    made.index["figures"] = ["scores"]
+    made.save()
+    write(made)
+    assert {path.name for path in (made.directory / "figures").glob("*.svg")} == {"scores-cartpole-v1.svg", "mine.svg"}
+    assert (made.directory / "kept.svg").exists()
 
 
 def test_an_experiment_is_reported_on_alone(tmp_path: Path) -> None:

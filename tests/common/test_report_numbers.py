@@ -132,6 +132,20 @@ def test_durations_have_at_most_two_units(seconds: float | None, expected: str) 
     assert formats.duration(seconds).replace(formats.THIN, " ") == expected
 
 
+def test_an_interval_of_returns_is_as_exact_as_its_larger_end() -> None:
+    assert formats.interval(0.912, 0.9449) == "0.912 to 0.945"
+    assert formats.interval(-0.5, 18.04) == "−0.5 to 18.0"
+    assert formats.interval(0.5, 1.0, 2) == "0.50 to 1.00"
+    assert formats.interval(math.nan, 1.0) == "–"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(475.0, "475"), (0.9525, "0.9525"), (-110.5, "−110.5"), (12000.0, "12\u202f000")]
+)
+def test_a_threshold_is_written_as_it_was_given(value: float, expected: str) -> None:
+    assert formats.threshold(value) == expected
+
+
 def test_sizes_percentages_scores_and_moments() -> None:
     def spaced(text: str) -> str:
         return text.replace(formats.THIN, " ")
@@ -148,6 +162,14 @@ def test_sizes_percentages_scores_and_moments() -> None:
         "−20.0",
         "12 345.6",
         "–",
+    ]
+    assert [spaced(formats.score(value)) for value in (0.951, 0.04, -0.0312, 0.0, -1e-9, 5.256)] == [
+        "0.951",
+        "0.0400",
+        "−0.0312",
+        "0.0",
+        "0.0",
+        "5.26",
     ]
     assert formats.moment(1_750_000_000) == "2025-06-15 15:06 UTC"
     assert formats.moment(1e300) == "–"

@@ -102,6 +102,8 @@ class _Conductor:
         self._queue: deque[str] = deque()
         self._active: list[str] = []
         self._afresh: set[str] = set()
+        self._in_the_way: set[str] = set()
+        """Runs in which somebody else is, or was, at work."""
         self._interrupts = Interrupts()
         self._live: Live | None = None
         self._note = ""
@@ -223,6 +225,9 @@ class _Conductor:
                 continue
             if not started:
                 self._queue.append(name)
+                if name not in self._in_the_way:
+                    self._in_the_way.add(name)
+                    self._say(f"{name}: another gala run is at work in it; waiting")
                 continue
             self._afresh.discard(name)
             entry.state, entry.reason = "running", ""
@@ -238,7 +243,7 @@ class _Conductor:
         if self._live is not None:
             rows = max(4, self._console.height - LINES_AROUND_ROWS)
             self._live.update(live_view(self._index, at_once=at_once, note=self._note, max_rows=rows), refresh=True)
-        elif now - self._last_line >= self._rhythm.line and self._active:
+        elif now - self._last_line >= self._rhythm.line and (self._active or self._queue):
             self._last_line = now
             self._say(plain_line(self._index, at_once=at_once))
 

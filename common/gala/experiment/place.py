@@ -35,7 +35,10 @@ class Place(Protocol):
         """The run as it is now, started by us or earlier."""
 
     def start(self, run: PlannedRun, *, afresh: bool) -> bool:
-        """Start or resume it; `afresh`: remove what is there of it first. False: not yet, something is in the way."""
+        """Start or resume it; `afresh`: remove what is there of it first.
+
+        False: not yet, another `gala run` is at work in it.
+        """
 
     def has_room(self, going: int) -> bool:
         """Whether one more may start while `going` are under way."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from gala.experiment.index import Index, Level, RunEntry
@@ -61,22 +62,28 @@ def eta_seconds(entries: Sequence[RunEntry], at_once: int) -> float | None:
     A run that nothing is known of takes as long per decision as those that differ from it by their seed, else as those
     in the same environment, else as all that are known.
     """
-    rest = [entry for entry in entries if entry.state not in ("finished", "failed")]
-    seconds = 0.0
-    for entry in rest:
-        alike = [other for other in entries if _group(other) == _group(entry)]
-        related = [other for other in entries if other.environment == entry.environment]
-        pace = _seconds_per_step(alike) or _seconds_per_step(related) or _seconds_per_step(entries)
-        if pace is None:
+    seconds: defaultdict[Hashable, float] = defaultdict(float)
+    steps: defaultdict[Hashable, int] = defaultdict(int)
+    for entry in entries:
+        if entry.wall_seconds > 0 and made(entry) > 0:
+            for pool in _pools(entry):
+                seconds[pool] += entry.wall_seconds
+                steps[pool] += made(entry)
+    total, rest = 0.0, 0
+    for entry in entries:
+        if entry.state in ("finished", "failed"):
+            continue
+        pool = next((pool for pool in _pools(entry) if steps[pool]), None)
+        if pool is None:
             return None
-        seconds += pace * (entry.total_steps - made(entry))
-    return seconds / max(1, min(at_once, len(rest)))
+        total += seconds[pool] / steps[pool] * (entry.total_steps - made(entry))
+        rest += 1
+    return total / max(1, min(at_once, rest))
 
 
-def _seconds_per_step(entries: Iterable[RunEntry]) -> float | None:
-    known = [entry for entry in entries if entry.wall_seconds > 0 and made(entry) > 0]
-    steps = sum(made(entry) for entry in known)
-    return sum(entry.wall_seconds for entry in known) / steps if steps else None
+def _pools(entry: RunEntry) -> tuple[Hashable, ...]:
+    """Which runs tell the pace of this one, the best first."""
+    return ("alike", _group(entry)), ("environment", entry.environment), "all"
 
 
 def _group(entry: RunEntry) -> tuple[Level, ...]:

@@ -19,6 +19,7 @@ matplotlib is imported when a report is written, not before: every other command
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gala import atomic
+from gala.answers import json_file
 from gala.errors import UsageError, reading, to_install
 from gala.experiment.index import INDEX_FILE
 from gala.report.clock import on_one_clock
@@ -74,12 +76,17 @@ def _write_experiment(directory: Path, output: Path) -> Path:
     from gala.report import page
     from gala.report.experiment import read_experiment
     from gala.report.figures import draw
-    from gala.report.files import FIGURES_DIRECTORY, files
+    from gala.report.files import FIGURES_DIRECTORY, SUMMARY_FILE, files, superseded
 
     experiment = read_experiment(directory)
     sections = draw(experiment)
+    figures = directory / FIGURES_DIRECTORY
+    old = list(superseded(json_file(figures / SUMMARY_FILE), sections))
     for name, content in files(experiment, sections):
-        _replace(directory / FIGURES_DIRECTORY / name, content)
+        _replace(figures / name, content)
+    for name in old:
+        with contextlib.suppress(OSError):
+            (figures / name).unlink()
     _replace(output, page.render_experiment(experiment, sections))
     return output
 

@@ -36,6 +36,9 @@ _VARIABLES = {
     **{stand_in: f"--series-{i}" for i, stand_in in enumerate(SERIES)},
 }
 
+_DASHES = {"": "-", "dashed": "--", "dotted": ":"}
+"""Of the first round of colours, the second and the third: CSS class -> line style."""
+
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: the page's font, selectable
     "svg.hashsalt": "gala",  # the same run gives the same page
@@ -46,6 +49,25 @@ _STYLE: dict[Any, Any] = {
     "axes.unicode_minus": True,
     "timezone": "UTC",
 }
+
+
+def colour(index: int) -> str:
+    """The stand-in colour of the index-th learner, run or line."""
+    return SERIES[index % len(SERIES)]
+
+
+def dash(index: int) -> str:
+    """Its line style: lines that share a colour differ in it."""
+    return list(_DASHES.values())[_round(index)]
+
+
+def swatch_class(index: int) -> str:
+    """The CSS classes of its swatch, which has the same colour and style: series-0, series-0 dashed."""
+    return f"series-{index % len(SERIES)} {list(_DASHES)[_round(index)]}".strip()
+
+
+def _round(index: int) -> int:
+    return index // len(SERIES) % len(_DASHES)
 
 
 def style() -> AbstractContextManager[None]:

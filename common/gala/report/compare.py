@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from gala.report.canvas import SERIES, Canvas
+from gala.report.canvas import Canvas, colour, dash, swatch_class
 from gala.report.facts import evaluation_records
-from gala.report.plots import THROUGHPUT, Plot, Quantity, band, colour, evaluation_curve, log_axis, mean_line, x_axis
+from gala.report.plots import THROUGHPUT, Plot, Quantity, band, evaluation_curve, log_axis, mean_line, x_axis
 from gala.report.read import Run, number
 from gala.report.series import Curve, averaged, curve, spread
 
@@ -26,7 +26,7 @@ def quantity(
             # The extremes of what is noisy would cover the other runs.
             if not what.noisy:
                 band(axes, together, colour(i))
-            mean_line(axes, together, what, colour(i), _dash(i))
+            mean_line(axes, together, what, colour(i), dash(i))
     means = [together.curve for together in spreads if together]
     if what.log:
         log_axis(axes, means)
@@ -44,7 +44,7 @@ def throughput(runs: Sequence[Run], labels: Sequence[str], identity: str) -> Plo
     for i, total in enumerate(totals):
         if total:
             drawn = averaged(total)
-            figure.panels[0].plot(drawn.x, drawn.y, color=colour(i), linewidth=1.8, linestyle=_dash(i))
+            figure.panels[0].plot(drawn.x, drawn.y, color=colour(i), linewidth=1.8, linestyle=dash(i))
     figure.panels[0].set_ylim(bottom=0)
     x_axis(figure, "wallSeconds", [total for total in totals if total])
     caption = "Agent decisions per second, summed over the learners of a run that were running."
@@ -63,7 +63,7 @@ def evaluations(runs: Sequence[Run], labels: Sequence[str], mode: str, identity:
             deviations = [number(record, "stdReturn") for record in records]
             figure.panels[0].errorbar(
                 means.x, means.y, yerr=[0.0 if math.isnan(d) else abs(d) for d in deviations], color=colour(i),
-                linewidth=1.8, linestyle=_dash(i), marker="o", markersize=4, elinewidth=0.8,
+                linewidth=1.8, linestyle=dash(i), marker="o", markersize=4, elinewidth=0.8,
             )  # fmt: skip
     furthest = max(float(evaluation_curve(records).x.max()) for records in found if records) or 1.0
     figure.panels[0].set_xlim(-0.01 * furthest, 1.03 * furthest)
@@ -78,9 +78,4 @@ def evaluations(runs: Sequence[Run], labels: Sequence[str], mode: str, identity:
 
 
 def _legend(labels: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    return tuple((f"series-{i % len(SERIES)}", label) for i, label in enumerate(labels))
-
-
-def _dash(index: int) -> str:
-    """Solid for the first round of colours, then dashed, then dotted."""
-    return ("-", "--", ":")[index // len(SERIES) % 3]
+    return tuple((swatch_class(i), label) for i, label in enumerate(labels))

@@ -11,10 +11,10 @@ from typing import Any
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from gala.report import formats
-from gala.report.canvas import Canvas
+from gala.report.canvas import Canvas, colour, dash
 from gala.report.experiment import Entry, Experiment, Threshold
 from gala.report.lines import Line, legend, lines
-from gala.report.plots import Plot, colour
+from gala.report.plots import Plot, plural
 from gala.report.read import number
 from gala.report.scored import final_score
 from gala.report.section import Section, Table, slug
@@ -33,8 +33,8 @@ def has_converged(entry: Entry, threshold: Threshold) -> bool | None:
     """Whether a run has reached the threshold; None while that is open. A run that failed has not."""
     if not entry.has_ended:
         return None
-    reached = result(entry, threshold.measure)
-    return not math.isnan(reached) and reached >= threshold.value
+    # What a run that failed had reached until then is not what it came to.
+    return entry.state == "finished" and result(entry, threshold.measure) >= threshold.value
 
 
 def result(entry: Entry, measure: str) -> float:
@@ -75,8 +75,8 @@ def _section(experiment: Experiment, environment: str, threshold: Threshold, ide
             [100 * (point.share.high - point.share.value) for point in points],
         )
         axes.errorbar(
-            x, y, yerr=errors, color=colour(line.index), linewidth=1.8, marker="o", markersize=4.5, elinewidth=1,
-            capsize=2.5,
+            x, y, yerr=errors, color=colour(line.index), linestyle=dash(line.index), linewidth=1.8, marker="o",
+            markersize=4.5, elinewidth=1, capsize=2.5,
         )  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.set_ylim(-4, 104)
@@ -90,13 +90,16 @@ def _section(experiment: Experiment, environment: str, threshold: Threshold, ide
         "the final model's greedy evaluation" if threshold.measure == "greedy" else "the last 100 training episodes"
     )
     caption = (
-        f"Share of runs whose return in {measured} is at least {formats.score(threshold.value)}, of the runs that have "
-        f"ended; {_seeds_per_point(drawn)} Bars: 95 % Wilson intervals of the share."
+        f"Share of runs whose return in {measured} is at least {formats.threshold(threshold.value)}, of the runs that "
+        f"have ended; {_seeds_per_point(drawn)} Bars: 95 % Wilson intervals of the share."
     )
     failed = sum(point.failed for _, points in drawn for point in points)
-    caption += f" {failed} runs that failed count as not convergent." if failed else ""
+    if failed:
+        caption += f" {plural(failed, 'run')} that failed {'counts' if failed == 1 else 'count'} as not convergent."
     waiting = sum(not entry.has_ended for entry in entries)
-    caption += f" {waiting} of {len(entries)} runs have not ended and do not count yet." if waiting else ""
+    if waiting:
+        have, do = ("has", "does") if waiting == 1 else ("have", "do")
+        caption += f" {waiting} of {plural(len(entries), 'run')} {have} not ended and {do} not count yet."
     yield Section(
         name=f"convergence-{slug(environment)}",
         plot=Plot(title, figure.svg(title, identity), caption, legend([line for line, _ in drawn])),

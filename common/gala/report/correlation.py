@@ -51,12 +51,12 @@ def correlation(run: Run, *, since: float = 0.0) -> Correlation | None:
         since: leave out the first so large a share of the versions, in [0, 1).
 
     Raises:
-        TraceError: a record is damaged.
+        TraceError: a record is damaged, or the topology is unknown.
     """
     traces = read_traces(run)
     gossips = (text(run.spec, "algorithm") or "GALA").startswith("GALA")
     neighbours = set()
-    if gossips:
+    if traces and gossips:
         graph = graph_of(run)
         for rank in range(len(traces)):
             for peer in topology.all_out_peers(graph, rank, len(traces)):

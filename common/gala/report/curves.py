@@ -10,13 +10,13 @@ from typing import Final
 import numpy as np
 
 from gala.report import formats
-from gala.report.canvas import Canvas
+from gala.report.canvas import Canvas, colour, dash
 from gala.report.energy import KILOJOULES, sources, with_energy
 from gala.report.experiment import Entry, Experiment, Threshold
 from gala.report.facts import frames_per_decision
-from gala.report.lines import Line, legend, lines, seeds_note, shared_machine_note
-from gala.report.plots import RETURN, Plot, colour
-from gala.report.read import Run
+from gala.report.lines import Line, left_out_note, legend, lines, seeds_note, shared_machine_note, unfinished_note
+from gala.report.plots import RETURN, Plot
+from gala.report.read import Run, number
 from gala.report.section import Section, Table, slug
 from gala.report.series import EMPTY, Array, Curve, curve
 from gala.report.statistics import band, estimate, iqm
@@ -28,6 +28,10 @@ FEW_SEEDS: Final = 3
 """Up to so many, every run is drawn as well: a band over them tells little."""
 
 
+MAX_NAMED: Final = 5
+"""Runs that a caption names."""
+
+
 @dataclass(frozen=True, slots=True)
 class Axis:
     """What return is plotted against."""
@@ -37,11 +41,13 @@ class Axis:
     """Of the train records."""
     title: str
     unit: str
+    lacking: str = "a return"
+    """What a run without a curve is without."""
 
 
 DECISIONS: Final = Axis("decisions", "globalSteps", "Return against decisions", "decisions")
 WALL_CLOCK: Final = Axis("wall-clock", "wallSeconds", "Return against wall-clock", "seconds")
-ENERGY: Final = Axis("energy", KILOJOULES, "Return against energy", "kJ")
+ENERGY: Final = Axis("energy", KILOJOULES, "Return against energy", "kJ", "a measurement of energy")
 
 AXES: Final = (DECISIONS, WALL_CLOCK, ENERGY)
 
@@ -85,6 +91,13 @@ def held(one: Curve, grid: Array, until: float = math.inf) -> Array:
     return np.where((index >= 0) & (grid <= max(until, x[-1])), y[np.maximum(index, 0)], math.nan)
 
 
+def is_known_of(entry: Entry, x: str) -> bool:
+    """Whether a run's `x` is known to its end, that is of each learner's last return: a counter may fail before."""
+    learners = entry.run.learners if entry.run is not None else ()
+    returns = ([record for record in one.train if not math.isnan(number(record, *RETURN.path))] for one in learners)
+    return not any(math.isnan(number(record, x)) for each in returns for record in each[-1:])
+
+
 def first_reached(one: Curve, threshold: float) -> float:
     """The x at which the curve is at `threshold` or above for the first time; NaN if it never is."""
     above = np.flatnonzero(np.nan_to_num(one.y, nan=-math.inf) >= threshold)
@@ -108,7 +121,7 @@ def _with_curves(line: Line) -> _Drawn:
     runs = []
     for entry in line.entries:
         measured = with_energy(entry)
-        runs.append((entry, {axis.name: run_curve(measured, axis.key) for axis in AXES}))
+        runs.append((measured, {axis.name: run_curve(measured, axis.key) for axis in AXES}))
     return _Drawn(line, tuple(runs))
 
 
@@ -136,8 +149,10 @@ def _section(
         found = each.curves(axis)
         ends = max(float(one.x[-1]) for _, one in found)
         grid = np.linspace(0, ends, GRID)
-        # A run that has finished keeps its return while others of its line still go on.
-        values = np.stack([held(one, grid, ends if entry.has_ended else 0.0) for entry, one in found])
+        # A run that has ended keeps its return while others of its line still go on, if x is known of all of it.
+        values = np.stack(
+            [held(one, grid, ends if entry.has_ended and is_known_of(entry, axis.key) else 0.0) for entry, one in found]
+        )
         value, low, high = band(values)
         enough = np.isfinite(values).sum(axis=0) * 2 >= len(found)
         value, low, high = (np.where(enough, part, math.nan) for part in (value, low, high))
@@ -146,7 +161,7 @@ def _section(
             for row in values:
                 axes.plot(grid, row, color=paint, linewidth=0.8, alpha=0.45)
         axes.fill_between(grid, low, high, color=paint, alpha=0.16, linewidth=0)
-        axes.plot(grid, value, color=paint, linewidth=2)
+        axes.plot(grid, value, color=paint, linestyle=dash(each.line.index), linewidth=2)
         numbers.append(
             {
                 "label": each.line.label,
@@ -167,19 +182,22 @@ def _section(
     else:
         figure.numbers_axis("energy, kJ")
     threshold = experiment.thresholds.get(environment)
-    caption = _caption(axis, experiment.of(environment), [one.on(axis) for one in drawn])
+    shown = [one.on(axis) for one in drawn]
+    left_out = left_out_note([one.line for one in everything], shown, f"without {axis.lacking}")
+    runs = f"{left_out} {unfinished_note(shown)}".strip()
+    caption = _caption(axis, experiment.of(environment), shown, runs)
     if threshold is not None:
         figure.mark_y(threshold.value)
-        caption += f" Dotted: {formats.score(threshold.value)}, from which on a run counts as convergent."
+        caption += f" Dotted: {formats.threshold(threshold.value)}, from which on a run counts as convergent."
     return Section(
         name,
         Plot(title, figure.svg(title, identity), caption, legend([one.line for one in drawn])),
         {"environment": environment, "measured": True, "x": axis.unit, "lines": numbers},
-        _table(drawn, threshold) if axis is DECISIONS else None,
+        _table(drawn, threshold, runs) if axis is DECISIONS else None,
     )
 
 
-def _caption(axis: Axis, entries: Sequence[Entry], drawn: Sequence[Line]) -> str:
+def _caption(axis: Axis, entries: Sequence[Entry], drawn: Sequence[Line], runs: str) -> str:
     frames = {skip for entry in entries if entry.run is not None and (skip := frames_per_decision(entry.run))}
     unit = {
         DECISIONS.name: "agent decisions, all learners together",
@@ -192,20 +210,35 @@ def _caption(axis: Axis, entries: Sequence[Entry], drawn: Sequence[Line]) -> str
         "Line: interquartile mean over seeds (with fewer than four, the mean); band: its pointwise 95 % bootstrap "
         "interval.",
         seeds_note(drawn),
+        runs,
         f"Thin: single runs, where there are at most {FEW_SEEDS}."
         if any(1 < line.seeds <= FEW_SEEDS for line in drawn)
         else "",
         sources(_runs(entries)) if axis is ENERGY else "",
+        _cut_note([entry for line in drawn for entry in line.entries if not is_known_of(entry, axis.key)], axis),
         shared_machine_note(entries) if axis is not DECISIONS else "",
     ]
     return " ".join(part for part in parts if part)
 
 
-def _table(drawn: Sequence[_Drawn], threshold: Threshold | None) -> Table:
-    """Last returns, and what it took to get to the threshold."""
+def _cut_note(entries: Sequence[Entry], axis: Axis) -> str:
+    """Which runs are drawn only so far as x is known of them."""
+    if not entries:
+        return ""
+    named = ", ".join(entry.name for entry in entries[:MAX_NAMED])
+    more = f" and {len(entries) - MAX_NAMED} more" if len(entries) > MAX_NAMED else ""
+    return f"Not measured to the end, and not drawn beyond: {axis.name} of {named}{more}."
+
+
+def _table(drawn: Sequence[_Drawn], threshold: Threshold | None, runs: str) -> Table:
+    """Last returns, and what it took to get to the threshold.
+
+    Args:
+        runs: which of them have not finished.
+    """
     head = ["Training return", "Seeds", "At the end: IQM", "95 % interval"]
     if threshold is not None:
-        at = formats.score(threshold.value)
+        at = formats.threshold(threshold.value)
         head += [f"Reached {at}", "after decisions", "after seconds", "after kJ"]
     rows = []
     for each in drawn:
@@ -227,7 +260,7 @@ def _table(drawn: Sequence[_Drawn], threshold: Threshold | None) -> Table:
     note = "Raw returns, mean of the learners' last 100 training episodes."
     if threshold is not None:
         note += " What it took: the median of the runs that got there."
-    return Table(tuple(head), tuple(rows), note)
+    return Table(tuple(head), tuple(rows), f"{note} {runs}".strip())
 
 
 def _runs(entries: Sequence[Entry]) -> list[Run]:

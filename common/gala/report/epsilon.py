@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from gala.report.canvas import BAD, INK, Canvas
+from gala.report.canvas import BAD, INK, SERIES, Canvas, colour
 from gala.report.experiment import Entry, Experiment
 from gala.report.lines import Line, lines
-from gala.report.plots import Plot, colour, log_axis
+from gala.report.plots import Plot, log_axis
 from gala.report.radius import EpsilonBall, epsilon_ball
 from gala.report.section import Section, Table, slug
 from gala.report.series import Array, Curve
@@ -110,7 +110,8 @@ def _panel_names(drawn: Sequence[_Measured]) -> list[str]:
 
 def _legend(drawn: Sequence[_Measured]) -> tuple[tuple[str, str], ...]:
     names = zip(_panel_names(drawn), drawn, strict=True)
-    legend = [(f"series-{measured.line.index}", f"measured, {name}") for name, measured in names]
+    # A panel has one line, which is solid.
+    legend = [(f"series-{measured.line.index % len(SERIES)}", f"measured, {name}") for name, measured in names]
     if any(np.isfinite(ball.bound).any() for measured in drawn for _, ball in measured.balls):
         legend.append(("bound", "bound, measured delays"))
     if any(np.isfinite(ball.synchronous_bound).any() for measured in drawn for _, ball in measured.balls):

@@ -1,6 +1,6 @@
 """What an experiment's report leaves in figures/, to be committed to a repository: SVGs, tables, and the numbers.
 
-figures/<section>.svg      each plot with title, legend and caption
+figures/<section>.svg      each plot with title, legend and caption; those of an earlier report are removed
 figures/tables.md          the tables in Markdown
 figures/summary.json       the numbers behind every plot
 """
@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from gala.report.experiment import Experiment
-from gala.report.section import Section, Table
+from gala.report.read import Record, mapping
+from gala.report.section import Section, Table, slug
 from gala.report.standalone import document
 
 FIGURES_DIRECTORY: Final = "figures"
@@ -28,6 +29,13 @@ def files(experiment: Experiment, sections: Sequence[Section]) -> Iterator[tuple
         yield f"{section.name}.svg", document(section.plot)
     yield TABLES_FILE, tables(experiment, sections)
     yield SUMMARY_FILE, _json(summary(experiment, sections))
+
+
+def superseded(earlier: Record, sections: Sequence[Section]) -> Iterator[str]:
+    """The SVGs of an earlier report, whose summary.json is given, that this one has no section for."""
+    names = {section.name for section in sections}
+    # A name becomes a path: it must be one that a section can have.
+    yield from (f"{name}.svg" for name in mapping(earlier, "figures") if name not in names and slug(name) == name)
 
 
 def summary(experiment: Experiment, sections: Sequence[Section]) -> dict[str, Any]:
@@ -80,11 +88,11 @@ def markdown(table: Table) -> str:
     """A table in GitHub's Markdown, its note below it."""
     rows = [table.head, ("---",) * len(table.head), *table.rows]
     shown = "\n".join("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows)
-    return f"{shown}\n\n{table.note}" if table.note else shown
+    return f"{shown}\n\n{_cell(table.note)}" if table.note else shown
 
 
 def _cell(words: str) -> str:
-    """Plain text in a table's cell: no line of it ends the row, no character of it is markup."""
+    """Plain text in a table's cell, or below it: no line of it ends the row, no character of it is markup."""
     flat = " ".join(words.split()) if words != "---" else words
     for mark in ("\\", "|", "<", "`", "*", "_", "["):
         flat = flat.replace(mark, f"\\{mark}")

@@ -12,24 +12,25 @@ from gala.report import formats, normalised, statistics
 from gala.report.canvas import MUTED, Canvas
 from gala.report.experiment import Entry, Experiment
 from gala.report.facts import final_evaluation
-from gala.report.lines import legend, lines, seeds_note
+from gala.report.lines import left_out_note, legend, lines, seeds_note
 from gala.report.plots import Plot
 from gala.report.read import integer
-from gala.report.scored import MODES, Scored, as_numbers, interval_rows, rows_height, scored_line
+from gala.report.scored import MODES, NO_SCORE, Scored, as_numbers, interval_rows, rows_height, scored_line
 from gala.report.section import Section, Table, slug
 
 
 def sections(experiment: Experiment, identity: str) -> Iterator[Section]:
     """One plot per environment; and over the games that have yardsticks, the aggregates, profiles and comparisons."""
     for i, environment in enumerate(experiment.environments):
-        scored = [scored_line(line) for line in lines(experiment, experiment.of(environment))]
-        scored = [one for one in scored if one.of(environment).size]
+        everything = lines(experiment, experiment.of(environment))
+        scored = [one for line in everything if (one := scored_line(line)).of(environment).size]
         if scored:
-            yield _raw(experiment, environment, scored, f"{identity}-{i}")
+            left_out = left_out_note(everything, [one.line for one in scored], NO_SCORE)
+            yield _raw(experiment, environment, scored, left_out, f"{identity}-{i}")
     yield from normalised.sections(experiment, f"{identity}-normalised")
 
 
-def _raw(experiment: Experiment, environment: str, scored: Sequence[Scored], identity: str) -> Section:
+def _raw(experiment: Experiment, environment: str, scored: Sequence[Scored], left_out: str, identity: str) -> Section:
     figure = Canvas("mean raw return of the final model, greedy", panel_height=rows_height(len(scored)))
     estimates = [statistics.estimate(statistics.iqm, [one.of(environment)]) for one in scored]
     interval_rows(figure.panels[0], [one.line for one in scored], estimates, [one.of(environment) for one in scored])
@@ -44,7 +45,8 @@ def _raw(experiment: Experiment, environment: str, scored: Sequence[Scored], ide
         "single runs. Marked: interquartile mean over seeds (with fewer than four, the mean) and its 95 % bootstrap "
         f"interval. Rows as in the legend. {seeds_note(drawn)}"
     )
-    caption += f" Dotted: {formats.score(threshold.value)}, the convergence threshold." if threshold else ""
+    caption += f" {left_out}" if left_out else ""
+    caption += f" Dotted: {formats.threshold(threshold.value)}, the convergence threshold." if threshold else ""
     return Section(
         f"scores-{slug(environment)}",
         Plot(title, figure.svg(title, identity), caption, legend(drawn)),
@@ -66,11 +68,11 @@ def _raw(experiment: Experiment, environment: str, scored: Sequence[Scored], ide
                 for one in scored
             ],
         },
-        _raw_table(environment, scored),
+        _raw_table(environment, scored, left_out),
     )
 
 
-def _raw_table(environment: str, scored: Sequence[Scored]) -> Table:
+def _raw_table(environment: str, scored: Sequence[Scored], left_out: str) -> Table:
     head = ["Final score", "Runs"]
     for mode in MODES:
         head += [f"{mode.capitalize()}: IQM", "95 % interval", "mean", "best run"]
@@ -90,7 +92,8 @@ def _raw_table(environment: str, scored: Sequence[Scored]) -> Table:
                 formats.score(values.max()),
             ]
         rows.append(tuple(row))
-    return Table(tuple(head), tuple(rows), "Raw returns of the final models. IQM: interquartile mean over runs.")
+    note = f"Raw returns of the final models. IQM: interquartile mean over runs. {left_out}".strip()
+    return Table(tuple(head), tuple(rows), note)
 
 
 def _episodes(entries: Sequence[Entry]) -> str:

@@ -39,18 +39,29 @@ def _significant(value: float) -> str:
 
 
 def score(value: float | None) -> str:
-    """A return with one decimal: 18.4; thousands are separated."""
+    """A return to three digits, and at least one decimal: 18.4, 0.951, 475.0; thousands are separated."""
     if value is None or not math.isfinite(value):
         return DASH
-    return f"{value:,.1f}".replace("-", "−").replace(",", THIN)
+    return f"{value:z,.{_score_decimals(value)}f}".replace("-", "−").replace(",", THIN)
 
 
-def interval(low: float, high: float, decimals: int = 1) -> str:
-    """Both ends of an interval: 1.2 to 3.4."""
+def interval(low: float, high: float, decimals: int | None = None) -> str:
+    """Both ends of an interval: 11.2 to 13.4; of returns unless `decimals` says how exact they are."""
     if not math.isfinite(low + high):
         return DASH
-    shown = f"{low:,.{decimals}f} to {high:,.{decimals}f}"
+    if decimals is None:
+        decimals = _score_decimals(max(abs(low), abs(high)))
+    shown = f"{low:z,.{decimals}f} to {high:z,.{decimals}f}"
     return shown.replace("-", "−").replace(",", THIN)
+
+
+def _score_decimals(value: float) -> int:
+    return 2 - math.floor(math.log10(abs(value))) if 1e-6 <= abs(value) < 10 else 1
+
+
+def threshold(value: float) -> str:
+    """A return that somebody has asked for, with all its digits and no other: 475, 0.9525."""
+    return f"{value:,}".removesuffix(".0").replace("-", "−").replace(",", THIN)
 
 
 def count(value: float | None) -> str:

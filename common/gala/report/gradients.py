@@ -21,6 +21,10 @@ from gala.report.section import Section, Table, slug
 from gala.report.statistics import Estimate
 from gala.report.traces import TraceError
 
+TITLE = "Correlation of gradients, {}"
+NAME = "gradient-correlation-{}"
+"""Of a section's files."""
+
 MAX_NUMBERED = 10
 """With more learners the cells are too small for a number."""
 
@@ -43,7 +47,10 @@ class _Measured:
 
 
 def sections(experiment: Experiment, identity: str) -> Iterator[Section]:
-    """One plot per environment and number of learners, with a heat map for each line that recorded gradients."""
+    """One plot per environment and number of learners, with a heat map for each line that recorded gradients.
+
+    Where all that was recorded is damaged, it says so.
+    """
     for i, environment in enumerate(experiment.environments):
         drawn: list[_Measured] = []
         problems: list[str] = []
@@ -59,6 +66,8 @@ def sections(experiment: Experiment, identity: str) -> Iterator[Section]:
                     found.append(one)
             if found:
                 drawn.append(_Measured(line, together(found), tuple(one.mean() for one in found)))
+        if problems and not drawn:
+            yield _nothing(environment, problems, f"{identity}-{i}")
         sizes = dict.fromkeys(len(measured.correlation.ranks) for measured in drawn)
         for size in sizes:
             alike = [measured for measured in drawn if len(measured.correlation.ranks) == size]
@@ -67,7 +76,7 @@ def sections(experiment: Experiment, identity: str) -> Iterator[Section]:
 
 
 def _section(environment: str, drawn: Sequence[_Measured], problems: Sequence[str], identity: str) -> Section:
-    title = f"Correlation of gradients, {environment}"
+    title = TITLE.format(environment)
     names = [f"{one.line.label}, mean over {plural(one.correlation.snapshots, 'snapshot')}" for one in drawn]
     figure = Canvas(*names, panel_height=240)
     brightest = max(abs(value) for measured in drawn for _, _, value in _pairs(measured.correlation)) or 1.0
@@ -80,9 +89,8 @@ def _section(environment: str, drawn: Sequence[_Measured], problems: Sequence[st
         "Cosine of the angle between the gradients of two learners at the same number of updates, before clipping: the "
         "mean over the snapshots of the run, no unit. A2C's ranks have a gradient of their own shard each, before it "
         "is averaged. Framed: neighbours, of which one sends parameters to the other. One scale of shades, up to "
-        f"{brightest:.2g}. {over} per map."
-    )
-    caption += "".join(f" Left out: {problem}." for problem in problems)
+        f"{brightest:.2g}. {over} per map. {_left_out(problems)}"
+    ).strip()
     rows = []
     for measured in drawn:
         one, all_pairs = measured.correlation, measured.estimate()
@@ -92,7 +100,7 @@ def _section(environment: str, drawn: Sequence[_Measured], problems: Sequence[st
         rows.append((*row, *map(_cosine, means)))
     head = ("Gradient cosine", "Seeds", "Snapshots", "All pairs", "95 % interval", "Neighbours", "Others")
     return Section(
-        f"gradient-correlation-{slug(environment)}",
+        NAME.format(slug(environment)),
         Plot(title, figure.svg(title, identity), caption),
         _numbers(environment, drawn),
         Table(
@@ -102,6 +110,19 @@ def _section(environment: str, drawn: Sequence[_Measured], problems: Sequence[st
             "fewer than about ten it is too narrow.",
         ),
     )
+
+
+def _nothing(environment: str, problems: Sequence[str], identity: str) -> Section:
+    title = TITLE.format(environment)
+    figure = Canvas("cosine of gradients", panel_height=90)
+    figure.say("No cosine can be computed.")
+    caption = f"Cosines between the learners' gradients would be here. {_left_out(problems)}"
+    plot = Plot(title, figure.svg(title, identity), caption)
+    return Section(NAME.format(slug(environment)), plot, _numbers(environment, ()))
+
+
+def _left_out(problems: Sequence[str]) -> str:
+    return " ".join(f"Left out: {problem}." for problem in problems)
 
 
 def _pairs(one: Correlation) -> Iterator[tuple[int, int, float]]:

@@ -10,8 +10,9 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 
-from gala.report.canvas import SERIES
+from gala.report.canvas import swatch_class
 from gala.report.experiment import Entry, Experiment
+from gala.report.plots import plural
 
 Attribute = Callable[[Entry], Hashable]
 
@@ -23,7 +24,7 @@ class Line:
     label: str
     algorithm: str
     index: int
-    """Of its colour; the same algorithm has the same in every figure of an experiment, if it is a line by itself."""
+    """Of its colour and style; an algorithm that is a line by itself has the same in every figure of an experiment."""
     entries: tuple[Entry, ...]
 
     @property
@@ -68,13 +69,13 @@ def lines(experiment: Experiment, entries: Sequence[Entry], x: Attribute | None 
             levels = [f"{factor} {members[0].factors[factor]}" for factor in others if factor in members[0].factors]
             names = [members[0].factors[factor] for factor in by_algorithm if factor in members[0].factors]
             label = ", ".join([*(names[:1] or [members[0].algorithm]), *levels])
-            result.append(Line(label, members[0].algorithm, i % len(SERIES), tuple(members)))
+            result.append(Line(label, members[0].algorithm, i, tuple(members)))
     return result
 
 
 def legend(drawn: Sequence[Line]) -> tuple[tuple[str, str], ...]:
     """(CSS class of the swatch, label) of each line."""
-    return tuple((f"series-{line.index}", line.label) for line in drawn)
+    return tuple((swatch_class(line.index), line.label) for line in drawn)
 
 
 def seeds_note(drawn: Sequence[Line]) -> str:
@@ -83,6 +84,59 @@ def seeds_note(drawn: Sequence[Line]) -> str:
     if len(set(counts)) == 1:
         return "One seed per line." if counts[0] == 1 else f"{counts[0]} seeds per line."
     return "Seeds: " + ", ".join(f"{line.label} {count}" for line, count in zip(drawn, counts, strict=True)) + "."
+
+
+def left_out_note(everything: Sequence[Line], shown: Sequence[Line], lacking: str) -> str:
+    """Which runs a figure leaves out, and what became of them: "Without 3 of 5 runs: 2 failed, 1 has not ended."
+
+    Args:
+        everything: the lines with all of their runs.
+        shown: with those that the figure shows; a line of which it shows none may be missing.
+        lacking: what it does not find in those that it leaves out although they have finished.
+    """
+    names = {entry.name for line in shown for entry in line.entries}
+    told: list[tuple[str, str, str]] = []
+    for line in everything:
+        if missing := [entry for entry in line.entries if entry.name not in names]:
+            count = f"{len(missing)} of {plural(len(line.entries), 'run')}"
+            told.append((line.label, count, _what_became_of(missing, lacking)))
+    if not told:
+        return ""
+    if len(told) == len(everything) and len({(count, fate) for _, count, fate in told}) == 1:
+        _, count, fate = told[0]
+        return f"Without {count}{' per line' if len(told) > 1 else ''}: {fate}."
+    return f"Without {'; '.join(f'{count} of {label}: {fate}' for label, count, fate in told)}."
+
+
+def unfinished_note(shown: Sequence[Line]) -> str:
+    """Which runs that a figure of returns shows have failed or not ended, and how they count; "" if there are none."""
+    told = [
+        (line.label, _what_became_of(unfinished))
+        for line in shown
+        if (unfinished := [entry for entry in line.entries if entry.state != "finished"])
+    ]
+    if not told:
+        return ""
+    entries = [entry for line in shown for entry in line.entries]
+    parts = [f"Not finished, {'; '.join(f'of {label}: {fate}' for label, fate in told)}."]
+    if any(entry.state == "failed" for entry in entries):
+        parts.append("A run that failed keeps its last return to the end.")
+    if not all(entry.has_ended for entry in entries):
+        parts.append("One that has not ended counts as far as it got.")
+    return " ".join(parts)
+
+
+def _what_became_of(entries: Sequence[Entry], otherwise: str = "") -> str:
+    """2 failed, 1 has not ended, and of those that have finished what `otherwise` says."""
+    failed = sum(entry.state == "failed" for entry in entries)
+    waiting = sum(not entry.has_ended for entry in entries)
+    rest = len(entries) - failed - waiting
+    parts = (
+        f"{failed} failed" if failed else "",
+        f"{waiting} {'has' if waiting == 1 else 'have'} not ended" if waiting else "",
+        f"{rest} {otherwise}" if rest else "",
+    )
+    return ", ".join(part for part in parts if part)
 
 
 def shared_machine_note(entries: Sequence[Entry]) -> str:

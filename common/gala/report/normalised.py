@@ -14,11 +14,11 @@ import numpy as np
 
 from gala import scores
 from gala.report import formats, statistics
-from gala.report.canvas import MUTED, Canvas
+from gala.report.canvas import MUTED, Canvas, colour, dash
 from gala.report.experiment import Experiment
-from gala.report.lines import legend, lines, seeds_note
-from gala.report.plots import Plot, colour, plural
-from gala.report.scored import Scored, as_numbers, interval_rows, rows_height, scored_line
+from gala.report.lines import left_out_note, legend, lines
+from gala.report.plots import Plot, plural
+from gala.report.scored import NO_SCORE, Scored, as_numbers, final_score, interval_rows, rows_height, scored_line
 from gala.report.section import Section, Table
 from gala.report.statistics import Estimate
 
@@ -32,22 +32,48 @@ AGGREGATES: Final[Mapping[str, statistics.Statistic]] = {
 
 def sections(experiment: Experiment, identity: str) -> Iterator[Section]:
     """Aggregates, profiles and comparisons of the lines that have a score in every game; none without such games."""
-    everything = [scored_line(line) for line in lines(experiment, experiment.entries)]
     games = [
         environment
         for environment in experiment.environments
-        if scores.game(environment) is not None and any(one.of(environment).size for one in everything)
+        if scores.game(environment) is not None
+        and any(not math.isnan(final_score(entry, "greedy")) for entry in experiment.of(environment))
     ]
-    complete = [one for one in everything if games and all(one.of(game).size for game in games)]
-    left_out = [one.line.label for one in everything if not all(one.of(game).size for game in games)]
-    if complete:
-        yield _aggregates(complete, games, left_out, f"{identity}-aggregates")
-        yield _profiles(complete, games, f"{identity}-profiles")
-    if len(complete) > 1:
-        yield _improvement(complete, games, f"{identity}-improvement")
+    everything = [
+        line.only([entry for entry in line.entries if entry.environment in games])
+        for line in lines(experiment, experiment.entries)
+    ]
+    scored = [scored_line(line) for line in everything]
+    complete = {one.line.label: one for one in scored if games and all(one.of(game).size for game in games)}
+    if not complete:
+        return
+    shown = list(complete.values())
+    left_out = left_out_note(
+        [line for line in everything if line.label in complete], [one.line for one in shown], NO_SCORE
+    )
+    incomplete = [line.label for line in everything if line.label not in complete]
+    runs = f"{_seeds_note(shown, games)} {left_out}".strip()
+    yield _aggregates(shown, games, incomplete, runs, f"{identity}-aggregates")
+    yield _profiles(shown, games, runs, f"{identity}-profiles")
+    if len(shown) > 1:
+        yield _improvement(shown, games, runs, f"{identity}-improvement")
 
 
-def _aggregates(scored: Sequence[Scored], games: Sequence[str], left_out: Sequence[str], identity: str) -> Section:
+def _seeds_note(scored: Sequence[Scored], games: Sequence[str]) -> str:
+    """How many runs a line has in a game, and in which games it may be a single one, which no interval can vary."""
+    counts = {game: [one.of(game).size for one in scored] for game in games}
+    fewest, most = (of(size for sizes in counts.values() for size in sizes) for of in (min, max))
+    if most == 1:
+        return "One seed per line and game."
+    note = f"{most if fewest == most else f'{fewest} to {most}'} seeds per line and game."
+    if fewest == 1:
+        single = [scores.game(game) or game for game, sizes in counts.items() if 1 in sizes]
+        note += f" Some lines have a single run in {', '.join(single)}: their intervals take its score as certain."
+    return note
+
+
+def _aggregates(
+    scored: Sequence[Scored], games: Sequence[str], incomplete: Sequence[str], runs: str, identity: str
+) -> Section:
     figure = Canvas(
         *(f"{name}{_HINTS.get(name, '')}" for name in AGGREGATES), panel_height=rows_height(len(scored), 14)
     )
@@ -62,9 +88,10 @@ def _aggregates(scored: Sequence[Scored], games: Sequence[str], left_out: Sequen
         "(score − random) / (human − random) of the final models' greedy raw returns, over "
         f"{plural(len(games), 'game')} ({', '.join(scores.game(game) or game for game in games)}). Bars: 95 % "
         "stratified bootstrap intervals, runs drawn again within each game. The optimality gap is what the scores miss "
-        f"of 1 on average, scores above 1 counting as 1. {seeds_note(drawn)}"
+        f"of 1 on average, scores above 1 counting as 1. {runs}"
     )
-    caption += f" Without {', '.join(left_out)}: no score in some of these games." if left_out else ""
+    caption += f" Without {', '.join(incomplete)}: no score in some of these games." if incomplete else ""
+    note = f"With 95 % stratified bootstrap intervals. Lower is better in the optimality gap alone. {runs}"
     head = ("Human-normalised", "Runs", *AGGREGATES)
     rows = tuple(
         (
@@ -89,7 +116,7 @@ def _aggregates(scored: Sequence[Scored], games: Sequence[str], left_out: Sequen
                 for i, one in enumerate(scored)
             ],
         },
-        Table(head, rows, "With 95 % stratified bootstrap intervals. Lower is better in the optimality gap alone."),
+        Table(head, rows, note),
     )
 
 
@@ -100,7 +127,7 @@ _HINTS: Final = {
 }
 
 
-def _profiles(scored: Sequence[Scored], games: Sequence[str], identity: str) -> Section:
+def _profiles(scored: Sequence[Scored], games: Sequence[str], runs: str, identity: str) -> Section:
     tasks = [one.normalised(games) for one in scored]
     highest = max(float(task.max()) for each in tasks for task in each)
     thresholds = np.linspace(0.0, max(highest, 0.1) * 1.02, 120)
@@ -112,7 +139,9 @@ def _profiles(scored: Sequence[Scored], games: Sequence[str], identity: str) -> 
         figure.panels[0].fill_between(
             thresholds, 100 * low, 100 * high, color=paint, alpha=0.16, linewidth=0, step="mid"
         )
-        figure.panels[0].plot(thresholds, 100 * value, color=paint, linewidth=2, drawstyle="steps-mid")
+        figure.panels[0].plot(
+            thresholds, 100 * value, color=paint, linestyle=dash(one.line.index), linewidth=2, drawstyle="steps-mid"
+        )
         numbers.append(
             {"label": one.line.label, "share": value.tolist(), "low": low.tolist(), "high": high.tolist()}
         )  # fmt: skip
@@ -122,7 +151,7 @@ def _profiles(scored: Sequence[Scored], games: Sequence[str], identity: str) -> 
     drawn = [one.line for one in scored]
     caption = (
         f"Share of runs whose final model's greedy human-normalised score is above x, mean over "
-        f"{plural(len(games), 'game')}; band: pointwise 95 % stratified bootstrap interval. {seeds_note(drawn)}"
+        f"{plural(len(games), 'game')}; band: pointwise 95 % stratified bootstrap interval. {runs}"
     )
     return Section(
         "scores-profiles",
@@ -131,7 +160,7 @@ def _profiles(scored: Sequence[Scored], games: Sequence[str], identity: str) -> 
     )
 
 
-def _improvement(scored: Sequence[Scored], games: Sequence[str], identity: str) -> Section:
+def _improvement(scored: Sequence[Scored], games: Sequence[str], runs: str, identity: str) -> Section:
     first, others = scored[0], scored[1:]
     ours = first.normalised(games)
     estimates = [statistics.improvement(ours, other.normalised(games)) for other in others]
@@ -147,7 +176,7 @@ def _improvement(scored: Sequence[Scored], games: Sequence[str], identity: str) 
     caption = (
         f"Probability that a run of {first.line.label} has a higher final greedy score than a run of the other on the "
         f"same game, a tie counting half; mean over {plural(len(games), 'game')}. Bars: 95 % stratified bootstrap "
-        f"intervals. Dotted: no difference. {seeds_note([first.line, *drawn])}"
+        f"intervals. Dotted: no difference. {runs}"
     )
     rows = tuple(
         (f"{first.line.label} over {one.line.label}", f"{value.value:.2f}", formats.interval(value.low, value.high, 2))
@@ -161,7 +190,7 @@ def _improvement(scored: Sequence[Scored], games: Sequence[str], identity: str) 
             "first": first.line.label,
             "over": {one.line.label: as_numbers(value) for one, value in zip(others, estimates, strict=True)},
         },
-        Table(("Probability of improvement", "P", "95 % interval"), rows),
+        Table(("Probability of improvement", "P", "95 % interval"), rows, runs),
     )
 
 

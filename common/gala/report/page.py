@@ -9,7 +9,7 @@ from importlib import resources
 
 from gala.report import compare, experiment_page, formats, plots, tables, timeline
 from gala.report.ball import Ball, ball
-from gala.report.canvas import SERIES, style
+from gala.report.canvas import style, swatch_class
 from gala.report.experiment import Experiment
 from gala.report.facts import RunFacts, Score, frames_per_decision, run_facts
 from gala.report.markup import chip, escape, figure, swatch, tile
@@ -37,7 +37,7 @@ def render(runs: Sequence[Run]) -> str:
             title = f"{len(runs)} runs"
             body = _comparison(runs, facts, labels)
             for i, (run, fact, label) in enumerate(zip(runs, facts, labels, strict=True)):
-                summary = f"<summary>{swatch(f'series-{i % len(SERIES)}')}{escape(label)}</summary>"
+                summary = f"<summary>{swatch(swatch_class(i))}{escape(label)}</summary>"
                 body += f'<details class="run">{summary}{_header(run, fact)}{_body(run, fact, f"run{i}")}</details>'
     return document(title, body)
 

@@ -17,7 +17,7 @@ from matplotlib.ticker import NullLocator
 from gala.algorithms import A3C, IMPALA
 from gala.report import formats, ring
 from gala.report.ball import Ball
-from gala.report.canvas import BAD, INK, MUTED, SERIES, Canvas
+from gala.report.canvas import BAD, INK, MUTED, SERIES, Canvas, colour
 from gala.report.facts import evaluation_records, frames_per_decision
 from gala.report.read import Record, Run, integer, number, numbers, text
 from gala.report.series import EMPTY, Array, Curve, Spread, averaged, curve, downsample, spread
@@ -231,11 +231,6 @@ def topology(run: Run, identity: str) -> Plot | None:
         f"{kind} of {run.num_learners} learners as they last reported it. An arrow is a stream of parameters; {carried}"
     )
     return Plot("The ring" if kind == "Ring" else "The topology", drawing, caption, legend)
-
-
-def colour(index: int) -> str:
-    """The stand-in colour of the index-th learner or run."""
-    return SERIES[index % len(SERIES)]
 
 
 def learners_legend(

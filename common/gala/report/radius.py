@@ -41,7 +41,7 @@ import numpy.typing as npt
 from gala import topology
 from gala.report.propagation import Unknown, Weights, propagate
 from gala.report.read import Run, integer, text
-from gala.report.traces import Array, Life, read_traces, snapshots_of
+from gala.report.traces import Array, Life, TraceError, read_traces, snapshots_of
 
 ROUNDING = 2.0**-20
 """Of ||X||: what float32 arithmetic may add to a radius, sixteen times its relative error. Only where learners average
@@ -88,22 +88,33 @@ def epsilon_ball(run: Run) -> EpsilonBall | None:
     """Radius and bounds of a run; None if its learners did not record anything.
 
     Raises:
-        TraceError: a record is damaged, or contradicts itself.
+        TraceError: a record is damaged, or contradicts itself, or the topology is unknown.
     """
     traces = read_traces(run)
+    if not traces:
+        return None
     graph = graph_of(run)
     staleness = integer(run.spec, "gossip", "maxStaleness")
     synchronous = staleness is not None and staleness < graph.every_updates
-    return ball_of(traces, graph, synchronous=synchronous) if traces else None
+    return ball_of(traces, graph, synchronous=synchronous)
 
 
 def graph_of(run: Run) -> Graph:
-    """Who gossips with whom in a run, and how often."""
-    return Graph(
+    """Who gossips with whom in a run, and how often.
+
+    Raises:
+        TraceError: nobody knows, as its topology is one that this GALA does not have.
+    """
+    graph = Graph(
         text(run.spec, "topology", "type") or "Ring",
         integer(run.spec, "topology", "peers"),
         integer(run.spec, "gossip", "everyUpdates") or 1,
     )
+    try:
+        topology.offsets(graph, size=1, round=0)
+    except ValueError as error:
+        raise TraceError(f"{run.directory}: {error}") from error
+    return graph
 
 
 def ball_of(traces: Mapping[int, tuple[Life, ...]], graph: Graph, *, synchronous: bool = True) -> EpsilonBall:

@@ -18,12 +18,12 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from gala.algorithms import ALGORITHMS
 from gala.report import formats
-from gala.report.canvas import MUTED, Canvas
+from gala.report.canvas import MUTED, Canvas, colour, dash
 from gala.report.experiment import Entry, Experiment
 from gala.report.facts import frames_per_decision
 from gala.report.hardware import USES, hardware_use
 from gala.report.lines import Line, legend, lines, shared_machine_note
-from gala.report.plots import Plot, colour
+from gala.report.plots import Plot
 from gala.report.read import Run, number
 from gala.report.section import Section, Table, slug
 
@@ -102,10 +102,11 @@ def _throughput(
     rates, ratios = figure.panels
     ratios.axhline(1.0, color=MUTED, linewidth=1.2, linestyle=(0, (1, 2)), zorder=1)
     for line, points in drawn:
-        paint, x = colour(line.index), [point.learners for point in points]
-        _dots(rates, x, [point.rates for point in points], paint)
-        rates.plot(x, [point.rate for point in points], color=paint, linewidth=2)
-        ratios.plot(x, [point.rate / points[0].rate for point in points], color=paint, linewidth=2, marker="o", ms=4)
+        look: dict[str, Any] = {"color": colour(line.index), "linestyle": dash(line.index), "linewidth": 2}
+        x = [point.learners for point in points]
+        _dots(rates, x, [point.rates for point in points], colour(line.index))
+        rates.plot(x, [point.rate for point in points], **look)
+        ratios.plot(x, [point.rate / points[0].rate for point in points], **look, marker="o", ms=4)
     for axes in figure.panels:
         axes.set_ylim(bottom=0)
     _places(figure, drawn)
@@ -143,7 +144,9 @@ def _hardware(
             measured = [point for point in points if use.key in point.uses]
             x, values = [point.learners for point in measured], [point.uses[use.key] for point in measured]
             _dots(axes, x, values, colour(line.index))
-            axes.plot(x, [fmean(each) for each in values], color=colour(line.index), linewidth=2)
+            axes.plot(
+                x, [fmean(each) for each in values], color=colour(line.index), linestyle=dash(line.index), linewidth=2
+            )
         axes.set_ylim(bottom=0)
     _places(figure, drawn)
     title = f"Hardware use against learners, {environment}"

@@ -11,16 +11,18 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from gala import scores
-from gala.report.canvas import GRID
+from gala.report.canvas import GRID, colour
 from gala.report.experiment import Entry
 from gala.report.facts import final_evaluation
 from gala.report.lines import Line
-from gala.report.plots import colour
 from gala.report.read import number
 from gala.report.series import Array
 from gala.report.statistics import Estimate
 
 MODES: Final = ("greedy", "sampled")
+
+NO_SCORE: Final = "without a final score"
+"""What is said of finished runs that a figure of scores leaves out."""
 
 ROW: Final = 20
 """Height of a line's row."""

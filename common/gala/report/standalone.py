@@ -82,7 +82,7 @@ def _legend(entries: tuple[tuple[str, str], ...], y: float) -> tuple[str, float]
         needed = 20 + _width(_printable(label), _TEXT, False)
         if x > MARGIN and x + needed > MARGIN + WIDTH:
             x, y = MARGIN, y + 1.45 * _TEXT
-        colour, look = _LOOKS.get(css_class, (f"--{css_class}", 'stroke-width="2.5"'))
+        colour, look = _LOOKS.get(css_class) or _series(css_class)
         middle = y - 0.35 * _TEXT
         parts.append(
             f'<line x1="{x:.1f}" x2="{x + 15:.1f}" y1="{middle:.1f}" y2="{middle:.1f}" stroke="var({colour})" {look}/>'
@@ -99,6 +99,17 @@ _LOOKS: Final = {
     "dotted": ("--ink", 'stroke-width="1.8" stroke-dasharray="1.5 2.5"'),
 }
 """Swatches that are not a series, as page.css has them."""
+
+_SERIES_LOOKS: Final = {
+    "": 'stroke-width="2.5"',
+    "dashed": 'stroke-width="2" stroke-dasharray="5 3"',
+    "dotted": 'stroke-width="2" stroke-dasharray="1.5 2.5"',
+}
+
+
+def _series(css_class: str) -> tuple[str, str]:
+    name, _, look = css_class.partition(" ")
+    return f"--{name}", _SERIES_LOOKS[look]
 
 
 def _nested(y: float, height: float, svg: str) -> str:

@@ -11,6 +11,7 @@ import yaml
 
 from gala.report import formats, ring
 from gala.report.ball import Ball, pairwise_bound, radius
+from gala.report.canvas import swatch_class
 from gala.report.facts import LearnerFacts, RunFacts, Score, scores, seed_groups
 from gala.report.markup import escape, folded, note, table
 from gala.report.read import Record, Run, mapping, number, text
@@ -232,7 +233,7 @@ def comparison(runs: Sequence[Run], facts: Sequence[RunFacts], labels: Sequence[
     if one_environment:  # the page's head says which
         for row in (head, *rows):
             del row[2]
-    return table(head, rows, [f"series-{i % 8}" for i in range(len(runs))]) + note(
+    return table(head, rows, [swatch_class(i) for i in range(len(runs))]) + note(
         "Decisions of all learners together, per second over the whole time of training. Training return: last 100 "
         "episodes, mean of the learners. Greedy and sampled: raw scores of the final model, mean ± standard deviation "
         "over episodes; * of the latest evaluation, while there is no final model. Of human: the greedy score, "

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gala.report.canvas import BAD, GOOD, INK, MUTED, SERIES, Canvas
-from gala.report.plots import Plot, colour
+from gala.report.canvas import BAD, GOOD, INK, MUTED, SERIES, Canvas, colour
+from gala.report.plots import Plot
 from gala.report.read import Record, Run, integer, number, text
 
 
