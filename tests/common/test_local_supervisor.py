@@ -74,8 +74,8 @@ class Ring:
         self.lives.setdefault(learner.rank, []).append(FakeProcess(learner))
         return self.lives[learner.rank][-1]
 
-    def follow(self, num_learners: int, at: float) -> None:
-        run = a_run(learners=num_learners, algorithm=self.algorithm, runPolicy=self.run_policy)
+    def follow(self, num_learners: int, at: float, total_steps: int = 1000) -> None:
+        run = a_run(learners=num_learners, totalSteps=total_steps, algorithm=self.algorithm, runPolicy=self.run_policy)
         self.supervisor.follow(plan(run), at)
 
     def process(self, rank: int) -> FakeProcess:
@@ -268,3 +268,63 @@ class TestSupervisor:
         ring.follow(2, at=20)
         assert [len(lives) for lives in ring.lives.values()] == [2, 2]
         assert ring.supervisor.outcome is None
+
+    def test_larger_total_steps_start_again_who_had_finished_and_nobody_is_a_straggler(self) -> None:
+        ring = Ring(4)
+        ring.ends(3, code=1, at=99.5)
+        ring.ends(0, code=0, at=100)
+        ring.ends(1, code=1, at=101)
+        assert ring.phases() == {0: "finished", 1: "given up", 2: "running", 3: "given up"}
+        ring.follow(4, at=110, total_steps=2000)
+        assert [len(ring.lives[rank]) for rank in range(4)] == [2, 2, 1, 2]
+        ring.supervisor.step(300)
+        assert not any(ring.process(rank).terminated for rank in range(4))
+        ring.ends(1, code=1, at=301)
+        assert ring.phases()[1] == "backing off"
+        for rank in (0, 2, 3):
+            ring.ends(rank, code=0, at=302)
+        assert ring.supervisor.outcome == "finished"
+
+    def test_larger_total_steps_do_not_start_again_who_was_given_up(self) -> None:
+        ring = Ring(2)
+        for at in (10, 20, 30):
+            ring.ends(0, code=1, at=at)
+            ring.supervisor.step(at + 5)
+        ring.follow(2, at=50, total_steps=2000)
+        assert ring.phases() == {0: "given up", 1: "running"}
+
+    def test_another_number_of_learners_starts_nobody_again_who_had_finished(self) -> None:
+        ring = Ring(2)
+        ring.ends(0, code=0, at=100)
+        ring.follow(3, at=101)
+        assert [len(ring.lives[rank]) for rank in range(3)] == [1, 1, 1]
+
+    def test_who_ends_before_it_can_have_noticed_larger_total_steps_starts_again(self) -> None:
+        ring = Ring(2)
+        ring.follow(2, at=100, total_steps=2000)
+        ring.ends(0, code=0, at=101)
+        assert ring.phases() == {0: "running", 1: "running"}
+        ring.ends(0, code=0, at=102)
+        assert ring.phases()[0] == "finished", "its second life knew the new total"
+        ring.ends(1, code=0, at=131)
+        assert ring.phases()[1] == "finished", "it has had time to notice"
+
+    def test_a_straggler_that_was_just_stopped_starts_again_with_larger_total_steps(self) -> None:
+        ring = Ring(2)
+        ring.ends(0, code=0, at=100)
+        ring.supervisor.step(220)
+        assert ring.process(1).terminated
+        ring.follow(2, at=221, total_steps=2000)
+        ring.ends(1, code=143, at=260)
+        assert ring.phases() == {0: "running", 1: "running"}
+
+    def test_after_a_suspension_nobody_is_a_straggler_because_of_an_end_before_it(self) -> None:
+        ring = Ring(2)
+        ring.ends(0, code=0, at=100)
+        ring.supervisor.stop(101)
+        ring.ends(1, code=143, at=102)
+        assert ring.supervisor.outcome == "stopped"
+        ring.follow(2, at=1000)
+        ring.supervisor.step(1001)
+        assert [len(ring.lives[rank]) for rank in (0, 1)] == [2, 2]
+        assert not ring.process(1).terminated

@@ -7,7 +7,7 @@ supervisor knows neither terminal nor signals nor files; the launcher calls `ste
 
 A learner's phases:
 
-    running --exit 0--> finished                      totalSteps is reached
+    running --exit 0--> finished                      totalSteps is reached; running again when they are raised
        |  '--exit 2--> the run fails with its message
        '--any other exit--> backing off --> running again, or given up when the limit is used up
     running --rank no longer in the plan--> leaving --exit--> forgotten
@@ -53,7 +53,7 @@ class Patience:
     stop: float = 60.0
     """From SIGTERM to SIGKILL: a checkpoint of a large model has to fit in."""
     leave: float = 30.0
-    """For a worker to notice that its rank has left the plan; then SIGTERM."""
+    """For a worker to notice that its rank has left the plan; then SIGTERM. Also to notice larger total steps."""
     stragglers: float = 120.0
     """For the others to notice that the total steps are reached, once one has; then SIGTERM."""
 
@@ -74,6 +74,10 @@ class Learner:
     leaving_since: float = 0.0
     returns: bool = False
     """A leaving rank that is in the plan again: a new process follows the old one."""
+    raised_at: float | None = None
+    """When the total steps of the present process were raised last."""
+    is_done: bool = False
+    """It ended, or is not started again, because the total steps are reached: there is work for it if that changes."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -93,18 +97,27 @@ class Supervisor:
     _backoff_limit: int = 0
     _min_learners: int = 1
     _essential: tuple[int, ...] = ()
+    _total_steps: int = 0
     _stopping: bool = False
     _first_finish: float | None = None
 
     def follow(self, plan: RunPlan, now: float) -> None:
-        """Make `plan` the goal: start the ranks that are new, let those go that are no longer in it."""
+        """Make `plan` the goal: start the ranks that are new, let those go that are no longer in it.
+
+        With larger total steps, and after a stop, no learner counts as finished: those that have ended start again.
+        """
+        is_raised = plan.spec.total_steps > self._total_steps
+        goes_on = is_raised or self._stopping
+        if goes_on:
+            self._first_finish = None
+        self._total_steps = plan.spec.total_steps
         self._backoff_limit = plan.spec.run_policy.backoff_limit
         self._min_learners = plan.spec.run_policy.min_learners
         self._essential = plan.essential
         self._stopping = False
         for entry in plan.learners:
             learner = self.learners.get(entry.rank)
-            if learner is None or learner.phase == "stopped":
+            if learner is None or learner.phase == "stopped" or (learner.is_done and goes_on):
                 learner = Learner(plan=entry, backoff=self._new_backoff())
                 self.learners[entry.rank] = learner
                 self._start(learner, now)
@@ -112,6 +125,8 @@ class Supervisor:
                 learner.plan = entry
                 learner.backoff.limit = self._backoff_limit
                 learner.returns = learner.phase == "leaving"
+                if is_raised:
+                    learner.raised_at = now
         for rank in [rank for rank in self.learners if rank not in plan.ranks]:
             learner = self.learners[rank]
             learner.returns = False
@@ -180,6 +195,7 @@ class Supervisor:
         learner.started = now
         learner.asked_to_stop = None
         learner.returns = False
+        learner.raised_at = None
 
     def _ended(self, learner: Learner, process: Process, code: int, now: float) -> None:
         learner.process = None
@@ -196,18 +212,32 @@ class Supervisor:
                 self.report(f"learner {rank} has left the ring")
         elif self._stopping:
             learner.phase = "stopped"
+        elif self._ended_too_early(learner, code, now):
+            self._start(learner, now)
         elif code == EXIT_FINISHED:
-            learner.phase = "finished"
+            learner.phase, learner.is_done = "finished", True
             if self._first_finish is None:
                 self._first_finish = now
                 for other in self.learners.values():
                     if other.phase == "backing off":
-                        other.phase = "given up"  # nothing is left for it to do
+                        other.phase, other.is_done = "given up", True
         elif self._first_finish is not None:
-            # The total steps are reached: nothing is left for it to do.
             learner.phase = "finished" if learner.asked_to_stop is not None else "given up"
+            learner.is_done = True
         else:
             self._crashed(learner, process, code, now)
+
+    def _ended_too_early(self, learner: Learner, code: int, now: float) -> bool:
+        """Whether it may have ended because of total steps that have been raised since.
+
+        By itself, before it can have noticed; or because it was asked to, as one that went on too long. If it did have
+        enough for the new total, its next life ends at once.
+        """
+        if learner.raised_at is None:
+            return False
+        if learner.asked_to_stop is not None:
+            return learner.asked_to_stop <= learner.raised_at
+        return code == EXIT_FINISHED and now - learner.raised_at < self.patience.leave
 
     def _crashed(self, learner: Learner, process: Process, code: int, now: float) -> None:
         rank, backoff = learner.plan.rank, learner.backoff
