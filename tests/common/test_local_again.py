@@ -12,6 +12,8 @@ from waiting import eventually
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
 
+BACK = "; the run that was to be replaced is back in its place"
+
 
 def test_a_finished_run_is_not_overwritten_without_force(machine: Machine) -> None:
     launcher = machine.gala()
@@ -41,7 +43,7 @@ def test_a_finished_run_is_not_overwritten_without_force(machine: Machine) -> No
     machine.ends(launcher, 130)
 
 
-@pytest.mark.parametrize("end", ["mistake", "Ctrl-C"])
+@pytest.mark.parametrize("end", ["mistake", "crash", "broken folder", "Ctrl-C"])
 def test_a_run_that_was_to_be_replaced_is_back_when_its_successor_never_trained(machine: Machine, end: str) -> None:
     launcher = machine.gala()
     machine.started(0, 1)
@@ -52,14 +54,28 @@ def test_a_run_that_was_to_be_replaced_is_back_when_its_successor_never_trained(
         machine.script("all", "mute", "mistake error: there is no environment CartPol-v1")
         launcher = machine.gala("--force", "--set", "spec.environment.id=CartPol-v1")
         text = machine.ends(launcher, 2)
-        assert "there is no environment CartPol-v1; the run that was to be replaced is back in its place" in text
+        assert f"there is no environment CartPol-v1{BACK}" in text
+    elif end == "crash":
+        machine.script("all", "crash")
+        text = machine.ends(machine.gala("--force", "--set", "spec.runPolicy.backoffLimit=0"), 1)
+        assert text.splitlines()[-1] == f"error: no learner of pole is left{BACK}"
+    elif end == "broken folder":
+        machine.script("all", "mute")
+        launcher = machine.gala("--force")
+        eventually(lambda: machine.uid() not in (None, before["uid"]))
+        machine.started(0, 1)
+        (machine.run / "learner-2").touch()  # where a folder has to be
+        assert machine.says("--learners", "3")[0] == 0
+        text = machine.ends(launcher, 1)
+        assert "error: the launcher cannot go on: " in text
+        assert text.endswith(f"{BACK}\n")
     else:
         machine.script("all", "mute")
         launcher = machine.gala("--force")
         eventually(lambda: machine.uid() not in (None, before["uid"]))
         machine.started(0, 1)
         launcher.send_signal(signal.SIGINT)
-        assert "the run that was to be replaced is back in its place" in machine.ends(launcher, 130)
+        assert BACK in machine.ends(launcher, 130)
     assert machine.record() == before
     assert (machine.run / "final" / "card.json").exists()
 

@@ -106,8 +106,7 @@ def start(
         )
         return launcher.run_to_end()
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        raise RunError(f"the launcher cannot go on: {where}{error.strerror}") from error
+        raise RunError(_cannot_go_on(error)) from error
     finally:
         directory.release()
 
@@ -155,13 +154,16 @@ class Launcher:
         """Start the workers and stay until they have ended. Returns the exit code; raises as `start` does."""
         try:
             with self._interrupts, self._display:
-                self._greet()
-                self._write_record("running")
-                self.directory.write_run(self.run)
-                self._document_signature = self._signature()
-                self._follow_plan()
                 try:
+                    self._greet()
+                    self._write_record("running")
+                    self.directory.write_run(self.run)
+                    self._document_signature = self._signature()
+                    self._follow_plan()
                     return self._end(self._watch())
+                except OSError as error:
+                    self._wind_up()
+                    raise RunError(_cannot_go_on(error) + self._give_way()) from error
                 except BaseException:
                     self._wind_up()
                     raise
@@ -344,12 +346,11 @@ class Launcher:
         if outcome == "stopped" and not self._failure:
             return self._stopped()
         self._write_record("failed")
-        logs = ending.shown(self.directory.learner(0) / names.LOG_FILE)
-        raise RunError(
-            self._failure
-            or self._supervisor.failure
-            or f"no learner of {name} is left; the first one's log is {logs}; the same command resumes the run"
-        )
+        failure, rest = self._failure or self._supervisor.failure, self._give_way()
+        if not failure and not rest:
+            log = ending.shown(self.directory.learner(0) / names.LOG_FILE)
+            rest = f"; the first one's log is {log}; the same command resumes the run"
+        raise RunError((failure or f"no learner of {name} is left") + rest)
 
     def _stopped(self) -> int:
         self._write_record("stopped")
@@ -392,3 +393,8 @@ class Launcher:
         if missed:
             raise RunError(missed)
         return 0
+
+
+def _cannot_go_on(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    return f"the launcher cannot go on: {where}{error.strerror}"
