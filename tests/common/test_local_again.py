@@ -114,6 +114,28 @@ def test_a_run_with_checkpoints_is_not_resumed_as_another_experiment(machine: Ma
     assert len(error.splitlines()) == 1
 
 
+def test_a_document_that_was_edited_in_the_run_folder_does_not_make_it_another_experiment(machine: Machine) -> None:
+    launcher = machine.gala()
+    machine.started(0, 1)
+    document = machine.run / "galarun.yaml"
+    document.write_text(document.read_text().replace("seed: 1", "seed: 2"))
+    code, out, _ = machine.says("--learners", "3")
+    assert code == 0, "its workers still have the seed of the first call"
+    assert "spec.learners 2 -> 3" in out
+    launcher.send_signal(signal.SIGINT)
+    machine.ends(launcher, 130)
+
+    document.write_text(document.read_text().replace("seed: 1", "seed: 2"))
+    for arguments in (("--set", "spec.seed=2"), ("--learners", "5", "--set", "spec.seed=2")):
+        code, _, error = machine.says(*arguments)
+        assert code == 2
+        assert "cannot be resumed as another experiment: spec.seed 1 -> 2; undo that" in error
+    launcher = machine.gala("--learners", "3")
+    machine.started(0, 1, times=2)
+    launcher.send_signal(signal.SIGINT)
+    assert "seed" not in machine.ends(launcher, 130)
+
+
 def test_a_folder_that_is_no_run_is_never_removed(machine: Machine) -> None:
     machine.run.mkdir(parents=True)
     (machine.run / "thesis.tex").write_text("years")

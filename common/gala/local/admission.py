@@ -63,7 +63,7 @@ def admit(directory: RunDirectory, run: GalaRun, *, force: bool, grace_seconds: 
         raise UsageError(
             f"run {name} has used up its spec.runPolicy.activeDeadlineSeconds: {deadline}; raise it to resume the run"
         )
-    changes = changed_fields(directory.run(), run)
+    changes = changed_fields(directory.planned(), run)
     frozen = {path: change for path, change in changes.items() if is_below(path, IMMUTABLE)}
     if frozen and directory.has_results():
         raise UsageError(
@@ -105,7 +105,7 @@ def amend(directory: RunDirectory, run: GalaRun, *, force: bool, asked: tuple[st
             f"run {name} is already running in {directory.path}; change it with --learners N, "
             f"or start another one beside it with --name {beside(name, '2')}"
         )
-    rigid = not_live(changes)
+    rigid = not_live(changed_fields(directory.planned(), run))
     if rigid:
         resume = "" if any(is_below(path, IMMUTABLE) for path in rigid) else "or stop it with Ctrl-C and resume it so, "
         raise UsageError(

@@ -18,7 +18,7 @@ from typing import IO, Any, Final, Literal
 import yaml
 
 from gala import answers, atomic, names, spec
-from gala.errors import MAX_SHOWN_VALUE, RunError, UsageError
+from gala.errors import MAX_SHOWN_VALUE, RunError, SpecError, UsageError
 from gala.plan import RunPlan
 
 State = Literal["running", "suspended", "stopped", "finished", "failed"]
@@ -211,6 +211,17 @@ class RunDirectory:
     def write_run(self, run: spec.GalaRun) -> None:
         """Replace galarun.yaml."""
         atomic.replace(self.spec_file, yaml.safe_dump(run.document(), sort_keys=False).encode())
+
+    def planned(self) -> spec.GalaRun:
+        """The run as its workers had it last: the plan's spec, since users edit galarun.yaml; that if there is no plan.
+
+        Raises: SpecError for galarun.yaml.
+        """
+        run = self.run()
+        try:
+            return run.model_copy(update={"spec": RunPlan.from_json(self.plan_file.read_text()).spec})
+        except (OSError, ValueError, SpecError):
+            return run
 
     def plan_epoch(self) -> int:
         """The epoch of the last plan; -1 where there is none or it is of another version of GALA."""
