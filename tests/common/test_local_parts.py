@@ -11,6 +11,7 @@ import json
 import os
 import re
 import select
+import shutil
 import socket
 import sys
 import threading
@@ -23,7 +24,8 @@ from rich.console import Console
 
 from gala import spec_schema
 from gala.cores import available_cores, threads_per_learner
-from gala.errors import RunError
+from gala.errors import RunError, UsageError
+from gala.local.admission import admit
 from gala.local.console import Display
 from gala.local.polling import fetch_status
 from gala.local.ports import PortReservation
@@ -218,6 +220,29 @@ class TestPolling:
             assert fetch_status(f"127.0.0.1:{server.getsockname()[1]}", timeout_seconds=0.05) is None
 
 
+class Killed(BaseException):
+    """The process is gone."""
+
+
+def killed_after(steps: int, patch: pytest.MonkeyPatch) -> list[str]:
+    """Have `Killed` come once so many steps have changed what is in a folder. Returns the steps that were too many."""
+    done, too_many = [], []
+
+    def counted(name: str, change: Any) -> Any:
+        def step(*arguments: Any, **options: Any) -> Any:
+            if len(done) == steps:
+                too_many.append(name)
+                raise Killed
+            done.append(name)
+            return change(*arguments, **options)
+
+        return step
+
+    for name in ("mkdir", "rename", "rmdir", "unlink"):
+        patch.setattr(Path, name, counted(name, getattr(Path, name)))
+    return too_many
+
+
 class TestRunDirectory:
     def test_only_one_launcher_holds_a_run(self, tmp_path: Path) -> None:
         first, second = RunDirectory(tmp_path / "runs/pole"), RunDirectory(tmp_path / "runs/pole")
@@ -289,6 +314,55 @@ class TestRunDirectory:
         assert directory.bring_back()
         assert (directory.path / "model").read_text() == "trained"
         assert not directory.bring_back()
+        directory.release()
+
+    @pytest.mark.parametrize("way", ["aside", "back"])
+    def test_a_launcher_killed_while_it_moves_the_earlier_run_leaves_it_to_the_next_one_whole(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+    ) -> None:
+        for steps in range(1, 20):
+            directory = RunDirectory(tmp_path / str(steps) / "pole")
+            directory.acquire()
+            directory.write_record(RunRecord(uid="earlier", state="finished", start_time=1.0))
+            directory.write_run(a_run())
+            directory.learner(0).mkdir()
+            (directory.path / "model").write_text("trained")
+            if way == "back":
+                directory.set_aside()
+                directory.write_record(RunRecord(uid="later", state="running", start_time=2.0))
+                directory.write_run(a_run())
+            with monkeypatch.context() as patch:
+                killed = killed_after(steps, patch)
+                with contextlib.suppress(Killed):
+                    directory.set_aside() if way == "aside" else directory.bring_back()
+            directory.release()
+
+            after = RunDirectory(directory.path)
+            after.acquire()
+            with pytest.raises(UsageError, match="run pole is finished"):
+                admit(after, a_run(), force=False, grace_seconds=0.0)
+            found = {entry.name for entry in after.path.iterdir()}
+            assert found == {"galarun.yaml", "launcher.lock", "learner-0", "model", "run.json"}
+            after.release()
+            if not killed:
+                return
+        pytest.fail("it takes more steps than this test looks at")
+
+    def test_what_is_forgotten_is_brought_back_by_nobody_though_the_disk_keeps_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        directory = RunDirectory(tmp_path / "pole")
+        directory.acquire()
+        (directory.path / "model").write_text("the earlier one")
+        directory.set_aside()
+        (directory.path / "model").write_text("the later one")
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+            directory.forget()
+        assert not directory.bring_back()
+        assert (directory.path / "model").read_text() == "the later one"
+        directory.forget()
+        assert {entry.name for entry in directory.path.iterdir()} == {"launcher.lock", "model"}
         directory.release()
 
     def test_a_record_says_that_the_run_is_being_evaluated_only_while_it_is(self) -> None:

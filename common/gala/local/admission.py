@@ -38,6 +38,7 @@ def admit(directory: RunDirectory, run: GalaRun, *, force: bool, grace_seconds: 
     Raises: UsageError when the name is taken by a finished run, another run, or something that is no run.
     """
     name = run.metadata.name
+    directory.settle()
     if force and not directory.is_empty():
         if not (directory.path / names.RUN_FILE).exists():
             raise UsageError(f"{directory.path} is not a run directory, --force does not remove it; use another --name")

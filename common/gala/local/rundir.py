@@ -7,6 +7,7 @@ launcher.lock is held (flock) while a launcher lives; the kernel lets go of it w
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import shutil
@@ -27,6 +28,10 @@ IMMUTABLE: Final = tuple(f"spec.{path}" for path in spec.immutable_fields())
 """Fields that make it another run, as the CRD has it."""
 _REPLACED: Final = ".replaced"
 """Where `--force` keeps the earlier run until its successor trains."""
+_MOVING: Final = f"{_REPLACED}.moving"
+"""It again, on its way there or back: a launcher that finds it was preceded by one killed in between."""
+_FORGOTTEN: Final = f"{_REPLACED}.forgotten"
+"""It again, when it is in nobody's way."""
 LIVE: Final = ("spec.learners", "spec.totalSteps", "spec.topology.peers", "spec.runPolicy")
 """Fields that may change under a running launcher."""
 MAX_PID: Final = 2**22
@@ -139,8 +144,11 @@ class RunDirectory:
             self._lock = None
 
     def clear(self) -> None:
-        """Remove everything but the lock, which must be held, and what was set aside."""
-        for entry in self._content():
+        """Remove everything but the lock, which must be held, and what was set aside.
+
+        run.json goes last: until then the folder is known as a run.
+        """
+        for entry in sorted(self._content(), key=lambda entry: entry.name == names.RUN_FILE):
             _remove(entry)
 
     def set_aside(self) -> None:
@@ -148,28 +156,45 @@ class RunDirectory:
 
         Where an earlier run lies there already, what is here has never trained: that goes, and the earlier run stays.
         """
-        aside = self.path / _REPLACED
-        if aside.is_dir():
+        if (self.path / _REPLACED).is_dir():
             self.clear()
             return
-        aside.mkdir()
+        moving = self.path / _MOVING
+        moving.mkdir()
         for entry in self._content():
-            entry.rename(aside / entry.name)
+            entry.rename(moving / entry.name)
+        moving.rename(self.path / _REPLACED)
 
     def bring_back(self) -> bool:
         """Have what was set aside in place of what is here now. False where there is nothing of the kind."""
         aside = self.path / _REPLACED
         if not aside.is_dir():
             return False
+        (self.path / names.RUN_FILE).unlink(missing_ok=True)  # from here on `settle` goes on with it
         self.clear()
-        for entry in aside.iterdir():
-            entry.rename(self.path / entry.name)
-        aside.rmdir()
+        aside.rename(self.path / _MOVING)
+        self._move_back()
         return True
 
+    def settle(self) -> None:
+        """Undo or complete what a launcher that was killed has left half done: an earlier run is in its place then."""
+        if (self.path / _MOVING).is_dir():
+            self._move_back()
+        elif not (self.path / names.RUN_FILE).exists():
+            self.bring_back()
+
+    def _move_back(self) -> None:
+        moving = self.path / _MOVING
+        for entry in moving.iterdir():
+            entry.rename(self.path / entry.name)
+        moving.rmdir()
+
     def forget(self) -> None:
-        """Remove what was set aside, as far as the disk lets us: it is in nobody's way."""
-        shutil.rmtree(self.path / _REPLACED, ignore_errors=True)
+        """Remove what was set aside, as far as the disk lets us. In one step it is no run any more to bring back."""
+        forgotten = self.path / _FORGOTTEN
+        with contextlib.suppress(OSError):
+            (self.path / _REPLACED).rename(forgotten)
+        shutil.rmtree(forgotten, ignore_errors=True)
 
     def is_empty(self) -> bool:
         """Whether nothing but the lock is here (and what a launcher killed in its first moments may leave)."""
@@ -183,7 +208,8 @@ class RunDirectory:
 
     def _content(self) -> list[Path]:
         assert self._lock is not None, "only the launcher that holds the lock may clear a run"
-        return [entry for entry in self.path.iterdir() if entry.name not in (names.LOCK_FILE, _REPLACED)]
+        ours = (names.LOCK_FILE, _REPLACED, _MOVING, _FORGOTTEN)
+        return [entry for entry in self.path.iterdir() if entry.name not in ours]
 
     def record(self) -> RunRecord | None:
         """run.json; None where there is none.
