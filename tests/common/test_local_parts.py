@@ -348,6 +348,18 @@ class TestRunDirectory:
                 return
         pytest.fail("it takes more steps than this test looks at")
 
+    def test_checkpoints_whose_document_is_gone_are_not_taken_for_those_of_a_new_run(self, tmp_path: Path) -> None:
+        directory = RunDirectory(tmp_path / "pole")
+        directory.acquire()
+        directory.write_record(RunRecord(uid="u", state="stopped", start_time=1.0))
+        (directory.learner(0) / "checkpoints" / "step-000000000001").mkdir(parents=True)
+        with pytest.raises(UsageError, match=r"galarun\.yaml is gone: .* put it back, use --name pole-2 .* --force"):
+            admit(directory, a_run(), force=False, grace_seconds=0.0)
+        shutil.rmtree(directory.learner(0) / "checkpoints")
+        assert not admit(directory, a_run(), force=False, grace_seconds=0.0).resumed
+        assert directory.is_empty()
+        directory.release()
+
     def test_what_is_forgotten_is_brought_back_by_nobody_though_the_disk_keeps_it(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

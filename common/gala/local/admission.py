@@ -56,9 +56,15 @@ def admit(directory: RunDirectory, run: GalaRun, *, force: bool, grace_seconds: 
             f"run {name} is finished, its results are in {directory.path}; "
             f"start over with --force (removes them) or keep both with --name {beside(name, '2')}"
         )
-    if not directory.spec_file.exists():  # its launcher was killed in its first moments
-        return _afresh()
     _clear_leftovers(directory, record, grace_seconds)
+    if not directory.spec_file.exists():
+        if directory.has_results():
+            raise UsageError(
+                f"{directory.spec_file} is gone: nobody knows what the checkpoints beside it are of; put it back, "
+                f"use --name {beside(name, '2')} for a run beside it, or --force to start over"
+            )
+        directory.clear()  # its launcher was killed in its first moments
+        return _afresh()
     deadline = run.spec.run_policy.active_deadline_seconds
     if deadline is not None and record.wall_seconds >= deadline:
         raise UsageError(
