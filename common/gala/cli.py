@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -156,22 +155,12 @@ def evaluate(
     ] = None,
 ) -> None:
     """Play with a run's policy and score it, in raw returns."""
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "gala_worker.evaluate",
-        str(_run_directory(run)),
-        "--episodes",
-        str(episodes),
-    ]
-    command += ["--video", str(video)] if video is not None else []
-    command += ["--sampled"] if sampled else []
-    command += ["--seed", str(seed)] if seed is not None else []
-    try:
-        raise typer.Exit(subprocess.run(command, check=False).returncode)
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+    options = [f"--episodes={episodes}"]
+    options += [f"--video={video}"] if video is not None else []
+    options += ["--sampled"] if sampled else []
+    options += [f"--seed={seed}"] if seed is not None else []
+    player = [sys.executable, "-P", "-m", "gala_worker.evaluate", *options, "--", str(_run_directory(run))]
+    os.execv(player[0], player)  # in this process's place: who ends the one ends the other
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -164,29 +165,44 @@ def test_a_run_that_the_system_does_not_show_is_the_users_mistake(
     assert gala(command, "locked") == (2, "", "error: locked: cannot be read: Permission denied\n")
 
 
-def test_evaluate_passes_its_options_on_and_its_exit_code_back(
-    gala: Gala, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def player(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """The command line of the program that `gala evaluate` becomes, which ends with 3; runs/pole is a run."""
     (tmp_path / "runs/pole").mkdir(parents=True)
     (tmp_path / "runs/pole/run.json").touch()
-    called: list[list[str]] = []
+    command: list[str] = []
 
-    def fake(command: list[str], *, check: bool) -> subprocess.CompletedProcess[bytes]:
-        called.append(command)
-        return subprocess.CompletedProcess(command, 2)
+    def become(program: str, arguments: list[str]) -> None:
+        assert program == arguments[0]
+        command.extend(arguments)
+        raise SystemExit(3)
 
-    monkeypatch.setattr(subprocess, "run", fake)
+    monkeypatch.setattr(os, "execv", become)
+    return command
+
+
+def test_evaluate_becomes_the_player_with_its_options(gala: Gala, player: list[str]) -> None:
+    """In its place, so that whoever ends it ends the player."""
     code, _, _ = gala("evaluate", "pole", "--episodes", "3", "--video", "a.gif", "--sampled", "--seed", "7")
-    assert code == 2
-    expected = "-P -m gala_worker.evaluate runs/pole --episodes 3 --video a.gif --sampled --seed 7"
-    assert called == [[sys.executable, *expected.split()]]
+    assert code == 3
+    expected = "-P -m gala_worker.evaluate --episodes=3 --video=a.gif --sampled --seed=7 -- runs/pole"
+    assert player == [sys.executable, *expected.split()]
+
+
+def test_names_that_begin_like_options_are_no_options_of_the_player(
+    gala: Gala, player: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "-pole").mkdir()
+    (tmp_path / "-pole/run.json").touch()
+    gala("evaluate", "--video", "-a.gif", "--", "-pole")
+    assert player[4:] == ["--episodes=10", "--video=-a.gif", "--", "-pole"]
 
 
 @pytest.mark.parametrize(
     ("seed", "bound"), [("-1", "0"), (str(2**31), "2147483647"), ("99999999999999999999", "2147483647")]
 )
 def test_a_seed_that_no_simulator_takes_is_refused(monkeypatch: pytest.MonkeyPatch, seed: str, bound: str) -> None:
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("it is played with"))
+    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("it is played with"))
     ended = CliRunner().invoke(cli.app, ["evaluate", "pole", "--seed", seed])
     assert ended.exit_code == 2
     (told,) = [line for line in ended.output.splitlines() if line.startswith("Error: ")]
