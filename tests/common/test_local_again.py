@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
+from pathlib import Path
 
 import pytest
 
-from local_machine import Machine
+from gala.errors import UsageError
+from gala.local.admission import amend
+from gala.local.rundir import RunDirectory, RunRecord
+from gala.spec import load
+from local_machine import DOCUMENT, Machine, ignores_sigterm
 from waiting import eventually
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
@@ -100,6 +105,38 @@ def test_a_change_that_comes_while_the_run_is_evaluated_is_refused(machine: Mach
     (machine.folder / "fake-wait").unlink()
     machine.ends(launcher, 0)
     assert "isEnding" not in machine.record()
+
+
+@pytest.mark.parametrize("reason", ["Ctrl-C", "deadline"])
+def test_a_change_that_comes_while_the_workers_stop_is_refused(machine: Machine, reason: str) -> None:
+    machine.script(0, "deaf")
+    launcher = machine.gala()
+    machine.started(0, 1)
+    eventually(lambda: ignores_sigterm(machine.pid(0)))
+    if reason == "Ctrl-C":
+        launcher.send_signal(signal.SIGINT)
+    else:
+        assert machine.says("--set", "spec.runPolicy.activeDeadlineSeconds=1")[0] == 0
+    eventually(lambda: machine.record().get("isStopping"))
+    code, out, error = machine.says("--learners", "3")
+    assert (code, out) == (2, "")
+    assert error == "error: run pole is being stopped; the same command resumes it in a moment\n"
+    launcher.send_signal(signal.SIGINT)
+    launcher.send_signal(signal.SIGTERM)
+    machine.ends(launcher, 130 if reason == "Ctrl-C" else 1)
+    assert "isStopping" not in machine.record()
+    assert not machine.notes(2)
+
+
+def test_a_call_that_comes_as_the_launcher_ends_is_told_to_come_again(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "pole")
+    directory.path.mkdir()
+    (tmp_path / "pole.yaml").write_text(DOCUMENT)
+    run = load(tmp_path / "pole.yaml")
+    directory.write_run(run)
+    directory.write_record(RunRecord(uid="u", state="finished", start_time=1.0))
+    with pytest.raises(UsageError, match="run pole is just being started, or ends; try again in a moment"):
+        amend(directory, run, force=False, asked=())
 
 
 def test_a_run_with_checkpoints_is_not_resumed_as_another_experiment(machine: Machine) -> None:

@@ -106,6 +106,10 @@ def amend(directory: RunDirectory, run: GalaRun, *, force: bool, asked: tuple[st
             f"run {name} has its steps and is being evaluated; wait for its end, or start another one beside it with "
             f"--name {beside(name, '2')}"
         )
+    if record is not None and record.is_stopping:
+        raise UsageError(f"run {name} is being stopped; the same command resumes it in a moment")
+    if record is not None and record.state not in ("running", "suspended"):
+        raise UsageError(f"run {name} is just being started, or ends; try again in a moment")
     changes = changed_fields(directory.run(), run)
     if not changes:
         raise UsageError(

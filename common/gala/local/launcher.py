@@ -189,7 +189,7 @@ class Launcher:
             now = time.monotonic()
             self._count_wall_clock(now)
             self._obey_signals(now)
-            if not self._interrupts.received:
+            if not self._is_stopping:
                 self._follow_document(now)
                 self._mind_deadline(now)
             self._supervisor.step(now)
@@ -198,10 +198,17 @@ class Launcher:
             if now >= self._next_energy or outcome is not None:
                 self._next_energy = now + self.rhythm.record
                 self._energy.record(self._record.wall_seconds, counts=not self._parked)
-            if now >= self._next_record or self._supervisor.pids != self._record.worker_pids:
+            known = (self._supervisor.pids, self._is_stopping)
+            if now >= self._next_record or known != (self._record.worker_pids, self._record.is_stopping):
                 self._write_record(self._record.state)
             if outcome is not None and not (self._parked and self._stay_parked()):
                 return outcome
+
+    @property
+    def _is_stopping(self) -> bool:
+        """Whether the session ends whatever the document says from now on."""
+        supervisor = self._supervisor
+        return bool(self._interrupts.received or self._failure or supervisor.mistake or supervisor.failure)
 
     def _obey_signals(self, now: float) -> None:
         if self._interrupts.insistent:
@@ -238,7 +245,7 @@ class Launcher:
 
     def _stay_parked(self) -> bool:
         """All workers are gone because of `suspend`: wait, or go on if it was lifted. False when it is all over."""
-        if self._interrupts.received or self._failure or self._supervisor.mistake:
+        if self._is_stopping:
             return False
         if not self.run.spec.run_policy.suspend:
             self._parked = False
@@ -249,7 +256,7 @@ class Launcher:
 
     def _mind_deadline(self, now: float) -> None:
         deadline = self.run.spec.run_policy.active_deadline_seconds
-        if deadline is not None and not self._failure and self._record.wall_seconds >= deadline:
+        if deadline is not None and self._record.wall_seconds >= deadline:
             self._failure = (
                 f"spec.runPolicy.activeDeadlineSeconds: the run has used up its {deadline:,} s; raise it to resume"
             )
@@ -310,6 +317,7 @@ class Launcher:
         self._record.updated_time = time.time()
         self._record.launcher_pid = os.getpid()
         self._record.worker_pids = self._supervisor.pids
+        self._record.is_stopping = self._is_stopping
         self._record.energy = self._energy.facts()
         self._next_record = time.monotonic() + self.rhythm.record
         try:

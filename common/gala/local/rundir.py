@@ -56,6 +56,8 @@ class RunRecord:
     """For the next launcher to clear away, should this one be killed."""
     is_ending: bool = False
     """Trained, and being averaged and evaluated: a changed document comes too late."""
+    is_stopping: bool = False
+    """Its workers have been told to stop, for good as far as this launcher is concerned: likewise."""
     energy: dict[str, dict[str, str]] = field(default_factory=dict)
     """`cpu` and `gpu`: the source of what energy.jsonl has, or why it is missing."""
 
@@ -70,8 +72,9 @@ class RunRecord:
             "launcherPid": self.launcher_pid,
             "workerPids": self.worker_pids,
         }
-        if self.is_ending and self.state == "running":
-            document["isEnding"] = True
+        if self.state in ("running", "suspended"):
+            marks = {"isEnding": self.is_ending, "isStopping": self.is_stopping}
+            document |= {mark: True for mark, is_set in marks.items() if is_set}
         if self.energy:
             document["energy"] = self.energy
         return json.dumps(document, indent=2) + "\n"
@@ -91,6 +94,7 @@ class RunRecord:
             # What cannot be a process has left nothing behind to clear away.
             worker_pids=[pid for pid in pids if pid is not None and 0 < pid <= MAX_PID],
             is_ending=bool(document.get("isEnding")),
+            is_stopping=bool(document.get("isStopping")),
         )
 
 
