@@ -455,6 +455,13 @@ class TestDisplay:
         assert pipe.getvalue().count("ETA") == 2
         assert len(pipe.getvalue().splitlines()) == 2
 
+    def test_a_terminal_that_cannot_redraw_gets_the_lines_of_a_pipe(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TERM", "dumb")
+        screen = io.StringIO()
+        with Display(Console(file=screen, force_terminal=True, width=120)) as display:
+            display.show(SNAPSHOT, now=0)
+            assert "25.0%" in screen.getvalue()
+
     def test_nothing_is_known_at_the_start_and_that_is_shown(self) -> None:
         start = Snapshot(
             name="a", environment="b", topology="c", learners=[], global_steps=0, total_steps=5, wall_seconds=0

@@ -59,7 +59,7 @@ class LastingFile:
 
 
 class Display:
-    """Shows a run: a table that is redrawn in place on a terminal, lines with a time stamp anywhere else.
+    """Shows a run: a table that is redrawn in place on a terminal that can, lines with a time stamp anywhere else.
 
     Args:
         console: where to.
@@ -70,9 +70,8 @@ class Display:
     def __init__(self, console: Console, *, line_seconds: float = 10.0, live: bool = True) -> None:
         self._console = console
         # No refresh thread of rich's own: the launcher redraws when there is something new, and workers need the cores.
-        self._live = (
-            Live(console=console, auto_refresh=False, transient=False) if live and console.is_terminal else None
-        )
+        redraws = live and console.is_terminal and not console.is_dumb_terminal
+        self._live = Live(console=console, auto_refresh=False, transient=False) if redraws else None
         self._line_seconds = line_seconds
         self._last_line = float("-inf")
 
