@@ -215,7 +215,7 @@ def test_a_second_call_changes_how_many_peers_the_learners_of_a_live_run_have(ma
     machine.started(0, 1, 2)
     code, out, _ = machine.says("--learners", "3", "--set", "spec.topology.peers=2")
     assert code == 0
-    assert "spec.topology.peers null -> 2" in out
+    assert "spec.topology.peers unset -> 2" in out
     eventually(lambda: machine.notes(0, "replanned"))
     plan = json.loads((machine.run / "plan.json").read_text())
     assert [learner["outPeers"] for learner in plan["learners"]] == [[1, 2], [0, 2], [0, 1]]

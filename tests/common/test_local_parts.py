@@ -26,11 +26,12 @@ from gala import spec_schema
 from gala.cores import available_cores, threads_per_learner
 from gala.errors import RunError, UsageError
 from gala.local.admission import admit
+from gala.local.changes import IMMUTABLE, changed_fields, describe
 from gala.local.console import Display
 from gala.local.polling import fetch_status
 from gala.local.ports import PortReservation
 from gala.local.process import WorkerProcess, clear_leftovers
-from gala.local.rundir import IMMUTABLE, RunDirectory, RunRecord, changed_fields
+from gala.local.rundir import RunDirectory, RunRecord
 from gala.local.table import LearnerRow, Snapshot, duration, plain_line, shape
 from gala.spec import GalaRun, RunSpec, parse
 
@@ -396,6 +397,24 @@ class TestRunDirectory:
     def test_changes_are_told_by_their_path(self) -> None:
         old, new = a_run(policy={"hiddenSizes": [8, 8]}), a_run(policy={"hiddenSizes": [8]}, learners=5)
         assert changed_fields(old, new) == {"spec.learners": (3, 5), "spec.policy.hiddenSizes": ([8, 8], [8])}
+
+    @pytest.mark.parametrize(
+        ("old", "new", "told"),
+        [
+            ({}, {"wind": None}, "wind unset -> null"),
+            ({"wind": None}, {}, "wind null -> unset"),
+            ({"wind": 1}, {"wind": True}, "wind 1 -> True"),
+            ({"wind": [0]}, {"wind": [False]}, "wind [0] -> [False]"),
+            ({"a.b": 1}, {"a": {"b": 1}}, "a.b 1 -> unset"),
+            ({"a": {"x": 1, "y": 2}, "b": [{"x": 1, "y": 2}]}, {"b": [{"y": 2, "x": 1}], "a": {"y": 2, "x": 1}}, ""),
+        ],
+    )
+    def test_what_an_environment_can_tell_apart_is_a_change(
+        self, old: dict[str, Any], new: dict[str, Any], told: str
+    ) -> None:
+        before, after = (a_run(environment={"id": "CartPole-v1", "kwargs": kwargs}) for kwargs in (old, new))
+        changes = describe(changed_fields(before, after))
+        assert changes.startswith(f"spec.environment.kwargs.{told}") if told else not changes
 
 
 SNAPSHOT = Snapshot(

@@ -15,7 +15,8 @@ from gala.errors import GalaError, UsageError, reading
 from gala.experiment.index import DEFINITION_FILE, INDEX_FILE, Index, RunEntry, read
 from gala.experiment.matrix import PlannedRun
 from gala.experiment.place import Sight
-from gala.local.rundir import RunDirectory, changed_fields, describe
+from gala.local.changes import changed_fields, describe
+from gala.local.rundir import RunDirectory
 
 DOCUMENTS: Final = "documents"
 LOGS: Final = "logs"

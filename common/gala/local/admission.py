@@ -6,12 +6,13 @@ import contextlib
 import time
 import uuid
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from gala import names
 from gala.errors import RunError, UsageError
+from gala.local.changes import IMMUTABLE, Changes, changed_fields, describe, is_below, not_live
 from gala.local.process import clear_leftovers
-from gala.local.rundir import IMMUTABLE, LIVE, RunDirectory, RunRecord, changed_fields, describe, is_below
+from gala.local.rundir import RunDirectory, RunRecord
 from gala.spec import GalaRun, beside
 
 TOTAL_STEPS: Final = "spec.totalSteps"
@@ -25,7 +26,7 @@ class Admission:
     epoch: int
     """Of the first plan to write: past all that were written here before."""
     resumed: bool
-    changes: dict[str, tuple[Any, Any]]
+    changes: Changes
     """Fields that differ from the interrupted run's, path -> (old, new)."""
 
 
@@ -132,11 +133,6 @@ def amend(directory: RunDirectory, run: GalaRun, *, force: bool, asked: tuple[st
         )
     directory.write_run(run)
     return f"run {name} is running; handed to its launcher: {describe(changes)}"
-
-
-def not_live(changes: dict[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
-    """Those of `changes` that running workers cannot follow."""
-    return {path: change for path, change in changes.items() if not is_below(path, LIVE)}
 
 
 def _clear_leftovers(directory: RunDirectory, record: RunRecord | None, grace_seconds: float) -> None:

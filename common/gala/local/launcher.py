@@ -20,14 +20,15 @@ from gala import names
 from gala.cores import available_cores, threads_per_learner
 from gala.errors import RunError, SpecError, UsageError, reading
 from gala.local import ending, observing
-from gala.local.admission import Admission, admit, amend, not_live
+from gala.local.admission import Admission, admit, amend
+from gala.local.changes import changed_fields, describe, not_live
 from gala.local.console import Display, lasting_console, say
 from gala.local.energy import EnergyMeter
 from gala.local.interrupts import Interrupts
 from gala.local.polling import StatusPoller
 from gala.local.ports import PortReservation
 from gala.local.process import WorkerProcess
-from gala.local.rundir import RunDirectory, State, changed_fields, describe
+from gala.local.rundir import RunDirectory, State
 from gala.local.supervisor import Outcome, Patience, Supervisor
 from gala.plan import LearnerPlan, plan
 from gala.spec import GalaRun

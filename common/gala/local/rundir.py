@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final, Literal
@@ -24,16 +23,12 @@ from gala.plan import RunPlan
 
 State = Literal["running", "suspended", "stopped", "finished", "failed"]
 
-IMMUTABLE: Final = tuple(f"spec.{path}" for path in spec.immutable_fields())
-"""Fields that make it another run, as the CRD has it."""
 _REPLACED: Final = ".replaced"
 """Where `--force` keeps the earlier run until its successor trains."""
 _MOVING: Final = f"{_REPLACED}.moving"
 """It again, on its way there or back: a launcher that finds it was preceded by one killed in between."""
 _FORGOTTEN: Final = f"{_REPLACED}.forgotten"
 """It again, when it is in nobody's way."""
-LIVE: Final = ("spec.learners", "spec.totalSteps", "spec.topology.peers", "spec.runPolicy")
-"""Fields that may change under a running launcher."""
 MAX_PID: Final = 2**22
 """Linux gives out no larger process id."""
 
@@ -265,25 +260,6 @@ class RunDirectory:
         atomic.replace(self.plan_file, plan.to_json().encode())
 
 
-def changed_fields(old: spec.GalaRun, new: spec.GalaRun) -> dict[str, tuple[Any, Any]]:
-    """Dotted paths of the fields that differ, with the old and the new value; a list counts as one field."""
-    before, after = dict(_leaves(old.document())), dict(_leaves(new.document()))
-    paths = dict.fromkeys([*before, *after])
-    return {path: (before.get(path), after.get(path)) for path in paths if before.get(path) != after.get(path)}
-
-
-def describe(changes: Mapping[str, tuple[Any, Any]], at_most: int | None = None) -> str:
-    """`spec.learners 4 -> 3, spec.seed 1 -> 2`; of more than `at_most` fields how many there are besides."""
-    shown = [f"{path} {_shown(old)} -> {_shown(new)}" for path, (old, new) in list(changes.items())[:at_most]]
-    more = len(changes) - len(shown)
-    return ", ".join(shown) + (f" and {more} more" if more else "")
-
-
-def is_below(path: str, fields: tuple[str, ...]) -> bool:
-    """Whether a dotted path is one of `fields` or inside one."""
-    return any(path == name or path.startswith(f"{name}.") for name in fields)
-
-
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -291,23 +267,8 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _shown(value: object) -> str:
-    return "null" if value is None else str(value)
-
-
 def _seconds(value: Any) -> float:
     found = answers.number(value)
     if found is None:
         raise ValueError(f"a time must be a finite number, got {str(value)[:MAX_SHOWN_VALUE]}")
     return found
-
-
-def _leaves(document: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    leaves: list[tuple[str, Any]] = []
-    for key, value in document.items():
-        path = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
-            leaves += _leaves(value, f"{path}.")
-        else:
-            leaves.append((path, value))
-    return leaves

@@ -15,7 +15,8 @@ from gala.errors import GalaError, SpecError, UnreachableError, UsageError
 from gala.experiment.folder import MAX_CHANGES, Folder
 from gala.experiment.matrix import PlannedRun
 from gala.experiment.place import Sight
-from gala.local.rundir import RunDirectory, changed_fields, describe
+from gala.local.changes import changed_fields, describe
+from gala.local.rundir import RunDirectory
 from gala.remote import fetching, submitting
 from gala.remote.cluster import Cluster
 from gala.remote.view import Run, snapshot
