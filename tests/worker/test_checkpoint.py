@@ -67,6 +67,14 @@ def test_there_is_no_checkpoint_in_an_empty_or_missing_folder(tmp_path: Path) ->
     assert checkpoint.load_latest(tmp_path / "missing", SCHEMA) is None
 
 
+def test_a_folder_whose_name_is_not_utf_8_keeps_checkpoints_as_any_other(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"q\xff")
+    checkpoint.save(folder, make(80))
+    loaded = checkpoint.load_latest(folder, SCHEMA)
+    assert loaded is not None
+    assert loaded.global_steps == 80
+
+
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     for steps in (100, 200, 300, 400):
         checkpoint.save(tmp_path, make(steps), keep=2)

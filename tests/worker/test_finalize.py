@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,13 @@ def test_a_weight_that_cannot_be_counts_like_the_others(run: Run, lines: list[di
     run.export(1, 0.5)
     finalized(run, lines)
     assert torch.allclose(final_vector(run), run.start + 0.25)
+
+
+def test_models_in_a_folder_whose_name_is_not_utf_8_are_read(run: Run, lines: list[dict[str, Any]]) -> None:
+    run.export(0, 0.0)
+    moved = run.directory.rename(run.directory.with_name(os.fsdecode(b"q\xff")))
+    assert finalize.finalize(moved, progress=lines.append)["averaged"] == [0]
+    assert model_file.load_model(moved / "final" / "model.safetensors").record["globalSteps"] == 1000
 
 
 def test_the_final_model_is_the_learners_average(run: Run, lines: list[dict[str, Any]]) -> None:
