@@ -132,7 +132,7 @@ def override(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any
             problems.append(Problem(path=f"{path[:MAX_SHOWN_VALUE]}...", message=f"is deeper than {MAX_DEPTH} levels"))
             continue
         try:
-            made = _load(value, path)
+            made = _load(value, path, within=path.strip())
             if made is None and not re.search("null|~", value, re.IGNORECASE):
                 _refuse(path, "has no value", "write null to unset it")
             _assign(result, keys, made)
@@ -153,8 +153,8 @@ def _assign(target: dict[str, Any], keys: list[str], value: object) -> None:
     target[keys[-1]] = value
 
 
-def _load(text: str, name: str) -> Any:
-    """Any YAML value; None for nothing at all."""
+def _load(text: str, name: str, within: str = "") -> Any:
+    """Any YAML value; None for nothing at all. `within`: the field it is for, which is named with what is wrong."""
     try:
         loader = _Loader(text)
         try:
@@ -168,7 +168,7 @@ def _load(text: str, name: str) -> Any:
                     _refuse(name, f"holds several documents (another begins at line {line})", "one file, one GalaRun")
             if not nodes:
                 return None
-            _Check(name).run(nodes[0])
+            _Check(name).run(nodes[0], within)
             return loader.construct_document(nodes[0])
         finally:
             loader.dispose()
@@ -206,8 +206,8 @@ class _Check:
         self._nodes = 0
         self._problems: list[Problem] = []
 
-    def run(self, root: yaml.Node) -> None:
-        self._walk(root, "", 0)
+    def run(self, root: yaml.Node, within: str) -> None:
+        self._walk(root, within, 0)
         if self._problems:
             raise SpecError(self._problems)
 
