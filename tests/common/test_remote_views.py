@@ -67,6 +67,12 @@ def test_status_of_a_run_says_who_works_together(gala: Gala, cluster: Any, algor
     assert f"  environment  {said}\n" in gala("status", "pole")[1]
 
 
+def test_status_of_a_run_that_has_succeeded_says_how_to_fetch_it_from_there(gala: Gala, cluster: Any) -> None:
+    cluster.add_run("pole", SPEC, cluster.status("Succeeded", finalModel={"meanReturn": 500.0}))
+    assert "; gala fetch pole\n" in gala("status", "pole")[1]
+    assert "; gala fetch pole --context here\n" in gala("status", "pole", "--context", "here")[1]
+
+
 def test_status_of_an_unknown_run_is_a_line(gala: Gala) -> None:
     assert gala("status", "nix") == (2, "", "error: there is no run nix in namespace default\n")
 

@@ -103,7 +103,7 @@ def status(
     elif follow or seconds is not None:
         _watch(cluster, run, table=follow, seconds=seconds)
     else:
-        typer.echo(view.details(view.Run.of(cluster.get(run)), now), nl=False)
+        typer.echo(view.details(view.Run.of(cluster.get(run)), now, cluster.options), nl=False)
 
 
 @app.command()

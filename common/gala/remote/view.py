@@ -161,8 +161,8 @@ def listing(runs: Sequence[Run], now: datetime, *, namespaces: bool = False) -> 
     return _columns([row if namespaces else row[1:] for row in rows])
 
 
-def details(run: Run, now: datetime) -> str:
-    """Everything that is known of a run, for people."""
+def details(run: Run, now: datetime, options: str = "") -> str:
+    """Everything that is known of a run, for people. `options`: of the commands that it names, `Cluster.options`."""
     shown = snapshot(run, now)
     total = f"{shown.global_steps:,} of {shown.total_steps:,} decisions"
     share = min(1.0, shown.global_steps / max(1, shown.total_steps))
@@ -181,7 +181,7 @@ def details(run: Run, now: datetime) -> str:
     if model:
         lines.append(
             f"  final model  mean return {decimal(_number(model, 'meanReturn'))} greedy, "
-            f"{decimal(_number(model, 'sampledMeanReturn'))} sampled; gala fetch {run.name}"
+            f"{decimal(_number(model, 'sampledMeanReturn'))} sampled; gala fetch {run.name}{options}"
         )
     if run.conditions:
         table = [("CONDITION", "STATUS", "REASON", "MESSAGE")]
