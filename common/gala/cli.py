@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 failed, 2 the user's mistake (one line says which), 124 ti
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gala import names
+from gala import names, streams
 from gala.cli_experiment import experiment
 from gala.cli_options import DEFAULT_OUTPUT, File, Learners, Name, Overrides, all_overrides
 from gala.errors import GalaError, SpecError, UsageError, reading
@@ -39,29 +38,14 @@ Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its 
 
 def main() -> None:
     """The console script: errors become one line each and an exit code."""
-    _open_standard_streams()
+    streams.prepare()
     try:
-        try:
+        with streams.writing():
             app()
-        finally:
-            sys.stdout.flush()
     except GalaError as error:
         for line in str(error).splitlines():
             typer.echo(f"error: {line}", err=True)
         sys.exit(error.exit_code)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO) or error.filename is not None:
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what it holds back is flushed at the end
-        typer.echo(f"error: the output cannot be written: {error.strerror}", err=True)
-        sys.exit(1)
-
-
-def _open_standard_streams() -> None:
-    """A caller may have closed them (`>&-`): files that are opened next would be taken for them."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123 - for as long as the process lives
 
 
 def _version(wanted: bool) -> None:

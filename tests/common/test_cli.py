@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -230,9 +231,19 @@ def test_an_output_that_the_disk_does_not_take_costs_one_line(arguments: tuple[s
     assert (done.returncode, done.stderr) == (1, "error: the output cannot be written: No space left on device\n")
 
 
+def test_a_character_that_the_output_cannot_hold_is_a_question_mark(
+    gala: Gala, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "β ± 1.yaml")
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="iso-8859-1"))
+    assert gala("validate", "β ± 1.yaml") == (0, "", "")
+    assert written.getvalue() == "? ± 1.yaml: valid\n".encode("iso-8859-1")
+
+
 def test_closed_standard_streams_are_no_others() -> None:
     """The next file that is opened would get the number of the closed one."""
-    program = "from gala import cli; import os, sys; cli._open_standard_streams(); print(os.open('/dev/null', 0) > 2)"
+    program = "from gala import streams; import os, sys; streams.prepare(); print(os.open('/dev/null', 0) > 2)"
     done = subprocess.run(
         ["bash", "-c", '"$0" -P -c "$1" >&- 2>&-; exec "$0" -P -m gala crd >&-', sys.executable, program],
         stderr=subprocess.PIPE, text=True, check=False,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,24 @@ def test_a_later_checkpoint_of_a_straggler_is_not_taken_for_a_newer_state(run: R
     run.save_checkpoint(1, 0.5, total + 40)
     with Player(run.plan.spec, 1) as player:
         assert evaluate.load_newest(player, run.directory, run.plan) == "final model"
+
+
+def test_an_output_that_cannot_hold_a_character_or_anything_costs_no_traceback(
+    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.export(0)
+    finalize.finalize(run.directory)
+    arguments = [str(run.directory), "--episodes", "1"]
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert evaluate.main(arguments) == 0
+    assert b" ? 0.0" in written.getvalue()
+
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(SystemExit, match="1"):
+            evaluate.main(arguments)
+    assert capsys.readouterr().err == "error: the output cannot be written: No space left on device\n"
 
 
 def test_an_unfinished_run_is_evaluated_by_the_average_of_its_newest_checkpoints(run: Run) -> None:

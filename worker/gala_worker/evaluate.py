@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from gala import names, scores
+from gala import names, scores, streams
 from gala.errors import MAX_SHOWN_VALUE, GalaError, RunError, UsageError, reading
 from gala_worker import film
 from gala_worker.evaluation import EvaluationResult, Mode
@@ -32,8 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    streams.prepare()
     try:
-        _evaluate(options)
+        with streams.writing():
+            _evaluate(options)
     except GalaError as error:
         sys.stderr.writelines(f"error: {line}\n" for line in str(error).splitlines())
         return error.exit_code
