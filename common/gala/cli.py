@@ -83,9 +83,10 @@ def run(
     from gala.spec import load
 
     made = all_overrides(overrides, learners, name)
+    document = load(file, made)
     source = file if not overrides and file.is_file() else None
     asked = tuple(override.partition("=")[0].strip() for override in made)
-    raise typer.Exit(local.start(load(file, made), output=output, force=force, source=source, asked=asked))
+    raise typer.Exit(local.start(document, output=output, force=force, source=source, asked=asked))
 
 
 @app.command()

@@ -142,6 +142,34 @@ def test_a_broken_document_costs_one_line_and_exit_code_2(gala: Gala, tmp_path: 
     assert list(tmp_path.iterdir()) == [file]
 
 
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_a_document_that_the_system_does_not_show_is_the_users_mistake(
+    gala: Gala, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    name = "x" * 300
+    assert gala(command, name) == (2, "", f"error: {name}: cannot be read (File name too long)\n")
+
+    def locked(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", locked)
+    monkeypatch.setattr(Path, "stat", locked)
+    assert gala(command, "locked.yaml") == (2, "", "error: locked.yaml: cannot be read (Permission denied)\n")
+
+
+def test_a_working_directory_that_has_been_removed_is_told(
+    gala: Gala, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(tmp_path / "pole.yaml")
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    for output in ("runs", str(tmp_path / "runs")):
+        told = f"error: {output}/pole: the working directory has been removed; cd to another one\n"
+        assert gala("run", file, "--output", output) == (2, "", told)
+
+
 @pytest.mark.parametrize("command", [("evaluate", "nothing"), ("report", "nothing")])
 def test_a_run_that_is_not_there_is_named(gala: Gala, command: tuple[str, ...]) -> None:
     code, _, err = gala(*command)

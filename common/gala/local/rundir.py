@@ -97,7 +97,10 @@ class RunDirectory:
     """Paths, files and the lock of one run."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path.absolute()
+        try:
+            self.path = Path.cwd() / path  # without one, torch does not start either, wherever the run is
+        except FileNotFoundError as error:
+            raise UsageError(f"{path}: the working directory has been removed; cd to another one") from error
         self._lock: IO[bytes] | None = None
 
     @property
