@@ -18,13 +18,14 @@ from rich.console import Console
 
 from gala import names
 from gala.cores import available_cores, threads_per_learner
-from gala.errors import RunError, SpecError, UsageError, reading
+from gala.errors import RunError, UsageError, reading
 from gala.local import ending, observing
 from gala.local.admission import Admission, admit, amend
-from gala.local.changes import changed_fields, describe, not_live
+from gala.local.changes import describe
 from gala.local.console import Display, lasting_console, say
 from gala.local.energy import EnergyMeter
 from gala.local.interrupts import Interrupts
+from gala.local.live_document import LiveDocument
 from gala.local.polling import StatusPoller
 from gala.local.ports import PortReservation
 from gala.local.process import WorkerProcess
@@ -142,6 +143,7 @@ class Launcher:
         self._epoch = self.admission.epoch
         self._cores = available_cores()
         self._display = Display(self.console, line_seconds=self.rhythm.line)
+        self._document = LiveDocument(self.directory, self._display.say)
         self._supervisor = Supervisor(spawn=self._spawn, report=self._display.say, patience=self.patience)
         self._counted_until = time.monotonic()
         self._next_poll = self._next_record = self._next_energy = float("-inf")
@@ -158,8 +160,7 @@ class Launcher:
                 try:
                     self._greet()
                     self._write_record("running")
-                    self.directory.write_run(self.run)
-                    self._document_signature = self._signature()
+                    self._document.write(self.run)
                     self._follow_plan()
                     return self._end(self._watch())
                 except OSError as error:
@@ -220,29 +221,17 @@ class Launcher:
             self._supervisor.stop(now)
 
     def _follow_document(self, now: float) -> None:
-        signature = self._signature()
-        if signature == self._document_signature:
+        run = self._document.news(self.run)
+        if run is None:
             return
-        self._document_signature = signature
-        try:
-            run = self.directory.run()
-        except SpecError as error:
-            self._display.say(f"{names.SPEC_FILE} is not followed: {error}")
-            return
-        changes = changed_fields(self.run, run)
-        rigid = not_live(changes)
-        if rigid:
-            self._display.say(f"{names.SPEC_FILE} is not followed, a live run cannot change {describe(rigid)}")
-        elif changes:
-            self._display.say(describe(changes))
-            self.run = run
-            if run.spec.run_policy.suspend:
-                self._parked = True
-                self._note = "suspended; set spec.runPolicy.suspend to false to go on"
-                self._supervisor.stop(now)
-                self._write_record("suspended")
-            elif not self._parked:
-                self._follow_plan()
+        self.run = run
+        if run.spec.run_policy.suspend:
+            self._parked = True
+            self._note = "suspended; set spec.runPolicy.suspend to false to go on"
+            self._supervisor.stop(now)
+            self._write_record("suspended")
+        elif not self._parked:
+            self._follow_plan()
 
     def _stay_parked(self) -> bool:
         """All workers are gone because of `suspend`: wait, or go on if it was lifted. False when it is all over."""
@@ -326,13 +315,6 @@ class Launcher:
         except OSError as error:
             # A full disk must not end a training that is otherwise well; the next attempt is a few seconds away.
             self._display.say(f"{names.RUN_FILE} cannot be written: {error.strerror}")
-
-    def _signature(self) -> tuple[int, int, int]:
-        try:
-            status = self.directory.spec_file.stat()
-        except FileNotFoundError:
-            return (0, 0, 0)
-        return (status.st_ino, status.st_mtime_ns, status.st_size)
 
     def _greet(self) -> None:
         spec = self.run.spec
