@@ -284,6 +284,18 @@ def test_the_run_ends_for_all_when_the_server_has_its_steps(team):
         assert actor.counters.progress == server.counters.progress
 
 
+def test_a_gradient_that_nobody_takes_any_more_does_not_keep_an_actor_from_its_end(team):
+    made = team(2)
+    server, actor = made.join(0, Counters(updates=50, progress={1: TOTAL - 10})), made.join(1)
+    actor.until_step()
+    server.until_step()
+    actor.until(lambda: actor.algorithm._unsent is not None)
+    server.algorithm.saved()
+    server.algorithm.close()
+    actor.until(lambda: actor.algorithm.has_reached(actor.counters))
+    assert actor.counters.progress == server.counters.progress
+
+
 def test_nobody_is_told_of_an_end_that_the_server_could_not_save(team):
     made = team(2)
     server, actor = made.join(0, Counters(updates=50, progress={1: TOTAL - 10})), made.join(1)

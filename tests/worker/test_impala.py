@@ -200,6 +200,20 @@ def test_at_the_end_the_actors_hear_of_it(star: Callable[..., Star], monkeypatch
     assert actor.counters.global_steps == learner.counters.global_steps
 
 
+def test_a_rollout_that_nobody_takes_any_more_does_not_keep_an_actor_from_its_end(
+    star: Callable[..., Star], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "FINISH_SECONDS", 1.0)
+    run = star(totalSteps=50)
+    learner, actor = run.begin(0), run.begin(1)
+    learner.until(lambda: learner.counters.global_steps >= 50, actor)
+    actor.until(lambda: actor.algorithm._unsent is not None)
+    learner.algorithm.saved()
+    learner.algorithm.close()
+    actor.until(lambda: actor.algorithm.has_reached(actor.counters))
+    assert actor.counters.global_steps == learner.counters.global_steps
+
+
 def test_an_actor_or_learner_without_the_other_waits(star: Callable[..., Star]) -> None:
     run = star()
     actor = run.begin(1)

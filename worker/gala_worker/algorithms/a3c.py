@@ -94,6 +94,8 @@ class ActorLearner(Member):
         self._take(counters, FIRST_SECONDS)
 
     def step(self, counters: Counters, *, measure: bool) -> Update | None:
+        if self._hub.finished:
+            self._unsent = None  # nobody applies it any more, and the last parameters are still to be taken
         if self._unsent is not None:
             self._push(*self._unsent)
         elif self._take(counters, WAIT_SECONDS if self._version is None else 0.0):

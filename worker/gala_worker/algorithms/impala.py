@@ -111,6 +111,8 @@ class Actor(Member):
         return True
 
     def step(self, counters: Counters, *, measure: bool) -> Update | None:
+        if self._hub.finished:
+            self._unsent = None  # nobody learns from it any more, and the last parameters are still to be taken
         if self._unsent is None and self._take(counters):
             self._act(counters)
         if self._unsent is not None and self.push(*self._unsent):
@@ -124,7 +126,7 @@ class Actor(Member):
         Without the learner there is no acting ahead: what would come of it is of no use to its successor.
         """
         wait = WAIT_SECONDS if self._version is None or not self._hub.connected else 0.0
-        return self.adopt(counters, wait) or (wait == 0.0 and not self.is_over)
+        return (self.adopt(counters, wait) or wait == 0.0) and not self.is_over
 
     def _act(self, counters: Counters) -> None:
         with torch.no_grad():
