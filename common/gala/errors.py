@@ -14,6 +14,7 @@
         ├── RefusedError        1   a neighbour refused our hello, with its reason
         ├── SilentError         1   a neighbour has not answered in time
         └── MessageError        1   a message that is malformed or hostile
+            └── NotFiniteError  1   a message with a NaN or an infinity in it
 
 `str(error)` is a text for the user, without a traceback; a command ends with `error.exit_code`. Exit code 2 says "the
 user's mistake, trying again will not help"; 124 "not yet"; 1 is everything else. Errors of other libraries are

@@ -29,7 +29,7 @@ def test_users_mistakes_exit_with_2_and_all_else_with_1() -> None:
     assert {name for name, code in codes.items() if code == 124} == {"TimedOutError"}
     assert {name for name, code in codes.items() if code == 1} == {
         *("GalaError", "RunError", "ClusterError", "UnreachableError", "CheckpointError"),
-        *("GossipError", "RefusedError", "SilentError", "MessageError"),
+        *("GossipError", "RefusedError", "SilentError", "MessageError", "NotFiniteError"),
     }
 
 

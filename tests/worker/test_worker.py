@@ -44,8 +44,7 @@ class Led(Algorithm):
     closed = False
     is_saved = False
 
-    @property
-    def is_over(self) -> bool:
+    def has_reached(self, counters: Counters) -> bool:
         return self.over
 
     def open(self, *, resumes: bool = False) -> None:
