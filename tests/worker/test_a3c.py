@@ -235,10 +235,11 @@ GRADIENT, MOMENTS = slice(0, 9), -12  # weight, four means, four variances, thre
         (GRADIENT, 1.0, 0, 10**9, lambda stats: stats.skips),  # more decisions than any rollout has
         (MOMENTS, -1.0, 0, 20, lambda stats: stats.edges[0].refused),
         (MOMENTS, 0.5, 0, 20, lambda stats: stats.edges[0].refused),
+        (MOMENTS, 1e9, 0, 20, lambda stats: stats.skips),  # would outweigh everything that is seen from then on
         (MOMENTS + 2, 1e30, 0, 20, lambda stats: stats.edges[0].refused),
         (MOMENTS + 8, -1e-3, 0, 20, lambda stats: stats.edges[0].refused),
     ],
-    ids=["nan", "inf", "overflow", "future", "steps", "weight", "half", "mean", "variance"],
+    ids=["nan", "inf", "overflow", "future", "steps", "weight", "half", "outweighs", "mean", "variance"],
 )
 def test_a_contribution_that_cannot_be_applied_changes_nothing_and_is_counted(
     team, where, value, version, steps, noticed

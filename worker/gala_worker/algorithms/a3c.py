@@ -60,13 +60,14 @@ class Server(Centre):
             self.refuse(contribution, f"made with parameters {contribution.version}, which are not known here")
             return None
         most = names.MAX_ROLLOUT_LENGTH * self.plan.spec.environment.simulators
-        if contribution.steps > most:
-            self.refuse(contribution, f"{contribution.steps:,} decisions, where the longest rollout has {most:,}")
-            return None
         pushed = self._layout.decode(contribution.payload)
+        claimed = max(contribution.steps, 0 if pushed.seen is None else int(pushed.seen.weight))
+        if claimed > most:
+            self.refuse(contribution, f"{claimed:,} decisions, where the longest rollout has {most:,}")
+            return None
         flat.gradient.copy_(pushed.gradient)
         update = self._learner.apply(pushed.loss, self.done(counters), measure_update=measure)
-        if not update.step.gradient_norm < float("inf"):  # even where every number is finite
+        if update.is_skipped:  # even where every number is finite
             self.refuse(contribution, f"a gradient of norm {update.step.gradient_norm}")
             return None
         if pushed.seen is not None and pushed.seen.weight > 0:

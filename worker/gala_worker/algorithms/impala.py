@@ -10,7 +10,6 @@ the only one that keeps state: while it is away the actors wait, and when it is 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 
@@ -61,10 +60,9 @@ class Learner(Centre):
         update = self._learner.update(batch, self.done(counters), measure_update=measure)
         for contribution in contributions:
             contribution.release()
-        norm = update.step.gradient_norm
-        if not norm < math.inf:
+        if update.is_skipped:
             for contribution in contributions:
-                self.refuse(contribution, f"the gradient of its batch has the norm {norm}")
+                self.refuse(contribution, f"the gradient of its batch has the norm {update.step.gradient_norm}")
             return None
         self.learned(contributions, counters)
         self.publish(counters)

@@ -6,8 +6,6 @@ and `rmsprop`; here it meets the policy and the flat vector.
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from gala.spec import Hyperparameters
@@ -82,7 +80,8 @@ class Impala:
             max_gradient_norm=hyper.max_gradient_norm,
             measure_update=measure_update,
         )
+        update = Update(loss, step, learning_rate)
         # After the update: with the statistics that the actors had, a batch of the newest policy is on-policy.
-        if step.gradient_norm < math.inf:
+        if not update.is_skipped:
             policy.observe(batch.observations[:steps].flatten(0, 1), batch.valid.flatten())
-        return Update(loss, step, learning_rate)
+        return update
